@@ -1,0 +1,7 @@
+"""``python -m kvsharer_exp``: the same as the console script ``kvsharer``."""
+
+import sys
+
+from kvsharer_exp.cli import main
+
+sys.exit(main())
