@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
+from statistics import fmean
 from typing import Any, Literal, Self
 
 from kvsharer_exp.sharing_map import SharingMap
@@ -53,8 +55,8 @@ def _typed(hint: Any, value: Any) -> Any:
         return _typed(next(arg for arg in args if arg is not type(None)), value)
     if hint is SharingMap:
         return SharingMap(tuple(value))
-    if is_dataclass(hint):
-        return hint.from_dict(value)  # type: ignore[attr-defined]
+    if isinstance(hint, type) and issubclass(hint, _Json):
+        return hint.from_dict(value)
     if origin is tuple:
         return tuple(_typed(args[0], item) for item in value)
     if origin is Mapping:
@@ -104,17 +106,34 @@ class Footprint(_Json):
 
 @dataclass(frozen=True, slots=True)
 class CandidateScores(_Json):
-    """One map against the full cache on the same windows.
+    """One map against the full cache, one number per window (all windows have equal length).
 
-    ``cosine``: mean over windows of the cosine of the flattened last hidden states (the paper's
-    acceptance test). ``kl``: mean over tokens of KL(full ‖ shared) of the next-token
-    distributions, nats. ``nll``: mean over predicted tokens, nats. ``window_kl``: per window.
+    ``cosines``: of the flattened last hidden states, as in the authors' acceptance test.
+    ``kls``: mean over tokens of KL(full ‖ shared) of the next-token distributions, nats.
+    ``nlls``: mean over predicted tokens, nats. The last two are empty when no logits were asked
+    for. ``a + b`` joins the windows of two evaluations.
     """
 
-    cosine: float
-    kl: float | None
-    nll: float | None
-    window_kl: tuple[float, ...] = ()
+    cosines: tuple[float, ...]
+    kls: tuple[float, ...] = ()
+    nlls: tuple[float, ...] = ()
+
+    def __add__(self, other: CandidateScores) -> CandidateScores:
+        return CandidateScores(
+            self.cosines + other.cosines, self.kls + other.kls, self.nlls + other.nlls
+        )
+
+    @property
+    def cosine(self) -> float:
+        return fmean(self.cosines)
+
+    @property
+    def kl(self) -> float:
+        return fmean(self.kls)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(fmean(self.nlls))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Run a pretrained model under a sharing map."""

@@ -1,0 +1,262 @@
+"""The configuration: what every key means, its range, and how Hydra's config becomes it.
+
+Config objects stop at the commands; everything below takes plain typed arguments.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kvsharer_exp.errors import InputError
+
+DEFAULT_MODEL = "smollm2"
+
+
+@dataclass
+class ModelConfig:
+    """Which weights, and how they are held; see `kvsharer_exp.models.ModelSpec`."""
+
+    name: str = MISSING
+    source: str = MISSING
+    dtype: str = "float32"
+    device: str = "auto"
+    device_map: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    add_bos_token: bool | None = None
+    attn_implementation: str | None = None
+    seed: int = 0
+
+
+@dataclass
+class CalibrationConfig:
+    """Windows for layer means, the acceptance test and the fitness. ``path``: wikipedia, news,
+    a .txt (one passage a line), a .jsonl with "text", or hub:<dataset>[/<config>][:<split>]."""
+
+    path: str = "wikipedia"
+    num_windows: int = 30
+    window_tokens: int = 64
+    distance: str = "euclidean_flat"
+    states: str = "kv"
+
+    def __post_init__(self) -> None:
+        _at_least("calibration.num_windows", self.num_windows, 1)
+        _at_least("calibration.window_tokens", self.window_tokens, 2)
+        distances = ("euclidean_flat", "euclidean_token", "cosine", "cka")
+        _one_of("calibration.distance", self.distance, distances)
+        _one_of("calibration.states", self.states, ("kv", "k", "v"))
+
+
+@dataclass
+class HeldoutConfig:
+    """Text the search never sees (its report part) or sees only through search tasks."""
+
+    path: str = "wikipedia"
+    num_windows: int = 12
+    window_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        _at_least("heldout.num_windows", self.num_windows, 1)
+        _at_least("heldout.window_tokens", self.window_tokens, 2)
+
+
+@dataclass
+class CompressionConfig:
+    """Targets / layers; a ratio asks for round(ratio × num_layers) targets, halves up."""
+
+    ratios: list[float] = field(default_factory=lambda: [0.125, 0.25, 0.375])
+
+    def __post_init__(self) -> None:
+        if not self.ratios:
+            raise InputError("compression.ratios is empty: give at least one ratio, like [0.25]")
+        for ratio in self.ratios:
+            if not 0 < ratio < 1:
+                raise InputError(f"compression.ratios={ratio:g}: a ratio lies between 0 and 1")
+
+
+@dataclass
+class SearchConfig:
+    """The paper's greedy strategy: order of the pairs, acceptance test, its threshold T."""
+
+    order: str = "dissimilar"
+    acceptance: bool = True
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        _one_of("search.order", self.order, ("dissimilar", "similar", "random"))
+        if not -1 <= self.threshold <= 1:
+            raise InputError(f"search.threshold={self.threshold:g}: a cosine lies in [-1, 1]")
+
+
+@dataclass
+class ComponentConfig:
+    """A class by its registry name, with its options."""
+
+    kind: str = MISSING
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class StudyConfig:
+    """The Optuna study. ``n_trials`` counts distinct maps in the whole study, seeds and resumed
+    ones included; ``minutes`` ends the search phase of this run. ``storage``: an RDB URL or a
+    journal file (default: a journal under ``tracking.folder``)."""
+
+    name: str | None = None
+    n_trials: int = 60
+    minutes: float | None = None
+    storage: str | None = None
+    fresh: bool = False
+    screen_windows: int = 8
+    margin: float = 1.0
+
+    def __post_init__(self) -> None:
+        _at_least("study.n_trials", self.n_trials, 1)
+        _at_least("study.screen_windows", self.screen_windows, 0)
+        if self.minutes is not None and self.minutes <= 0:
+            raise InputError(f"study.minutes={self.minutes:g}: give minutes above 0, or leave out")
+        if self.margin < 0:
+            raise InputError(f"study.margin={self.margin:g}: a margin is at least 0")
+        if self.name is not None and (not self.name or "/" in self.name):
+            raise InputError(f"study.name={self.name!r}: a name is not empty and has no slash")
+
+
+@dataclass
+class TasksConfig:
+    """lm-eval tasks (ours by name, any of lm-eval's, or a task YAML); ``limit``: items of each."""
+
+    tasks: list[str] = field(default_factory=list)
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None:
+            _at_least("scoring limit", self.limit, 1)
+
+
+@dataclass
+class ScoringConfig:
+    """What the search optimises and what the report measures; the two may not overlap, except
+    for tasks named in ``allow_overlap``."""
+
+    fitness: str = "kl"
+    batch_size: int = 8
+    memory_budget_gib: float = 2.0
+    search: TasksConfig = field(default_factory=TasksConfig)
+    report: TasksConfig = field(default_factory=TasksConfig)
+    allow_overlap: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _one_of("scoring.fitness", self.fitness, ("kl", "cosine", "perplexity", "lm_eval"))
+        _at_least("scoring.batch_size", self.batch_size, 1)
+        if self.memory_budget_gib < 0:
+            raise InputError("scoring.memory_budget_gib is negative: give GiB, 0 keeps nothing")
+        if self.fitness == "lm_eval" and not self.search.tasks:
+            raise InputError(
+                "scoring.fitness=lm_eval needs tasks: name some in scoring.search.tasks"
+            )
+
+
+@dataclass
+class TrackingConfig:
+    """Where MLflow and the studies write."""
+
+    uri: str = "sqlite:///mlruns/mlflow.db"
+    experiment: str = "kvsharer_exp"
+    folder: str = "mlruns"
+
+
+@dataclass
+class UiConfig:
+    port: int = 5000
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535:
+            raise InputError(f"ui.port={self.port}: a port lies in 1..65535")
+
+
+@dataclass
+class Config:
+    """Everything a command can be told."""
+
+    command: str = ""
+    seed: int = 0
+    debug: bool = False
+    map: Any = None  # text, list, path to a .json, or MLflow run id
+    model: ModelConfig = field(default_factory=ModelConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    search_space: ComponentConfig = field(default_factory=ComponentConfig)
+    sampler: ComponentConfig = field(default_factory=ComponentConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    ui: UiConfig = field(default_factory=UiConfig)
+
+    def __post_init__(self) -> None:
+        _at_least("seed", self.seed, 0)
+
+
+def register(search_spaces: Path) -> None:
+    """Put the schema and every file of ``search_spaces/`` in Hydra's store."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for path in sorted(search_spaces.glob("*.yaml")):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        store.store(group="search_space", name=path.stem, node=content, provider=str(path))
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Hydra's composed config as a checked `Config`.
+
+    Raises:
+        InputError: an unknown key (also one added with ``+``), a wrong type, a value out of range.
+    """
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True)
+        merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error)) from error
+
+
+def explain(error: OmegaConfBaseException) -> str:
+    """OmegaConf's message as one line that names the key and the way out."""
+    first = str(error).strip().splitlines()[0]
+    key = getattr(error, "full_key", None) or ""
+    if "not in" in first and key:
+        near = difflib.get_close_matches(key, _keys(OmegaConf.structured(Config)), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "kvsharer --help lists the keys"
+        return f"{key} is not a key of the configuration: {hint}"
+    return f"{key}: {first}" if key else first
+
+
+def _keys(node: DictConfig, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name in node:
+        keys.append(prefix + str(name))
+        child = node._get_node(name)
+        if isinstance(child, DictConfig) and not child._is_none():
+            keys += _keys(child, prefix + str(name) + ".")
+    return keys
+
+
+def _at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(f"{key}={value}: give at least {least}")
+
+
+def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}"
+        raise InputError(f"{key}={value} is unknown: {hint}")

@@ -1,0 +1,214 @@
+"""The coordinator: ask Optuna, decode to a map, score it once, tell; resumable at any point.
+
+One process owns a study. Every result is kept as JSON on its Optuna trial, so that a study can be
+read back whole: `results` is all a front needs. A known map is told its values again, free of
+charge. A run that was killed leaves at most one trial in flight, which the next run closes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from kvsharer_exp.errors import InputError
+from kvsharer_exp.records import Footprint, TrialResult
+from kvsharer_exp.search.spaces import SearchSpace
+from kvsharer_exp.search.stages import Outcome
+from kvsharer_exp.sharing_map import SharingMap
+
+_RESULT = "result"
+_CACHED = "cached_from"
+MAX_REPEATS = 200  # known maps in a row before the space counts as exhausted
+
+
+class Score(Protocol):
+    def __call__(
+        self, sharing_map: SharingMap, size: Footprint, results: Sequence[TrialResult]
+    ) -> Outcome:
+        """Score ``sharing_map`` of footprint ``size``, knowing the ``results`` so far."""
+
+
+@contextmanager
+def open_study(
+    name: str, *, storage: str | None, folder: Path, fresh: bool = False
+) -> Iterator[optuna.Study]:
+    """The study ``name`` (created if new), held by this process alone for the block.
+
+    Args:
+        storage: an RDB URL (``postgresql://…``) or a journal file; None: a journal in ``folder``.
+        fresh: forget what the study holds.
+
+    Raises:
+        InputError: another process runs it, or the storage cannot be opened.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder / f"{name}.lock", name):
+        backend: Any = storage
+        where = storage or str(folder / f"{name}.journal")
+        try:
+            if "://" not in where:
+                Path(where).parent.mkdir(parents=True, exist_ok=True)
+                backend = JournalStorage(JournalFileBackend(where))
+            if fresh and name in optuna.get_all_study_names(backend):
+                optuna.delete_study(study_name=name, storage=backend)
+            study = optuna.create_study(
+                study_name=name,
+                storage=backend,
+                directions=["minimize", "maximize"],
+                load_if_exists=True,
+            )
+            study.set_metric_names(["kv_fraction", "score"])
+        except Exception as error:  # every backend raises its own kinds
+            first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise InputError(
+                f"study {name} cannot be opened in {where} ({first[:80]}): "
+                "check study.storage, or move that file away"
+            ) from error
+        yield study
+
+
+def results(study: optuna.Study) -> list[TrialResult]:
+    """Every distinct map scored so far, in order."""
+    return [
+        TrialResult.from_json(trial.user_attrs[_RESULT])
+        for trial in study.get_trials(deepcopy=False)
+        if _RESULT in trial.user_attrs
+    ]
+
+
+def count_cached(study: optuna.Study) -> int:
+    """Trials that met a known map and cost nothing."""
+    return sum(_CACHED in trial.user_attrs for trial in study.get_trials(deepcopy=False))
+
+
+def run_search(
+    study: optuna.Study,
+    space: SearchSpace,
+    score: Score,
+    *,
+    footprint: Callable[[SharingMap], Footprint],
+    seeds: Sequence[tuple[str, SharingMap]] = (),
+    n_trials: int,
+    minutes: float | None = None,
+    on_result: Callable[[TrialResult], None] | None = None,
+) -> list[TrialResult]:
+    """Search until the study holds ``n_trials`` distinct maps or ``minutes`` have passed.
+
+    Args:
+        seeds: (origin, map) pairs, scored first, unless the study knows them.
+        on_result: called with each new result, after it was stored.
+
+    Returns:
+        All results of the study. A trial whose scoring raises ``RuntimeError`` or
+        ``ArithmeticError`` is kept as ``failed`` with its reason; any other exception ends the run.
+    """
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    _close_interrupted(study)
+    known = {result.sharing_map.digest: result for result in results(study)}
+    _enqueue(study, space, seeds, known)
+    distributions = space.distributions()
+    repeats = 0
+    while len(known) < n_trials and repeats < MAX_REPEATS:
+        if deadline is not None and time.monotonic() >= deadline:
+            break
+        trial = study.ask(distributions)
+        sharing_map = space.decode(trial.params)
+        result = known.get(sharing_map.digest)
+        if result is not None:
+            repeats += 1
+            trial.set_user_attr(_CACHED, result.number)
+        else:
+            repeats = 0
+            size = footprint(sharing_map)
+            started = time.perf_counter()
+            outcome = _attempt(score, sharing_map, size, list(known.values()))
+            result = TrialResult(
+                number=trial.number,
+                params=trial.params,
+                sharing_map=sharing_map,
+                scores=outcome.scores,
+                footprint=size,
+                status=outcome.status,
+                stage_reached=outcome.stage_reached,
+                seconds=time.perf_counter() - started,
+                score=outcome.score,
+                origin=trial.user_attrs.get("origin", "sampler"),
+                reason=outcome.reason,
+            )
+            trial.set_user_attr(_RESULT, result.to_json())
+            known[sharing_map.digest] = result
+        _tell(study, trial.number, result)
+        if not repeats and on_result is not None:
+            on_result(result)
+    return list(known.values())
+
+
+def _attempt(
+    score: Score, sharing_map: SharingMap, size: Footprint, so_far: Sequence[TrialResult]
+) -> Outcome:
+    try:
+        return score(sharing_map, size, so_far)
+    except (RuntimeError, ArithmeticError) as error:  # out of memory, a kernel's refusal, inf
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return Outcome({}, "failed", "none", reason=reason[:500])
+
+
+def _tell(study: optuna.Study, number: int, result: TrialResult) -> None:
+    if result.score is not None:
+        study.tell(number, (result.footprint.kv_fraction, result.score))
+    else:
+        pruned = result.status == "screened_out"
+        study.tell(number, state=TrialState.PRUNED if pruned else TrialState.FAIL)
+
+
+def _close_interrupted(study: optuna.Study) -> None:
+    """Trials a killed run left open: tell those that were scored, fail the others."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if _RESULT in trial.user_attrs:
+            _tell(study, trial.number, TrialResult.from_json(trial.user_attrs[_RESULT]))
+        else:
+            study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _enqueue(
+    study: optuna.Study,
+    space: SearchSpace,
+    seeds: Sequence[tuple[str, SharingMap]],
+    known: Mapping[str, TrialResult],
+) -> None:
+    """Queue the seeds that are neither known nor queued; a seed lost in flight is queued again."""
+    seen = set(known)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        seen.add(space.decode(_fixed_params(trial)).digest)
+    for origin, sharing_map in seeds:
+        params = space.encode(sharing_map)
+        if params is not None and sharing_map.digest not in seen:
+            seen.add(sharing_map.digest)
+            study.enqueue_trial(params, user_attrs={"origin": origin})
+
+
+def _fixed_params(trial: FrozenTrial) -> Mapping[str, Any]:
+    return trial.system_attrs["fixed_params"]
+
+
+@contextmanager
+def _lock(path: Path, name: str) -> Iterator[None]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"study {name} is being run by another process: wait for it, "
+                "or give this run its own study.name"
+            ) from error
+        yield
