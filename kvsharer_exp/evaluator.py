@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -69,10 +69,10 @@ class Evaluator:
         batch_size: int = 8,
         memory_budget: int = 2 << 30,
     ) -> None:
-        self._model: Any = model
+        self._model = cast(Any, model)
         self._layers = attention_layers(model)
         device = self._model.get_input_embeddings().weight.device
-        self._batches: tuple[torch.Tensor, ...] = windows.to(device).split(batch_size)  # type: ignore[no-untyped-call]
+        self._batches: tuple[torch.Tensor, ...] = windows.to(device).split(batch_size)
         self.batch_size = batch_size
         self.layers_run = 0  # counted block forwards, for tests and benchmarks
         self._keeps_states, self._keeps_probabilities = self._plan(windows.numel(), memory_budget)

@@ -54,8 +54,9 @@ class AttentionLayer:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes this layer's keys and values take per cached token in the model's dtype."""
-        element = next(self.projection("k_proj").parameters()).dtype
-        size = element.itemsize if element.is_floating_point else 2  # quantised weights: 16-bit KV
+        # Of any parameter of the attention: under a map the projections are not there.
+        dtype = next(self.attention.parameters()).dtype
+        size = dtype.itemsize if dtype.is_floating_point else 2  # quantised weights: 16-bit KV
         return (self.key_features + self.value_features) * size
 
     @property

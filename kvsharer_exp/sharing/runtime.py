@@ -137,11 +137,11 @@ class NoProjection(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.features = features
+        self.out_features = features
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch, sequence, hidden) -> zeros (batch, sequence, features), stride 0."""
-        return hidden_states.new_zeros(()).expand(*hidden_states.shape[:-1], self.features)
+        return hidden_states.new_zeros(()).expand(*hidden_states.shape[:-1], self.out_features)
 
 
 def _swap_cache(

@@ -1,0 +1,150 @@
+"""The greedy strategy against a straightforward implementation, and its counts."""
+
+import pytest
+import torch
+
+from kvsharer_exp.calibration import layer_means
+from kvsharer_exp.errors import InputError
+from kvsharer_exp.evaluator import Evaluator
+from kvsharer_exp.ranking import distance_matrix, rank
+from kvsharer_exp.records import CandidateScores, DissimilarityRanking, LayerPair
+from kvsharer_exp.search.greedy import (
+    adjacent_pairs,
+    greedy,
+    num_targets,
+    ordered_pairs,
+    trailing_layers,
+)
+from kvsharer_exp.sharing.runtime import share_kv
+from kvsharer_exp.sharing_map import SharingMap
+from tests.tiny import ARCHITECTURES, NUM_LAYERS, tiny_model, tokens
+
+WINDOWS = tokens(batch=4, length=10)
+
+
+def ranking_of(model) -> DissimilarityRanking:
+    matrix = distance_matrix(model, layer_means(model, WINDOWS), distance="euclidean_token")
+    return rank(matrix, model_id="tiny", distance="euclidean_token")
+
+
+def plain_greedy(model, pairs, count: int, threshold: float):
+    """Sentence by sentence, every candidate from scratch."""
+    sources = list(range(NUM_LAYERS))
+    trace = []
+    with torch.inference_mode():
+        full = [model.model(window[None], use_cache=False)[0].flatten() for window in WINDOWS]
+        for pair in pairs:
+            if sources[pair.target] != pair.target:
+                continue
+            tried = list(sources)
+            tried[pair.target] = tried[pair.source]
+            tried = [tried[pair.source] if s == pair.target else s for s in tried]
+            cosines = []
+            with share_kv(model, SharingMap(tuple(tried))):
+                for window, reference in zip(WINDOWS, full, strict=True):
+                    hidden = model.model(window[None], use_cache=False)[0].flatten()
+                    cosines.append(torch.cosine_similarity(hidden, reference, dim=0).item())
+            cosine = sum(cosines) / len(cosines)
+            trace.append((pair.target, pair.source, cosine, cosine > threshold))
+            if cosine > threshold:
+                sources = tried
+            if sum(s != i for i, s in enumerate(sources)) == count:
+                break
+    return sources, trace
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("order", ["dissimilar", "similar", "random"])
+def test_same_decisions_as_the_plain_algorithm(architecture: str, order: str) -> None:
+    model = tiny_model(architecture)
+    pairs = ordered_pairs(ranking_of(model), order, seed=3)
+    threshold = 0.6
+    (result,) = greedy(
+        pairs, NUM_LAYERS, [0.5], advance=Evaluator(model, WINDOWS).advance, threshold=threshold
+    )
+    sources, trace = plain_greedy(model, pairs, 3, threshold)
+    assert result.kv_source_layers == tuple(sources)
+    assert [(s.target, s.source, s.accepted) for s in result.trace] == [
+        (target, source, accepted) for target, source, _, accepted in trace
+    ]
+    cosines = [step.cosine for step in result.trace]
+    assert cosines == pytest.approx([cosine for _, _, cosine, _ in trace], abs=1e-4)
+
+
+PAIRS = tuple(LayerPair(t, s, float(t - s)) for t in range(7, 0, -1) for s in range(t))
+
+
+def accept_all(candidate, accept):
+    scores = CandidateScores((0.9,))
+    return scores, accept(scores)
+
+
+def test_one_walk_serves_every_ratio() -> None:
+    together = greedy(PAIRS, 8, [0.5, 0.125, 0.25], advance=accept_all)
+    alone = [greedy(PAIRS, 8, [ratio], advance=accept_all)[0] for ratio in (0.5, 0.125, 0.25)]
+    assert [r.kv_source_layers for r in together] == [r.kv_source_layers for r in alone]
+    assert [(r.requested, r.found, r.candidates) for r in together] == [
+        (4, 4, 4),
+        (1, 1, 1),
+        (2, 2, 2),
+    ]
+    assert [len(r.trace) for r in together] == [4, 1, 2]
+
+
+def test_too_few_pairs_pass() -> None:
+    def refuse(candidate, accept):
+        scores = CandidateScores((0.2,))
+        return scores, accept(scores)
+
+    (result,) = greedy(PAIRS, 8, [0.25], advance=refuse)
+    assert (result.requested, result.found, result.candidates) == (2, 0, len(PAIRS))
+    assert result.kv_source_layers == tuple(range(8))
+    assert not any(step.accepted for step in result.trace)
+
+
+def test_a_cosine_equal_to_the_threshold_does_not_pass() -> None:
+    (result,) = greedy(PAIRS, 8, [0.125], advance=accept_all, threshold=0.9)
+    assert result.found == 0
+
+
+def test_without_the_acceptance_test_every_pair_passes_unscored() -> None:
+    (result,) = greedy(PAIRS, 8, [0.25], advance=None)
+    assert result.found == result.candidates == 2
+    assert [step.cosine for step in result.trace] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "layers", "count"), [(0.125, 30, 4), (0.25, 30, 8), (0.375, 30, 11), (0.25, 18, 5)]
+)
+def test_ratios_round_half_up(ratio: float, layers: int, count: int) -> None:
+    assert num_targets(ratio, layers) == count
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.99])
+def test_zero_and_all_layers_are_refused(ratio: float) -> None:
+    with pytest.raises(InputError, match="of 8 layers: give a ratio between"):
+        num_targets(ratio, 8)
+
+
+def test_orders() -> None:
+    ranking = DissimilarityRanking("m", "d", 8, PAIRS)
+    assert ordered_pairs(ranking, "similar") == PAIRS[::-1]
+    shuffled = ordered_pairs(ranking, "random", seed=1)
+    assert sorted(shuffled, key=lambda p: (p.target, p.source)) == sorted(
+        PAIRS, key=lambda p: (p.target, p.source)
+    )
+    assert shuffled == ordered_pairs(ranking, "random", seed=1) != ordered_pairs(ranking, "random")
+    with pytest.raises(InputError, match=r"search\.order=diss is unknown"):
+        ordered_pairs(ranking, "diss")
+
+
+def test_reference_maps() -> None:
+    assert str(trailing_layers(PAIRS, 8, 3)) == "0_1_2_3_4_4_4_4"
+    assert str(adjacent_pairs(PAIRS, 8, 2)) == "0_1_2_3_4_4_6_6"
+    assert len(adjacent_pairs(PAIRS, 8, 6).targets) == 6
+
+
+def test_reference_maps_keep_to_layers_of_one_kind() -> None:
+    ranking = ranking_of(tiny_model("gemma3_text"))
+    assert str(trailing_layers(ranking.pairs, 6, 2)) == "0_1_2_3_2_3"
+    assert str(adjacent_pairs(ranking.pairs, 6, 1)) == "0_1_2_3_4_3"

@@ -1,0 +1,206 @@
+"""The coordinator: budget, known maps, seeds, resuming after a kill, one owner at a time."""
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+from optuna.trial import TrialState
+
+from kvsharer_exp.errors import InputError
+from kvsharer_exp.records import DissimilarityRanking, Footprint, LayerPair
+from kvsharer_exp.search.greedy import trailing_layers
+from kvsharer_exp.search.samplers import SAMPLERS, make_sampler
+from kvsharer_exp.search.spaces import SPACES, make_space
+from kvsharer_exp.search.stages import Outcome
+from kvsharer_exp.search.study import count_cached, open_study, results, run_search
+from kvsharer_exp.sharing_map import SharingMap
+
+LAYERS = 8
+PAIRS = tuple(LayerPair(t, s, float(t - s)) for t in range(LAYERS) for s in range(t))
+RANKING = DissimilarityRanking("m", "d", LAYERS, PAIRS)
+SEEDS = [(f"trailing {n}", trailing_layers(PAIRS, LAYERS, n)) for n in (1, 2, 3)]
+SPACE = make_space("layer_sources", RANKING, max_shared=3, seeds=[m for _, m in SEEDS])
+
+
+def size(sharing_map: SharingMap) -> Footprint:
+    return Footprint(len(sharing_map.owners), len(sharing_map.owners) / LAYERS, 0)
+
+
+class Scorer:
+    """Counts how often each map is scored; screens out maps whose layer 1 is a target."""
+
+    def __init__(self) -> None:
+        self.scored: list[str] = []
+
+    def __call__(self, sharing_map, footprint, so_far) -> Outcome:
+        self.scored.append(str(sharing_map))
+        if 1 in sharing_map.targets:
+            return Outcome({}, "screened_out", "screen", reason="layer 1")
+        loss = sum(0.01 * (t - s) for t, s in enumerate(sharing_map.kv_source_layers))
+        return Outcome({"kl": loss}, "complete", "fit", -loss)
+
+
+def search(folder, scorer, n_trials: int, *, sampler: str = "random", space=SPACE, **more):
+    with open_study("s", storage=more.pop("storage", None), folder=folder) as study:
+        study.sampler = make_sampler(sampler, seed=0, trials_so_far=len(study.trials))
+        found = run_search(
+            study, space, scorer, footprint=size, seeds=SEEDS, n_trials=n_trials, **more
+        )
+        return found, study.get_trials(), count_cached(study)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("kind", SPACES)
+def test_scores_the_seeds_first_and_no_map_twice(tmp_path, sampler: str, kind: str) -> None:
+    scorer = Scorer()
+    space = make_space(kind, RANKING, max_shared=3, seeds=[m for _, m in SEEDS])
+    found, trials, cached = search(tmp_path, scorer, 25, sampler=sampler, space=space)
+    assert len(found) == len(scorer.scored) == len(set(scorer.scored)) == 25
+    assert [r.origin for r in found[:4]] == ["trailing 1", "trailing 2", "trailing 3", "sampler"]
+    assert len(trials) == 25 + cached
+    assert all(r.score is None for r in found if r.status != "complete")
+    for result, trial in ((r, trials[r.number]) for r in found):
+        expected = TrialState.COMPLETE if result.status == "complete" else TrialState.PRUNED
+        assert trial.state == expected
+        if result.score is not None:
+            assert trial.values == [result.footprint.kv_fraction, result.score]
+
+
+@pytest.mark.parametrize("storage", ["journal", "sqlite"])
+def test_the_same_command_continues(tmp_path, storage: str) -> None:
+    url = f"sqlite:///{tmp_path}/study.db" if storage == "sqlite" else None
+    first, second = Scorer(), Scorer()
+    before, _, _ = search(tmp_path, first, 10, storage=url)
+    after, _, _ = search(tmp_path, second, 15, storage=url)
+    assert after[:10] == before
+    assert len(after) == 15
+    assert not set(first.scored) & set(second.scored)
+    again, _, _ = search(tmp_path, second, 15, storage=url)
+    assert again == after
+
+
+def test_same_seed_same_maps(tmp_path) -> None:
+    one, two = Scorer(), Scorer()
+    search(tmp_path / "a", one, 20, sampler="tpe")
+    search(tmp_path / "b", two, 20, sampler="tpe")
+    assert one.scored == two.scored
+
+
+def _run_and_be_killed(folder, after: int) -> None:
+    scorer = Scorer()
+
+    def score(sharing_map, footprint, so_far) -> Outcome:
+        if len(scorer.scored) == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return scorer(sharing_map, footprint, so_far)
+
+    search(folder, score, 20)
+
+
+@pytest.mark.parametrize("after", [0, 1, 7], ids=["first-seed", "second-seed", "later"])
+def test_resumes_after_a_kill_and_repeats_nothing(tmp_path, after: int) -> None:
+    process = multiprocessing.get_context("spawn").Process(
+        target=_run_and_be_killed, args=(tmp_path, after)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    with open_study("s", storage=None, folder=tmp_path) as study:
+        kept = results(study)
+    assert len(kept) == after
+    scorer = Scorer()
+    found, trials, _ = search(tmp_path, scorer, 20)
+    assert found[:after] == kept
+    assert len(found) == 20
+    assert len(scorer.scored) == 20 - after
+    assert not {str(r.sharing_map) for r in kept} & set(scorer.scored)
+    assert {origin for origin, _ in SEEDS} <= {r.origin for r in found}  # no seed got lost
+    assert not [t for t in trials if t.state == TrialState.RUNNING]
+
+
+def test_a_result_stored_but_not_told_is_told_on_resume(tmp_path) -> None:
+    search(tmp_path, Scorer(), 3)
+    with open_study("s", storage=None, folder=tmp_path) as study:
+        kept = results(study)[0]
+        trial = study.ask(SPACE.distributions())
+        trial.set_user_attr("result", kept.to_json())
+    _, trials, _ = search(tmp_path, Scorer(), 3)
+    assert trials[trial.number].values == [kept.footprint.kv_fraction, kept.score]
+
+
+def test_a_small_space_ends_instead_of_asking_for_ever(tmp_path) -> None:
+    few = DissimilarityRanking("m", "d", LAYERS, PAIRS[:1])
+    space = make_space("layer_sources", few, max_shared=1)
+    with open_study("s", storage=None, folder=tmp_path) as study:
+        found = run_search(study, space, Scorer(), footprint=size, n_trials=50)
+        assert len(found) == 2
+        assert count_cached(study) == 200
+
+
+def test_failures_are_kept_with_their_reason(tmp_path) -> None:
+    def broken(sharing_map, footprint, so_far) -> Outcome:
+        raise RuntimeError("out of\nmemory")
+
+    found, trials, _ = search(tmp_path, broken, 4)
+    assert {r.status for r in found} == {"failed"}
+    assert found[0].reason == "RuntimeError: out of memory"
+    assert found[0].score is None
+    assert found[0].scores == {}
+    assert {t.state for t in trials} == {TrialState.FAIL}
+
+
+def test_our_own_mistakes_end_the_run(tmp_path) -> None:
+    def wrong(sharing_map, footprint, so_far) -> Outcome:
+        raise KeyError("typo")
+
+    with pytest.raises(KeyError):
+        search(tmp_path, wrong, 4)
+
+
+def test_minutes_end_the_search(tmp_path) -> None:
+    found, _, _ = search(tmp_path, Scorer(), 10_000, minutes=1e-9)
+    assert found == []
+
+
+def test_results_arrive_as_they_are_stored(tmp_path) -> None:
+    seen = []
+    found, _, _ = search(tmp_path, Scorer(), 6, on_result=seen.append)
+    assert seen == found
+
+
+def test_a_second_owner_is_refused(tmp_path) -> None:
+    with open_study("s", storage=None, folder=tmp_path):
+        with pytest.raises(InputError, match="study s is being run by another process"):
+            with open_study("s", storage=None, folder=tmp_path):
+                pass
+    with open_study("s", storage=None, folder=tmp_path) as study:
+        assert study.trials == []
+
+
+def test_fresh_forgets(tmp_path) -> None:
+    search(tmp_path, Scorer(), 5)
+    with open_study("s", storage=None, folder=tmp_path, fresh=True) as study:
+        assert results(study) == []
+
+
+@pytest.mark.parametrize("url", ["sqlite:////no/such/folder/x.db", "nonsense://x"])
+def test_a_storage_that_cannot_be_opened_is_one_line(tmp_path, url: str) -> None:
+    with pytest.raises(InputError, match="study s cannot be opened") as refused:
+        with open_study("s", storage=url, folder=tmp_path):
+            pass
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_no_journal_is_one_line(tmp_path) -> None:
+    (tmp_path / "s.journal").write_text("not a journal\n")
+    with pytest.raises(InputError, match="study s cannot be opened"):
+        with open_study("s", storage=None, folder=tmp_path):
+            pass
+
+
+def test_sampler_refusals() -> None:
+    with pytest.raises(InputError, match=r"sampler\.kind=tpee is unknown"):
+        make_sampler("tpee", seed=0)
+    with pytest.raises(InputError, match="sampler tpe does not take these options"):
+        make_sampler("tpe", seed=0, populations=3)

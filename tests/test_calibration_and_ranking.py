@@ -1,0 +1,91 @@
+"""Layer means are those of the cache; distances are those of the definition; ties are settled."""
+
+import math
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from kvsharer_exp.calibration import LayerMeans, layer_means
+from kvsharer_exp.ranking import DISTANCES, cka, distance_matrix, euclidean_token, rank
+from tests.tiny import ARCHITECTURES, NUM_LAYERS, tiny_model, tokens
+
+WINDOWS = tokens(batch=5, length=7)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_means_are_the_caches_averaged_window_by_window(architecture: str) -> None:
+    model = tiny_model(architecture)
+    means = layer_means(model, WINDOWS, batch_size=2)  # the last batch is smaller
+    expected = torch.zeros(NUM_LAYERS)
+    with torch.inference_mode():
+        for window in WINDOWS:
+            cache = DynamicCache()
+            model(window[None], past_key_values=cache)
+            for index, layer in enumerate(cache.layers):
+                expected[index] += layer.keys.sum().float() - layer.values.sum().float()
+    measured = [
+        (key.sum() - value.sum()).item() * len(WINDOWS)
+        for key, value in zip(means.keys, means.values, strict=True)
+    ]
+    assert measured == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-2)
+    assert means.num_windows == 5
+    assert means.keys[0].shape[1] == 7
+
+
+def means_of(*layers: torch.Tensor) -> LayerMeans:
+    """NUM_LAYERS layers whose keys and values are both the given tensors, repeated."""
+    tensors = tuple(layers[i % len(layers)] for i in range(NUM_LAYERS))
+    return LayerMeans(tensors, tensors, 1)
+
+
+def test_distances_on_numbers_done_by_hand() -> None:
+    zero = torch.zeros(1, 2, 2)
+    far = torch.tensor([[[3.0, 4.0], [6.0, 8.0]]])  # norms per token: 5 and 10
+    assert DISTANCES["euclidean_flat"](zero, far) == pytest.approx(math.sqrt(125))
+    assert DISTANCES["euclidean_token"](zero, far) == pytest.approx(7.5)
+    assert DISTANCES["cosine"](far, -far) == pytest.approx(2)
+    assert DISTANCES["cosine"](far, 2 * far) == pytest.approx(0, abs=1e-6)
+
+
+def test_cka_ignores_rotation_and_scale() -> None:
+    a = torch.randn(2, 30, 4, generator=torch.Generator().manual_seed(0))
+    rotation = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1)))[0]
+    assert cka(a, 3 * a @ rotation) == pytest.approx(0, abs=1e-6)
+    assert cka(a, a.flip(1)) > 0.5
+    assert cka(a, torch.zeros_like(a)) == 0
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("states", ["kv", "k", "v"])
+def test_matrix_covers_every_pair_that_may_share(distance: str, states: str) -> None:
+    model = tiny_model("gemma3_text")
+    means = layer_means(model, WINDOWS)
+    matrix = distance_matrix(model, means, distance=distance, states=states)
+    allowed = {(t, s) for t, row in enumerate(matrix) for s, d in enumerate(row) if d == d}
+    assert allowed == {(t, s) for t in range(NUM_LAYERS) for s in range(t) if (t - s) % 2 == 0}
+    ranking = rank(matrix, model_id="tiny", distance=distance)
+    values = [pair.distance for pair in ranking.pairs]
+    assert values == sorted(values, reverse=True)
+    assert {(pair.target, pair.source) for pair in ranking.pairs} == allowed
+    assert ranking.num_layers == NUM_LAYERS
+
+
+def test_keys_and_values_weigh_the_same() -> None:
+    model = tiny_model("llama")
+    means = layer_means(model, WINDOWS)
+    both, keys, values = (
+        distance_matrix(model, means, distance="euclidean_token", states=states)[5][2]
+        for states in ("kv", "k", "v")
+    )
+    assert both == pytest.approx((keys + values) / 2)
+    assert keys == pytest.approx(euclidean_token(means.keys[5], means.keys[2]))
+
+
+def test_ties_are_settled_by_layer_index() -> None:
+    model = tiny_model("llama")
+    same = torch.ones(2, 3, 16)
+    matrix = distance_matrix(model, means_of(same), distance="euclidean_flat")
+    order = [(p.target, p.source) for p in rank(matrix, model_id="", distance="").pairs]
+    assert order == sorted(order)
+    assert len(order) == NUM_LAYERS * (NUM_LAYERS - 1) // 2

@@ -1,0 +1,126 @@
+"""The evaluator's shortcuts give the numbers of a plain evaluation, and skip what they claim."""
+
+import random
+
+import pytest
+import torch
+
+from kvsharer_exp.evaluator import Evaluator
+from kvsharer_exp.sharing.architectures import SharingError, attention_layers, may_share
+from kvsharer_exp.sharing.runtime import share_kv
+from kvsharer_exp.sharing_map import SharingMap
+from tests.tiny import ARCHITECTURES, NUM_LAYERS, hooks, some_map, tiny_model, tokens
+
+IDENTITY = SharingMap.identity(NUM_LAYERS)
+WINDOWS = tokens(batch=5, length=12)
+
+
+def plain(model, sharing_map, windows=WINDOWS):
+    """Window by window, everything computed anew: (cosine, kl, nll) means."""
+    rows = []
+    with torch.inference_mode():
+        for window in windows:
+            full = model(window[None], output_hidden_states=True, use_cache=False)
+            with share_kv(model, sharing_map):
+                shared = model(window[None], output_hidden_states=True, use_cache=False)
+            a, b = (out.hidden_states[-1].float().flatten() for out in (full, shared))
+            p, q = (out.logits[0].double().log_softmax(-1) for out in (full, shared))
+            rows.append(
+                (
+                    torch.cosine_similarity(a, b, dim=0).item(),
+                    (p.exp() * (p - q)).sum(-1).mean().item(),
+                    -q[:-1].gather(-1, window[1:, None]).mean().item(),
+                )
+            )
+    return tuple(sum(column) / len(rows) for column in zip(*rows, strict=True))
+
+
+def random_maps(model, count: int) -> list[SharingMap]:
+    layers = attention_layers(model)
+    pairs = [(t.index, s.index) for t in layers for s in layers if may_share(t, s)]
+    dice = random.Random(0)
+    maps = []
+    for _ in range(count):
+        sharing_map = IDENTITY
+        for target, source in dice.sample(pairs, k=dice.randint(1, 3)):
+            sharing_map = sharing_map.share(target, source)
+        maps.append(sharing_map)
+    return maps
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("budget", [2 << 30, 0], ids=["states-kept", "nothing-kept"])
+def test_agrees_with_plain_evaluation(architecture: str, budget: int) -> None:
+    model = tiny_model(architecture)
+    evaluator = Evaluator(model, WINDOWS, batch_size=2, memory_budget=budget)
+    assert evaluator.score(IDENTITY).kl == pytest.approx(0, abs=1e-6)
+    assert evaluator.score(IDENTITY).cosine == pytest.approx(1)
+    for sharing_map in random_maps(model, 3):
+        scores = evaluator.score(sharing_map)
+        measured = (scores.cosine, scores.kl, sum(scores.nlls) / len(WINDOWS))
+        assert measured == pytest.approx(plain(model, sharing_map), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_advancing_along_a_greedy_walk_agrees_with_plain_evaluation(architecture: str) -> None:
+    model = tiny_model(architecture)
+    evaluator = Evaluator(model, WINDOWS, batch_size=2)
+    layers = attention_layers(model)
+    sharing_map = IDENTITY
+    dice = random.Random(1)
+    for target in dice.sample(range(1, NUM_LAYERS), NUM_LAYERS - 1):
+        source = next((s.index for s in layers if may_share(layers[target], s)), None)
+        if source is None:
+            continue
+        candidate = sharing_map.share(target, source)
+        keep = target % 2 == 0
+        scores, accepted = evaluator.advance(candidate, lambda scores, keep=keep: keep)
+        assert accepted is keep
+        assert scores.cosine == pytest.approx(plain(model, candidate)[0], abs=1e-5)
+        sharing_map = candidate if accepted else sharing_map
+        assert evaluator.score(candidate).kl == pytest.approx(
+            plain(model, candidate)[1], rel=1e-4, abs=1e-6
+        )
+
+
+def test_runs_only_the_layers_from_the_first_change_on() -> None:
+    evaluator = Evaluator(tiny_model("llama"), WINDOWS, batch_size=5)
+
+    def layers_run(action) -> int:
+        before = evaluator.layers_run
+        action()
+        return evaluator.layers_run - before
+
+    first, second = IDENTITY.share(3, 1), IDENTITY.share(3, 1).share(5, 0)
+    assert layers_run(lambda: evaluator.score(IDENTITY)) == 0
+    assert layers_run(lambda: evaluator.score(first)) == 3
+    assert layers_run(lambda: evaluator.advance(first, lambda scores: False)) == 3
+    assert layers_run(lambda: evaluator.score(second)) == 3
+    assert layers_run(lambda: evaluator.advance(first, lambda scores: True)) == 3
+    assert layers_run(lambda: evaluator.score(second)) == 1
+    assert layers_run(lambda: evaluator.score(IDENTITY.share(5, 0))) == 1
+    evaluator.reset()
+    assert layers_run(lambda: evaluator.score(second)) == 3
+
+
+def test_batches_add_up_to_the_whole() -> None:
+    evaluator = Evaluator(tiny_model("qwen3"), WINDOWS, batch_size=2)
+    sharing_map = some_map(tiny_model("qwen3"))
+    parts = evaluator.score(sharing_map, batches=slice(0, 1))
+    assert len(parts.kls) == 2
+    parts += evaluator.score(sharing_map, batches=slice(1, None))
+    assert parts == evaluator.score(sharing_map)
+    assert len(parts.kls) == evaluator.num_windows == len(WINDOWS)
+
+
+def test_leaves_the_model_as_it_was() -> None:
+    model = tiny_model("llama")
+    with torch.inference_mode():
+        before, hanging = model(WINDOWS).logits, hooks(model)
+    evaluator = Evaluator(model, WINDOWS)
+    evaluator.score(some_map(model))
+    with pytest.raises(SharingError, match="map has 2 layers"):
+        evaluator.score(SharingMap.identity(2))
+    with torch.inference_mode():
+        assert torch.equal(model(WINDOWS).logits, before)
+    assert hooks(model) == hanging
