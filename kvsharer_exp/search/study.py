@@ -1,20 +1,23 @@
 """The coordinator: ask Optuna, decode to a map, score it once, tell; resumable at any point.
 
-One process owns a study. Every result is kept as JSON on its Optuna trial, so that a study can be
-read back whole: `results` is all a front needs. A known map is told its values again, free of
-charge. A run that was killed leaves at most one trial in flight, which the next run closes.
+One process owns a study. The sampler works on a copy in memory (a parameter costs microseconds
+there, milliseconds in a file); every finished trial is added to the stored study in one write, with
+its result as JSON, so that a study can be read back whole: `results` is all a front needs. A killed
+run loses the trial in flight and nothing else. A known map is told its values again, free of
+charge.
 """
 
 from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
+from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -67,7 +70,6 @@ def open_study(
                 directions=["minimize", "maximize"],
                 load_if_exists=True,
             )
-            study.set_metric_names(["kv_fraction", "score"])
         except Exception as error:  # every backend raises its own kinds
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise InputError(
@@ -96,6 +98,7 @@ def run_search(
     space: SearchSpace,
     score: Score,
     *,
+    sampler: BaseSampler,
     footprint: Callable[[SharingMap], Footprint],
     seeds: Sequence[tuple[str, SharingMap]] = (),
     n_trials: int,
@@ -113,15 +116,19 @@ def run_search(
         ``ArithmeticError`` is kept as ``failed`` with its reason; any other exception ends the run.
     """
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    _close_interrupted(study)
     known = {result.sharing_map.digest: result for result in results(study)}
-    _enqueue(study, space, seeds, known)
+    working = optuna.create_study(directions=study.directions, sampler=sampler)
+    working.add_trials(study.get_trials(deepcopy=False))
+    for origin, sharing_map in seeds:
+        params = space.encode(sharing_map)
+        if params is not None and sharing_map.digest not in known:
+            working.enqueue_trial(params, user_attrs={"origin": origin})
     distributions = space.distributions()
     repeats = 0
     while len(known) < n_trials and repeats < MAX_REPEATS:
         if deadline is not None and time.monotonic() >= deadline:
             break
-        trial = study.ask(distributions)
+        trial = working.ask(distributions)
         sharing_map = space.decode(trial.params)
         result = known.get(sharing_map.digest)
         if result is not None:
@@ -147,7 +154,7 @@ def run_search(
             )
             trial.set_user_attr(_RESULT, result.to_json())
             known[sharing_map.digest] = result
-        _tell(study, trial.number, result)
+        study.add_trial(_tell(working, trial.number, result))
         if not repeats and on_result is not None:
             on_result(result)
     return list(known.values())
@@ -163,42 +170,11 @@ def _attempt(
         return Outcome({}, "failed", "none", reason=reason[:500])
 
 
-def _tell(study: optuna.Study, number: int, result: TrialResult) -> None:
+def _tell(study: optuna.Study, number: int, result: TrialResult) -> FrozenTrial:
     if result.score is not None:
-        study.tell(number, (result.footprint.kv_fraction, result.score))
-    else:
-        pruned = result.status == "screened_out"
-        study.tell(number, state=TrialState.PRUNED if pruned else TrialState.FAIL)
-
-
-def _close_interrupted(study: optuna.Study) -> None:
-    """Trials a killed run left open: tell those that were scored, fail the others."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if _RESULT in trial.user_attrs:
-            _tell(study, trial.number, TrialResult.from_json(trial.user_attrs[_RESULT]))
-        else:
-            study.tell(trial.number, state=TrialState.FAIL)
-
-
-def _enqueue(
-    study: optuna.Study,
-    space: SearchSpace,
-    seeds: Sequence[tuple[str, SharingMap]],
-    known: Mapping[str, TrialResult],
-) -> None:
-    """Queue the seeds that are neither known nor queued; a seed lost in flight is queued again."""
-    seen = set(known)
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        seen.add(space.decode(_fixed_params(trial)).digest)
-    for origin, sharing_map in seeds:
-        params = space.encode(sharing_map)
-        if params is not None and sharing_map.digest not in seen:
-            seen.add(sharing_map.digest)
-            study.enqueue_trial(params, user_attrs={"origin": origin})
-
-
-def _fixed_params(trial: FrozenTrial) -> Mapping[str, Any]:
-    return trial.system_attrs["fixed_params"]
+        return study.tell(number, (result.footprint.kv_fraction, result.score))
+    pruned = result.status == "screened_out"
+    return study.tell(number, state=TrialState.PRUNED if pruned else TrialState.FAIL)
 
 
 @contextmanager

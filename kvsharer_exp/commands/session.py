@@ -1,0 +1,262 @@
+"""What every command shares: the order in which things are opened, and how a run ends.
+
+Cheap checks first (map, tasks, store), the model last: bad input is refused before model time is
+spent. The tracker's run is closed whatever happens: FINISHED, FAILED or KILLED.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from kvsharer_exp.calibration import LayerMeans, layer_means
+from kvsharer_exp.config import Config
+from kvsharer_exp.evaluator import Evaluator
+from kvsharer_exp.models import ModelSpec, describe, load
+from kvsharer_exp.ranking import distance_matrix, rank
+from kvsharer_exp.records import CandidateScores, DissimilarityRanking
+from kvsharer_exp.scoring import TaskScorer, perplexity
+from kvsharer_exp.sharing.architectures import attention_layers
+from kvsharer_exp.sharing.runtime import share_kv
+from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.tasks import check_no_overlap, load_tasks
+from kvsharer_exp.texts import TextParts, split_texts, token_windows
+from kvsharer_exp.tracking import Tracker, environment
+
+SCHEMA = 1
+
+
+class Session:
+    """One command's run: its folder, its MLflow run, and the things it may ask for, made once."""
+
+    def __init__(self, config: Config, tracker: Tracker, folder: Path) -> None:
+        self.config = config
+        self.tracker = tracker
+        self.folder = folder
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.started = time.perf_counter()
+        self.run_id = ""
+        self.environment = environment()
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        return ModelSpec(**asdict(self.config.model))
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        self.say(f"loading {self.spec.name} ({self.spec.source})")
+        model, tokenizer = load(self.spec)
+        attention_layers(model)  # refuse a model that cannot share before anything is computed
+        return model, tokenizer
+
+    @property
+    def model(self) -> Any:
+        return self._loaded[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._loaded[1]
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        return describe(self.model, self.spec)
+
+    @property
+    def num_layers(self) -> int:
+        return self.description["num_layers"]
+
+    @cached_property
+    def parts(self) -> TextParts:
+        return split_texts(self.config.calibration.path, self.config.heldout.path)
+
+    @cached_property
+    def tasks(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """lm-eval tasks of the search and of the report, loaded once."""
+        scoring = self.config.scoring
+        check_no_overlap(scoring.search.tasks, scoring.report.tasks, scoring.allow_overlap)
+        names = [*scoring.search.tasks, *scoring.report.tasks]
+        tasks = load_tasks(names, self.parts, seed=self.config.seed) if names else {}
+        return (
+            {name: tasks[name] for name in scoring.search.tasks},
+            {name: tasks[name] for name in scoring.report.tasks},
+        )
+
+    @cached_property
+    def calibration_windows(self) -> torch.Tensor:
+        """(num_windows, window_tokens)"""
+        wanted = self.config.calibration
+        return self._windows(self.parts.calibration, wanted.num_windows, wanted.window_tokens)
+
+    @cached_property
+    def report_windows(self) -> torch.Tensor:
+        """(num_windows, window_tokens) of text the search never saw."""
+        wanted = self.config.heldout
+        return self._windows(self.parts.report, wanted.num_windows, wanted.window_tokens)
+
+    def _windows(self, passages: Sequence[Any], num_windows: int, tokens: int) -> torch.Tensor:
+        return token_windows(
+            passages,
+            self.tokenizer,
+            num_windows=num_windows,
+            window_tokens=tokens,
+            seed=self.config.seed,
+            add_bos=bool(self.config.model.add_bos_token),
+        )
+
+    @cached_property
+    def means(self) -> LayerMeans:
+        batch_size = self.config.scoring.batch_size
+        return layer_means(self.model, self.calibration_windows, batch_size=batch_size)
+
+    @cached_property
+    def distances(self) -> list[list[float]]:
+        wanted = self.config.calibration
+        return distance_matrix(
+            self.model, self.means, distance=wanted.distance, states=wanted.states
+        )
+
+    @cached_property
+    def ranking(self) -> DissimilarityRanking:
+        distance = self.config.calibration.distance
+        return rank(self.distances, model_id=self.description["id"], distance=distance)
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        scoring = self.config.scoring
+        return Evaluator(
+            self.model,
+            self.calibration_windows,
+            batch_size=self.config.study.screen_windows or scoring.batch_size,
+            memory_budget=int(scoring.memory_budget_gib * 2**30),
+        )
+
+    def task_scorer(self, tasks: Mapping[str, Any], limit: int | None) -> TaskScorer:
+        return TaskScorer(
+            self.model,
+            self.tokenizer,
+            tasks,
+            limit=limit,
+            batch_size=self.config.scoring.batch_size,
+            add_bos_token=self.config.model.add_bos_token,
+        )
+
+    @cached_property
+    def report_tasks(self) -> TaskScorer | None:
+        tasks = self.tasks[1]
+        return self.task_scorer(tasks, self.config.scoring.report.limit) if tasks else None
+
+    def report_scores(self, sharing_map: SharingMap) -> dict[str, float]:
+        """Perplexity of the report text and the report tasks, on text the search never saw."""
+        batch_size = self.config.scoring.batch_size
+        with share_kv(self.model, sharing_map):
+            scores = {"perplexity/report": perplexity(self.model, self.report_windows, batch_size)}
+            if self.report_tasks is not None:
+                scores |= self.report_tasks.score()
+        return scores
+
+    def say(self, text: str) -> None:
+        self.console.print(f"[dim]{self.seconds:6.1f} s[/]  {text}", markup=True)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def finish(self, result: Mapping[str, Any], *, then: str) -> None:
+        """Write ``result.json`` beside Hydra's files and into the run; say what to try next."""
+        model = ("id", "num_layers", "num_key_value_heads", "head_dim")
+        whole = {
+            "schema": SCHEMA,
+            "command": self.config.command,
+            "model": {key: self.description[key] for key in model},
+            "seed": self.config.seed,
+            "seconds": round(self.seconds, 3),
+            "mlflow_run_id": self.run_id,
+            "versions": self.environment,
+            "texts": self.parts.fingerprints,
+            **result,
+        }
+        text = json.dumps(whole, indent=2, allow_nan=False)
+        path = self.folder / "result.json"
+        partial = path.with_suffix(".json.partial")
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+        self.tracker.log_text(self.run_id, text, "result.json")
+        self.console.print(f"\nresult   {path}")
+        self.console.print(f"mlflow   {self.tracker.run_url(self.run_id)}   (kvsharer ui shows it)")
+        self.console.print(f"next     {then}")
+
+
+def fit_scores(measured: CandidateScores) -> dict[str, float]:
+    """The calibration scores under their public names."""
+    return {
+        "cosine": measured.cosine,
+        "kl": measured.kl,
+        "perplexity/calibration": measured.perplexity,
+    }
+
+
+@contextmanager
+def open_session(config: Config) -> Iterator[Session]:
+    """A session whose MLflow run ends as the block ends."""
+    logging.getLogger("kvsharer_exp").setLevel(logging.INFO)
+    tracking = config.tracking
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    tracker = Tracker.open(
+        uri=tracking.uri,
+        experiment=tracking.experiment,
+        artifacts=str(Path(tracking.folder) / "artifacts"),
+    )
+    session = Session(config, tracker, folder)
+    try:
+        yield session
+    except BaseException as error:
+        if session.run_id:
+            stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+            tracker.finish(session.run_id, "KILLED" if stopped else "FAILED")
+        raise
+    if session.run_id:
+        tracker.finish(session.run_id, "FINISHED")
+
+
+def start_run(session: Session, *, run_id: str | None = None, **tags: str) -> None:
+    """Open the session's MLflow run: config, environment, data fingerprints."""
+    config, description = session.config, session.description
+    session.run_id = session.tracker.start_run(
+        f"{config.model.name} · {config.command}",
+        tags={
+            "command": config.command,
+            "model": config.model.name,
+            "model_id": str(description["id"]),
+            **{f"text.{part}": digest for part, digest in session.parts.fingerprints.items()},
+            **{f"environment.{name}": value for name, value in session.environment.items()},
+            **tags,
+        },
+        params={**flatten(asdict(config)), **flatten({"described": description})},
+        run_id=run_id,
+    )
+    session.tracker.log_text(
+        session.run_id, OmegaConf.to_yaml(OmegaConf.structured(config)), "config.yaml"
+    )
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as ``a.b.c`` → text."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value)
+    return flat
