@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from torch import nn
 
@@ -108,9 +109,7 @@ class StagedScorer:
             scores |= shared
             stage = "tasks"
             if self._fitness == "lm_eval":
-                kept = retained(shared, self.full_tasks)
-                main = [kept[name] for name in self._tasks.main_metrics if name in kept]
-                score = sum(main) / len(main)
+                score = _mean_retained(shared, self.full_tasks, list(self._tasks.tasks))
         return Outcome(scores, "complete", stage, score)
 
 
@@ -126,3 +125,18 @@ def _losses(evaluator: Evaluator) -> dict[str, Callable[[CandidateScores], float
         "cosine": lambda scores: 1 - scores.cosine,
         "perplexity": more_nll,
     }
+
+
+def _mean_retained(
+    shared: Mapping[str, float], full: Mapping[str, float], tasks: Sequence[str]
+) -> float:
+    """Mean over tasks of what is retained of each task's first metric; 1 is the full cache."""
+    kept = retained(shared, full)
+    first = [next((n for n in kept if n.startswith(f"lm_eval/{task}/")), None) for task in tasks]
+    missing = [task for task, name in zip(tasks, first, strict=True) if name is None]
+    if missing:
+        raise InputError(
+            f"search task {missing[0]} has no score to compare (the full cache scores 0): "
+            "raise scoring.search.limit or choose another task"
+        )
+    return fmean(kept[name] for name in first if name is not None)
