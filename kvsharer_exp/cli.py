@@ -131,8 +131,8 @@ def _known(what: str, value: str, choices: Sequence[str]) -> str:
     if value in choices:
         return value
     near = difflib.get_close_matches(value, choices, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise InputError(f"{what} {value!r} is unknown: {hint}choose one of {', '.join(choices)}")
+    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}"
+    raise InputError(f"{what} {value!r} is unknown: {hint}")
 
 
 def _one_line(error: BaseException) -> str:

