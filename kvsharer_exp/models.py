@@ -293,8 +293,9 @@ def _random(spec: ModelSpec, kind: str) -> tuple[Any, Any]:
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
-        attn_implementation=spec.attn_implementation,
     )
+    if spec.attn_implementation:
+        config._attn_implementation = spec.attn_implementation
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
         model = LlamaForCausalLM(config)

@@ -210,7 +210,8 @@ def fit_scores(measured: CandidateScores) -> dict[str, float]:
 @contextmanager
 def open_session(config: Config) -> Iterator[Session]:
     """A session whose MLflow run ends as the block ends."""
-    logging.getLogger("kvsharer_exp").setLevel(logging.INFO)
+    for room in ("assets", "models"):  # a first download or conversion takes a while: say so
+        logging.getLogger(f"kvsharer_exp.{room}").setLevel(logging.INFO)
     tracking = config.tracking
     folder = Path(HydraConfig.get().runtime.output_dir)
     tracker = Tracker.open(
