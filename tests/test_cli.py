@@ -47,8 +47,8 @@ def test_refused_before_hydra(arguments: list[str], reason: str) -> None:
 
 
 REFUSALS = {
-    "sweep.typo=1": "sweep.typo",
-    "+sweep.typo=1": "sweep",
+    "sweep.typo=1": "sweep is not a key",
+    "+sweep.typo=1": "sweep is not a key",
     "calibration.num_window=3": "num_window",
     "+study.n_trial=3": "did you mean study.n_trials?",
     "study.n_trials=-1": "study.n_trials=-1: give at least 1",
@@ -56,8 +56,9 @@ REFUSALS = {
     "seed=x": "seed",
     "calibration.path=missing.txt": "missing.txt",
     "calibration.distance=euclidean": "calibration.distance=euclidean is unknown",
-    "search_space=nope": "nope",
-    "sampler=tpee": "tpee",
+    "search_space=rank_pairs": "did you mean ranked_pairs?",
+    "search_space=nope": "choose one of layer_sources, ranked_pairs",
+    "sampler=tpee": "sampler 'tpee' is unknown: did you mean tpe?",
     "compression.ratios=[]": "compression.ratios is empty",
     "compression.ratios=[1.5]": "compression.ratios=1.5",
     "compression.ratios=[0.01]": "compression 0.01 asks for 0 of",

@@ -44,7 +44,9 @@ def run(config: Config) -> None:
         )
 
 
-def walk(session: Session, order: str, ratios: Sequence[float]) -> list[GreedyResult]:
+def walk(
+    session: Session, order: str, ratios: Sequence[float], *, max_candidates: int | None = None
+) -> list[GreedyResult]:
     """The greedy maps for ``ratios`` in this order of pairs, with progress."""
     settings = session.config.search
 
@@ -59,6 +61,7 @@ def walk(session: Session, order: str, ratios: Sequence[float]) -> list[GreedyRe
         ratios,
         advance=session.evaluator.advance if settings.acceptance else None,
         threshold=settings.threshold,
+        max_candidates=max_candidates,
         on_step=on_step,
     )
     session.evaluator.reset()

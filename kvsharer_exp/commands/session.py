@@ -24,7 +24,7 @@ from rich.console import Console
 from kvsharer_exp.calibration import LayerMeans, layer_means
 from kvsharer_exp.config import Config
 from kvsharer_exp.evaluator import Evaluator
-from kvsharer_exp.models import ModelSpec, describe, load
+from kvsharer_exp.models import ModelSpec, adds_bos, describe, load
 from kvsharer_exp.ranking import distance_matrix, rank
 from kvsharer_exp.records import CandidateScores, DissimilarityRanking
 from kvsharer_exp.scoring import TaskScorer, perplexity
@@ -112,7 +112,7 @@ class Session:
             num_windows=num_windows,
             window_tokens=tokens,
             seed=self.config.seed,
-            add_bos=bool(self.config.model.add_bos_token),
+            add_bos=adds_bos(self.spec, self.tokenizer),
         )
 
     @cached_property

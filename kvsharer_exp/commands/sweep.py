@@ -74,6 +74,7 @@ def _sweep(session: Session, study: optuna.Study, max_shared: int) -> None:
     )
     sampler = make_sampler(
         config.sampler.kind,
+        space=space,
         seed=config.seed,
         trials_so_far=len(study.get_trials(deepcopy=False)),
         **config.sampler.options,
@@ -203,9 +204,11 @@ def _make_seeds(session: Session) -> list[tuple[str, SharingMap]]:
         return [(origin, SharingMap(r.kv_source_layers)) for r in found if r.found]
 
     pairs = session.ranking.pairs
+    # From the similar end most pairs fail once many layers are shared: a seed is not worth that.
+    similar = walk(session, "similar", ratios, max_candidates=3 * sizes[0])
     return [
         *greedy_seeds(PAPER, walk(session, "dissimilar", ratios)),
-        *greedy_seeds("similar-first greedy", walk(session, "similar", ratios)),
+        *greedy_seeds("similar-first greedy", [r for r in similar if r.found == r.requested]),
         *[("trailing layers", trailing_layers(pairs, layers, size)) for size in sizes],
         *[("adjacent pairs", adjacent_pairs(pairs, layers, size)) for size in sizes],
     ]

@@ -64,6 +64,7 @@ def greedy(
     *,
     advance: Advance | None,
     threshold: float = 0.5,
+    max_candidates: int | None = None,
     on_step: Callable[[GreedyStep, int], None] | None = None,
 ) -> list[GreedyResult]:
     """Greedy maps at each of ``compressions``, in that order.
@@ -71,6 +72,7 @@ def greedy(
     Args:
         advance: scores a candidate; None leaves the acceptance test out (every pair passes).
         threshold: T in [-1, 1]; a candidate is accepted when its cosine is above it.
+        max_candidates: give up after that many pairs (the paper tries all).
         on_step: called after every pair tried with the step and the number of targets so far.
     """
     wanted = sorted({num_targets(ratio, num_layers) for ratio in compressions})
@@ -96,7 +98,7 @@ def greedy(
             )
         if on_step is not None:
             on_step(trace[-1], len(sharing_map.targets))
-        if len(sharing_map.targets) == wanted[-1]:
+        if len(sharing_map.targets) == wanted[-1] or len(trace) == max_candidates:
             break
     end = (sharing_map, len(trace), time.perf_counter() - started)
     results = []

@@ -9,29 +9,40 @@ import optuna
 from optuna.samplers import BaseSampler
 
 from kvsharer_exp.errors import InputError
+from kvsharer_exp.search.evolution import MapEvolution
+from kvsharer_exp.search.spaces import SearchSpace
 
 
-def _tpe(seed: int, **options: Any) -> BaseSampler:
+def _tpe(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
     return optuna.samplers.TPESampler(seed=seed, **options)
 
 
-def _nsgaii(seed: int, **options: Any) -> BaseSampler:
+def _nsgaii(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
     return optuna.samplers.NSGAIISampler(seed=seed, **options)
 
 
-def _random(seed: int, **options: Any) -> BaseSampler:
+def _random(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed, **options)
+
+
+def _evolution(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
+    return MapEvolution(space, seed=seed, **options)
 
 
 SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "tpe": _tpe,
     "nsgaii": _nsgaii,
     "random": _random,
+    "evolution": _evolution,
 }
 
 
-def make_sampler(kind: str, *, seed: int, trials_so_far: int = 0, **options: Any) -> BaseSampler:
-    """The sampler ``kind``. A resumed study draws anew: its seed depends on the trials so far.
+def make_sampler(
+    kind: str, *, space: SearchSpace, seed: int, trials_so_far: int = 0, **options: Any
+) -> BaseSampler:
+    """The sampler ``kind`` for maps of ``space``.
+
+    A resumed study draws anew: its seed depends on the trials so far.
 
     Raises:
         InputError: no such sampler, or an option it does not take.
@@ -39,6 +50,6 @@ def make_sampler(kind: str, *, seed: int, trials_so_far: int = 0, **options: Any
     if kind not in SAMPLERS:
         raise InputError(f"sampler.kind={kind} is unknown: choose one of {', '.join(SAMPLERS)}")
     try:
-        return SAMPLERS[kind](seed * 1_000_003 + trials_so_far, **options)
+        return SAMPLERS[kind](seed * 1_000_003 + trials_so_far, space, **options)
     except (TypeError, ValueError) as error:
         raise InputError(f"sampler {kind} does not take these options: {error}") from error

@@ -18,7 +18,15 @@ from kvsharer_exp.sharing_map import SharingMap
 
 
 class SearchSpace(Protocol):
-    """What the coordinator needs of a space."""
+    """What the coordinator and the samplers need of a space."""
+
+    @property
+    def ranking(self) -> DissimilarityRanking:
+        """Every pair that may share."""
+
+    @property
+    def max_shared(self) -> int:
+        """The most targets a decoded map has."""
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distribution of every parameter, by name."""

@@ -47,7 +47,7 @@ def search(folder, scorer, n_trials: int, *, sampler: str = "random", space=SPAC
             study,
             space,
             scorer,
-            sampler=make_sampler(sampler, seed=0, trials_so_far=len(study.trials)),
+            sampler=make_sampler(sampler, space=space, seed=0, trials_so_far=len(study.trials)),
             footprint=size,
             seeds=SEEDS,
             n_trials=n_trials,
@@ -129,7 +129,7 @@ def test_a_small_space_ends_instead_of_asking_for_ever(tmp_path) -> None:
     few = DissimilarityRanking("m", "d", LAYERS, PAIRS[:1])
     space = make_space("layer_sources", few, max_shared=1)
     with open_study("s", storage=None, folder=tmp_path) as study:
-        sampler = make_sampler("random", seed=0)
+        sampler = make_sampler("random", space=space, seed=0)
         found = run_search(study, space, Scorer(), sampler=sampler, footprint=size, n_trials=50)
         assert len(found) == 2
         assert count_cached(study) == 200
@@ -198,6 +198,6 @@ def test_a_file_that_is_no_journal_is_one_line(tmp_path) -> None:
 
 def test_sampler_refusals() -> None:
     with pytest.raises(InputError, match=r"sampler\.kind=tpee is unknown"):
-        make_sampler("tpee", seed=0)
+        make_sampler("tpee", space=SPACE, seed=0)
     with pytest.raises(InputError, match="sampler tpe does not take these options"):
-        make_sampler("tpe", seed=0, populations=3)
+        make_sampler("tpe", space=SPACE, seed=0, populations=3)

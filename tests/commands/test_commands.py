@@ -1,0 +1,229 @@
+"""Every command end to end on the tiny model: what it writes, prints and keeps."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from kvsharer_exp.cli import main
+from kvsharer_exp.sharing_map import SharingMap
+
+LAYERS = 6
+QUICK = (
+    *("model=tiny", "calibration.num_windows=4", "calibration.window_tokens=24"),
+    *("heldout.num_windows=2", "heldout.window_tokens=32"),
+    *("scoring.report.limit=2", "scoring.search.limit=2", "study.screen_windows=2"),
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch, store):
+    """Run a command in an empty folder; gives what it wrote to ``result.json``."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str, quick: tuple[str, ...] = QUICK) -> dict:
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        assert main([*quick, *store, f"hydra.run.dir={folder}", *arguments]) == 0
+        result = json.loads((folder / "result.json").read_text())
+        assert result["schema"] == 1
+        assert result["model"] == {
+            "id": "random:tiny",
+            "num_layers": LAYERS,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+        }
+        assert {"command", "seed", "seconds", "mlflow_run_id", "versions"} <= result.keys()
+        assert client(store).get_run(result["mlflow_run_id"]).info.status == "FINISHED"
+        return {**result, "folder": folder}
+
+    return call
+
+
+def client(store: list[str]) -> MlflowClient:
+    return MlflowClient(tracking_uri=store[0].partition("=")[2])
+
+
+def children(store: list[str], run_id: str) -> list:
+    mlflow = client(store)
+    experiment = mlflow.get_run(run_id).info.experiment_id
+    chosen = f"tags.`mlflow.parentRunId` = '{run_id}'"
+    return list(mlflow.search_runs([experiment], filter_string=chosen, max_results=500))
+
+
+def test_calibrate_ranks_every_pair(run) -> None:
+    result = run("calibrate")
+    assert len(result["ranking"]) == LAYERS * (LAYERS - 1) // 2
+    distances = [pair["distance"] for pair in result["ranking"]]
+    assert distances == sorted(distances, reverse=True)
+    assert result["distances"][0] == [None] * LAYERS
+    assert (result["folder"] / "distances.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_search_gives_a_map_and_a_trace_for_every_ratio(run, capsys) -> None:
+    result = run("search", "compression.ratios=[0.34,0.5]", "search.threshold=-1")
+    assert [row["requested"] for row in result["results"]] == [2, 3]
+    for row in result["results"]:
+        assert row["found"] == row["requested"] == len(SharingMap(row["kv_source_layers"]).targets)
+        assert row["candidates"] == len(row["trace"])
+        assert all(step["accepted"] for step in row["trace"])
+        assert row["seconds"] >= 0
+    assert "evaluate" in capsys.readouterr().out
+
+
+def test_search_says_when_too_few_pairs_pass(run, capsys) -> None:
+    result = run("search", "compression.ratios=[0.5]", "search.threshold=1")
+    assert result["results"][0]["found"] == 0
+    assert result["results"][0]["candidates"] == 15
+    assert "only 0 of the 3 layers asked for were found" in capsys.readouterr().out
+
+
+def test_search_without_the_acceptance_test(run) -> None:
+    result = run("search", "search.acceptance=false", "compression.ratios=[0.5]")
+    assert result["results"][0]["found"] == result["results"][0]["candidates"] == 3
+    assert result["results"][0]["trace"][0]["cosine"] is None
+
+
+@pytest.mark.parametrize("written", ["0_1_2_1_4_4", "[0,1,2,1,4,4]", "map.json"])
+def test_evaluate_scores_a_map_beside_the_full_cache(run, tmp_path: Path, written: str) -> None:
+    (tmp_path / "map.json").write_text('{"kv_source_layers": [0, 1, 2, 1, 4, 4]}')
+    result = run("evaluate", f"map={written}")
+    assert result["kv_source_layers"] == [0, 1, 2, 1, 4, 4]
+    assert result["scores"].keys() == result["full"]["scores"].keys()
+    assert result["scores"]["kl"] > 0
+    assert result["full"]["scores"]["kl"] == pytest.approx(0, abs=1e-6)
+    full, shared = (s["perplexity/report"] for s in (result["full"]["scores"], result["scores"]))
+    assert result["retained"]["perplexity/report"] == pytest.approx(full / shared)
+    size = result["footprint"]
+    assert size["kv_fraction"] == pytest.approx(4 / 6)
+    measured = size["measured"]
+    assert measured["cache_bytes"] == size["kv_bytes_per_token"] * measured["tokens"]
+
+
+def test_sweep_gives_a_front_and_continues(run, store, capsys) -> None:
+    sweep = ("sweep", "study.name=continues", "study.storage=continues.journal")
+    first = run(*sweep, "study.n_trials=8")
+    again = run(*sweep, "study.n_trials=12")
+    same = run(*sweep, "study.n_trials=12")
+    assert first["study"] == again["study"] == "continues"
+    assert first["mlflow_run_id"] == again["mlflow_run_id"] == same["mlflow_run_id"]
+    counted = [
+        sum(r["trials"][s] for s in ("complete", "screened_out", "failed"))
+        for r in (first, again, same)
+    ]
+    assert counted == [8, 12, 12]
+    assert again["hypervolume"] >= first["hypervolume"] > 0
+    assert same["front"] == again["front"]
+    runs = {r.info.run_id: r for r in children(store, first["mlflow_run_id"])}
+    assert len(runs) == 12
+    assert len({r.data.tags["digest"] for r in runs.values()}) == 12
+    fractions = [entry["kv_fraction"] for entry in again["front"]]
+    assert fractions == sorted(fractions, reverse=True)
+    for entry in again["front"]:
+        assert entry["num_shared"] == len(SharingMap(entry["kv_source_layers"]).targets)
+        assert runs[entry["mlflow_run_id"]].data.tags["front"] == "true"
+        assert entry["scores"].keys() == again["full"]["scores"].keys()
+        assert "perplexity/report" in entry["retained"]
+    marked = {r for r, found in runs.items() if found.data.tags["front"] == "true"}
+    assert marked == {entry["mlflow_run_id"] for entry in again["front"]}
+    for name in ("front.html", "front.png", "front.md", "front.json", "ranking.json"):
+        assert (again["folder"] / name).stat().st_size > 0
+    names = {a.path for a in client(store).list_artifacts(first["mlflow_run_id"])}
+    assert {"front.html", "front.png", "distances.png", "result.json", "config.yaml"} <= names
+    assert "continuing study continues" in capsys.readouterr().out
+
+
+def test_a_map_of_a_sweep_is_evaluated_by_its_run(run, store) -> None:
+    swept = run("sweep", "study.n_trials=4")
+    entry = swept["front"][-1]
+    result = run("evaluate", f"map={entry['mlflow_run_id']}")
+    assert result["kv_source_layers"] == entry["kv_source_layers"]
+    for name in ("kl", "perplexity/report"):
+        assert result["scores"][name] == pytest.approx(entry["scores"][name], rel=1e-5)
+
+
+def test_spellings_of_the_same_run(run) -> None:
+    results = [
+        run(*words, "study.n_trials=4", "seed=5", quick=QUICK[1:])
+        for words in (["+model=tiny", "sweep"], ["sweep", "model=tiny"])
+    ]
+    assert results[0]["study"] == results[1]["study"]
+    assert results[0]["front"] == results[1]["front"]
+
+
+@pytest.mark.parametrize("space", ["ranked_pairs", "layer_sources"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsgaii", "random", "evolution"])
+def test_every_space_with_every_sampler(run, space: str, sampler: str) -> None:
+    result = run(
+        "sweep",
+        f"search_space={space}",
+        f"sampler={sampler}",
+        "study.n_trials=14",
+        "study.margin=9",
+    )
+    assert result["trials"]["complete"] == 14
+    assert result["overhead_seconds_per_trial"] < 10
+
+
+def test_lm_eval_as_the_fitness(run) -> None:
+    result = run(
+        "sweep",
+        "scoring.fitness=lm_eval",
+        "scoring.search.tasks=[wiki_ppl_search]",
+        "scoring.report.tasks=[]",
+        "study.n_trials=3",
+    )
+    assert result["trials"]["complete"] + result["trials"]["screened_out"] == 3
+    assert all("lm_eval/wiki_ppl_search/word_perplexity" in e["scores"] for e in result["front"])
+
+
+def test_a_study_of_another_configuration_is_refused(run, store, capfd) -> None:
+    name = ("study.name=other", "study.n_trials=2", "sweep")
+    run(*name)
+    assert main([*QUICK, *store, *name, "calibration.num_windows=5"]) == 2
+    error = capfd.readouterr().err.strip()
+    assert "study other holds scores of another" in error
+    assert "calibration" in error
+    assert "\n" not in error
+    run(*name, "calibration.num_windows=5", "study.fresh=true")
+
+
+def test_a_users_text_file_calibrates(run, tmp_path: Path) -> None:
+    lines = [f"This is line {i} of a text of its own, long enough for a window." for i in range(9)]
+    (tmp_path / "mine.txt").write_text("\n".join(lines))
+    (tmp_path / "mine.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in lines))
+    texts = [run("calibrate", f"calibration.path=mine.{kind}") for kind in ("txt", "jsonl")]
+    assert texts[0]["ranking"] == texts[1]["ranking"]
+
+
+def test_a_failure_at_run_time_is_exit_code_1(tmp_path, monkeypatch, store, capfd) -> None:
+    from kvsharer_exp.commands import session
+
+    monkeypatch.chdir(tmp_path)
+
+    def broken(*arguments: object, **options: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(session, "layer_means", broken)
+    assert main([*QUICK, *store, "calibrate"]) == 1
+    error = capfd.readouterr().err.strip()
+    assert error.startswith("kvsharer: failed with RuntimeError: the device is gone")
+    assert "\n" not in error
+
+
+def test_an_interrupt_is_exit_code_130_and_the_run_says_killed(
+    tmp_path, monkeypatch, store, capfd
+) -> None:
+    from kvsharer_exp.commands import session
+
+    monkeypatch.chdir(tmp_path)
+
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "layer_means", interrupt)
+    assert main([*QUICK, *store, "calibrate", "seed=77"]) == 130
+    mlflow = client(store)
+    experiment = mlflow.get_experiment_by_name("kvsharer_exp").experiment_id
+    (found,) = mlflow.search_runs([experiment], filter_string="params.seed = '77'")
+    assert found.info.status == "KILLED"

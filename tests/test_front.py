@@ -1,0 +1,65 @@
+"""The front and its hypervolume against brute force."""
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvsharer_exp.front import best_per_size, hypervolume, pareto_front
+from kvsharer_exp.records import Footprint, TrialResult
+from kvsharer_exp.sharing_map import SharingMap
+
+grid = st.integers(0, 6)
+points = st.lists(st.tuples(grid, grid), max_size=12)
+
+
+def result(number: int, fraction: float, score: float | None, shared: int = 0) -> TrialResult:
+    sharing_map = SharingMap((0,) * (shared + 1))
+    status = "failed" if score is None else "complete"
+    return TrialResult(
+        number, {}, sharing_map, {}, Footprint(1, fraction, 0), status, "", 0.0, score
+    )
+
+
+@given(points)
+def test_front_is_what_nothing_beats(chosen: list[tuple[int, int]]) -> None:
+    results = [result(i, x, y) for i, (x, y) in enumerate(chosen)]
+    front = {(r.footprint.kv_fraction, r.score) for r in pareto_front(results)}
+    brute = {
+        (x, y)
+        for x, y in chosen
+        if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in chosen)
+    }
+    assert front == brute
+
+
+@given(points)
+def test_front_is_sorted_and_keeps_the_earliest_of_equals(chosen) -> None:
+    results = [result(i, x, y) for i, (x, y) in enumerate(chosen)]
+    front = pareto_front(reversed(results))
+    fractions = [r.footprint.kv_fraction for r in front]
+    assert fractions == sorted(fractions, reverse=True)
+    assert len(set(fractions)) == len(fractions)
+    for member in front:
+        assert member.number == chosen.index((member.footprint.kv_fraction, member.score))
+
+
+@given(points)
+def test_hypervolume_counts_the_cells_that_are_dominated(chosen) -> None:
+    reference = (5, 1)
+    cells = sum(
+        any(x <= column and y > row for x, y in chosen)
+        for column, row in itertools.product(range(5), range(1, 6))
+    )
+    assert hypervolume(chosen, reference) == cells
+
+
+def test_points_beyond_the_reference_count_nothing() -> None:
+    assert hypervolume([(1.0, 5.0), (0.5, 0.0), (2.0, 9.0)], (1.0, 0.0)) == 0
+    assert hypervolume([], (1.0, 0.0)) == 0
+
+
+def test_only_complete_results_count() -> None:
+    results = [result(0, 0.5, None), result(1, 0.6, 0.1, 2), result(2, 0.6, 0.3, 2)]
+    assert [r.number for r in pareto_front(results)] == [2]
+    assert {size: r.number for size, r in best_per_size(results).items()} == {2: 2}
