@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kvsharer_exp.models import load_model as load_model
+    from kvsharer_exp.sharing.permanent import make_shared as make_shared
     from kvsharer_exp.sharing.runtime import share_kv as share_kv
     from kvsharer_exp.sharing_map import SharingMap as SharingMap
 
@@ -20,9 +21,10 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "SharingMap": "kvsharer_exp.sharing_map",
     "load_model": "kvsharer_exp.models",
+    "make_shared": "kvsharer_exp.sharing.permanent",
     "share_kv": "kvsharer_exp.sharing.runtime",
 }
-__all__ = ["SharingMap", "load_model", "share_kv"]
+__all__ = ["SharingMap", "load_model", "make_shared", "share_kv"]
 
 
 def __getattr__(name: str) -> Any:

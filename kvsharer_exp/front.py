@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from kvsharer_exp.records import TrialResult
@@ -15,17 +16,29 @@ def pareto_front(results: Iterable[TrialResult]) -> list[TrialResult]:
 
     Of results with equal kv_fraction and score the earliest stays.
     """
-    complete = [result for result in results if result.score is not None]
-    complete.sort(key=lambda r: (r.footprint.kv_fraction, -(r.score or 0.0), r.number))
+    ranked = sorted(
+        (result for result in results if _comparable(result)),
+        key=lambda result: (result.footprint.kv_fraction, -_score(result), result.number),
+    )
     front: list[TrialResult] = []
-    for result in complete:  # least KV first: each must beat the score of those before it
-        if not front or (result.score or 0.0) > (front[-1].score or 0.0):
+    for result in ranked:  # least KV first: each must beat the score of those before it
+        if not front or _score(result) > _score(front[-1]):
             front.append(result)
     return front[::-1]
 
 
+def _comparable(result: TrialResult) -> bool:
+    """Complete, with a score that can be compared: NaN is neither better nor worse."""
+    return result.status == "complete" and result.score is not None and not math.isnan(result.score)
+
+
+def _score(result: TrialResult) -> float:
+    assert result.score is not None
+    return result.score
+
+
 def hypervolume(points: Iterable[Point], reference: Point) -> float:
-    """Area between the front of ``points`` and ``reference``, (kv_fraction, score) units.
+    """Area between the front of ``points`` and ``reference``, in units of kv_fraction × score.
 
     Points that do not beat the reference in both count nothing. Source: Zitzler and Thiele 1999.
     """
@@ -44,10 +57,7 @@ def hypervolume(points: Iterable[Point], reference: Point) -> float:
 def best_per_size(results: Iterable[TrialResult]) -> dict[int, TrialResult]:
     """The best complete result for each number of shared layers, by ascending number."""
     best: dict[int, TrialResult] = {}
-    for result in results:
-        size = len(result.sharing_map.targets)
-        if result.score is not None and (
-            size not in best or result.score > (best[size].score or 0.0)
-        ):
-            best[size] = result
+    ranked = sorted(filter(_comparable, results), key=lambda r: (-_score(r), r.number))
+    for result in ranked:
+        best.setdefault(len(result.sharing_map.targets), result)
     return dict(sorted(best.items()))

@@ -227,6 +227,10 @@ def _from_folder_or_hub(spec: ModelSpec) -> tuple[Any, Any]:
         folder = Path(source).expanduser()
         if not (folder / "config.json").is_file():
             raise InputError(f"model.source={shorten(source)}: no folder with a config.json there")
+        from kvsharer_exp.internlm2 import is_internlm2
+
+        if is_internlm2(folder) and not spec.trust_remote_code:
+            folder = _as_llama(folder)
         return _from_pretrained(spec, str(folder))
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         raise InputError(
@@ -234,7 +238,38 @@ def _from_folder_or_hub(spec: ModelSpec) -> tuple[Any, Any]:
             f"wheel:<{'|'.join(_gguf_assets())}>, random:tiny"
         )
     _check_hub(spec, source)
+    if source.startswith("internlm/internlm2") and not spec.trust_remote_code:
+        return _from_pretrained(spec, str(_as_llama(_snapshot(spec, source))))
     return _from_pretrained(spec, source)
+
+
+def _snapshot(spec: ModelSpec, hub_id: str) -> Path:
+    """The weights, configuration and tokenizer of a hub model as a folder; no code."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.json", "tokenizer.model"]
+    try:
+        folder = snapshot_download(hub_id, revision=spec.revision, allow_patterns=patterns)
+    except OSError as error:
+        reason = " ".join(str(error).split())[:110]
+        raise InputError(f"{hub_id} cannot be downloaded: {reason}") from error
+    return Path(folder)
+
+
+def _as_llama(folder: Path) -> Path:
+    """An InternLM2 folder converted to the llama layout, once, in the cache."""
+    from kvsharer_exp.internlm2 import convert
+
+    digest = hashlib.sha256(str(folder.resolve()).encode())
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+    converted = cache_dir() / "models" / f"internlm2-{digest.hexdigest()[:12]}"
+    converted.parent.mkdir(parents=True, exist_ok=True)
+    with locked(converted.with_name(converted.name + ".lock")):
+        if not (converted / "config.json").is_file():
+            _log.info("converting InternLM2 to the llama layout, once")
+            convert(folder, converted)
+    return converted
 
 
 def _check_hub(spec: ModelSpec, hub_id: str) -> None:

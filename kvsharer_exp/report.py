@@ -9,6 +9,8 @@ from typing import Any
 from kvsharer_exp.figures import front_html
 from kvsharer_exp.records import FrontEntry, TrialResult
 
+_HELD = "perplexity/report"
+_ACROSS = 4  # maps side by side in a turned table
 # The metric that stands for a task where it has several.
 _MAIN = ("acc", "exact_match", "f1", "word_perplexity", "perplexity")
 
@@ -52,7 +54,8 @@ def front_table(entries: Sequence[FrontEntry], full_scores: Mapping[str, float])
 
 def to_markdown(rows: Sequence[Sequence[str]]) -> str:
     """Rows, the first one the header, as a Markdown table."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
+    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in escaped]
     lines.insert(1, "|" + " --- |" * len(rows[0]))
     return "\n".join(lines) + "\n"
 
@@ -60,21 +63,39 @@ def to_markdown(rows: Sequence[Sequence[str]]) -> str:
 def print_front(
     console: Any, entries: Sequence[FrontEntry], full_scores: Mapping[str, float]
 ) -> None:
-    """The table, then every map on a line of its own, to copy."""
+    """The table, then every map on a line of its own, to copy (never wrapped).
+
+    Cells break between words; where even that is too wide the table is turned: maps across.
+    """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    header, *rows = front_table(entries, full_scores)
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    for label in header:
-        table.add_column(label, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    def show(rows: Sequence[Sequence[str]]) -> None:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for label, width in zip(rows[0], _word_widths(rows), strict=True):
+            table.add_column(Text(label), min_width=width)  # Text: a "[" in a value is no markup
+        for row in rows[1:]:
+            table.add_row(*map(Text, row))
+        console.print(table)
+
+    rows = [row[:-1] for row in front_table(entries, full_scores)]  # the origin is said below
+    if sum(_word_widths(rows)) + 2 * len(rows[0]) <= console.width:
+        show(rows)
+    else:
+        for start in range(1, len(rows), _ACROSS):
+            show(list(zip(rows[0], *rows[start : start + _ACROSS], strict=True)))
     for entry in entries:
         if entry.num_shared:
             text = "_".join(map(str, entry.kv_source_layers))
-            console.print(f"{entry.num_shared:3d} shared  {text}")
+            line = Text(f"{entry.num_shared:3d} shared  {text}  {entry.origin}")
+            console.print(line, soft_wrap=True)
+
+
+def _word_widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    """The longest word of every column."""
+    columns = zip(*rows, strict=True)
+    return [max(len(word) for cell in column for word in [*cell.split(), ""]) for column in columns]
 
 
 def answer(
@@ -82,12 +103,19 @@ def answer(
     full_scores: Mapping[str, float],
     reference_maps: Mapping[str, Sequence[TrialResult]],
     results: Sequence[TrialResult],
+    score_label: str = "score",
 ) -> list[str]:
     """What was found, in sentences that say no more than what was measured."""
+    return [*_bought(entries), *_against(reference_maps, results, score_label)]
+
+
+def _bought(entries: Sequence[FrontEntry]) -> list[str]:
+    """What sharing buys at three levels of held-out perplexity; only the front was measured."""
+    if entries and not any(_HELD in entry.retained for entry in entries):
+        return ["Held-out perplexity was not measured: the table shows what was."]
     sentences = []
-    held = "perplexity/report"
     for limit in (0.98, 0.95, 0.9):
-        good = [entry for entry in entries if entry.retained.get(held, 0) >= limit]
+        good = [entry for entry in entries if entry.retained.get(_HELD, 0) >= limit]
         most = max(good, key=lambda entry: entry.num_shared, default=None)
         if most is not None and most.num_shared:
             layers = len(most.kv_source_layers)
@@ -97,20 +125,47 @@ def answer(
             )
         else:
             sentences.append(f"No shared map keeps {limit:.0%} of the held-out perplexity.")
+    return sentences
+
+
+def _against(
+    reference_maps: Mapping[str, Sequence[TrialResult]],
+    results: Sequence[TrialResult],
+    score_label: str,
+) -> list[str]:
+    """Whether each reference map is beaten: by a better score with as little KV, ties are not."""
+    sentences, compared = [], False
+    scored = [(r, r.score) for r in results if r.score is not None]
     for name, chosen in reference_maps.items():
+        if not chosen:
+            sentences.append(f"{name}: no map to compare with.")
         for result in chosen:
+            head = f"{name} at {len(result.sharing_map.targets)} shared layers"
             if result.score is None:
+                why = result.reason or result.status.replace("_", " ")
+                sentences.append(f"{head} has no {score_label} to compare ({why}).")
                 continue
             size = result.footprint.kv_fraction
-            rivals = [r for r in results if r.score is not None and r.footprint.kv_fraction <= size]
-            best = max(rivals, key=lambda r: r.score or 0.0)
-            shared = len(result.sharing_map.targets)
-            verdict = (
-                f"is the best found with as little KV (score {result.score:.3g})"
-                if best is result
-                else f"scores {result.score:.3g}; the best map with as little KV {best.score:.3g}"
-            )
-            sentences.append(f"{name} at {shared} shared layers {verdict}.")
+            rivals = [score for r, score in scored if r.footprint.kv_fraction <= size]
+            best = max(rivals, default=result.score)
+            if best > result.score:
+                verdict = (
+                    f"is beaten: {score_label} {result.score:.3g}; "
+                    f"the best map with as little KV {best:.3g}"
+                )
+            else:
+                verdict = (
+                    f"is not beaten: {score_label} {result.score:.3g} "
+                    "is the best found with as little KV"
+                )
+            compared = True
+            sentences.append(f"{head} {verdict}.")
+    if compared:
+        sentences.insert(
+            0,
+            f"Maps are compared by the {score_label} that the search optimised, which the greedy "
+            "strategy did not see; held-out scores are in the table.",
+        )
     return sentences
 
 
@@ -124,29 +179,38 @@ def front_page(
     reference_maps: Mapping[str, Sequence[TrialResult]],
     score_label: str,
     environment: Mapping[str, str],
+    full_score: float | None = None,
 ) -> str:
     """One HTML page that needs no network: answer, table, figure, maps, environment."""
     header, *rows = front_table(entries, full_scores)
     figure = front_html(
-        results, front, reference_maps=reference_maps, score_label=score_label, title=""
+        results,
+        front,
+        reference_maps=reference_maps,
+        score_label=score_label,
+        title="",
+        full_score=full_score,
     )
     maps = [
         [str(entry.num_shared), "_".join(map(str, entry.kv_source_layers)), entry.digest]
         for entry in entries
         if entry.num_shared
     ]
-    sentences = answer(entries, full_scores, reference_maps, results)
+    sentences = answer(entries, full_scores, reference_maps, results, score_label)
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em }}
 table {{ border-collapse: collapse; margin: 1em 0 }}
 th, td {{ padding: .25em .7em; border-bottom: 1px solid #ddd; text-align: left }}
-code {{ font-size: 12px; word-break: break-all }}
+.wide {{ overflow-x: auto }}
+code {{ user-select: all; font-size: 12px; word-break: break-all }}
 </style></head><body>
 <h1>{html.escape(title)}</h1>
 <ul>{"".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)}</ul>
-{_html_table(header, rows)}
+<div class="wide">{_html_table(header, rows)}</div>
 <p>In brackets: what is retained of the full cache's score on the same items.</p>
 {figure}
 <h2>Maps</h2>

@@ -7,17 +7,20 @@ and one end. https://mlflow.org/docs/latest/tracking.html
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
 import math
 import os
 import platform
+import posixpath
 import re
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +33,10 @@ _PACKAGES = (
     *("torch", "transformers", "optuna", "lm_eval", "mlflow", "hydra-core", "datasets"),
     "kvsharer_exp",
 )
-_BATCH = 100  # MLflow's limit of params and of tags in one call
-_PARAM = 6000  # and of characters in a param
+# MLflow's limits: params, tags and metrics in one call (1000 of all kinds), characters.
+_PARAMS, _METRICS = 100, 800
+_NAME, _PARAM, _TAG = 250, 6000, 8000
+_MESSAGE = 200  # characters of our own errors
 
 
 class Tracker:
@@ -55,20 +60,27 @@ class Tracker:
         Raises:
             InputError: the store cannot be opened or written.
         """
+        path = uri.partition("?")[0].removeprefix("sqlite:///")
         local = uri.startswith("sqlite:///")
-        with _store_errors(uri), _quiet():
+        # No usage data to a third party unless the user says so; read when mlflow is imported.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        with _impatient(), _store_errors(uri), _quiet(logging.CRITICAL):
             if local:
-                Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+                _make_writable(Path(path))
             from mlflow.tracking import MlflowClient
 
             client = MlflowClient(tracking_uri=uri)
             found = client.get_experiment_by_name(experiment)
-            if found is not None:
-                return cls(client, found.experiment_id)
-            location = None
-            if local:
-                location = (Path(artifacts).resolve() / experiment).as_uri()
-            return cls(client, client.create_experiment(experiment, artifact_location=location))
+            if found is None:
+                location = (Path(artifacts).resolve() / experiment).as_uri() if local else None
+                made = client.create_experiment(experiment, artifact_location=location)
+                return cls(client, made)
+            if found.lifecycle_stage != "active":
+                raise InputError(
+                    f"MLflow experiment {experiment} is deleted: run `mlflow experiments restore "
+                    f"-x {found.experiment_id}`, or give another tracking.experiment"
+                )
+            return cls(client, found.experiment_id)
 
     def start_run(
         self,
@@ -85,88 +97,100 @@ class Tracker:
         else:
             self._client.update_run(run_id, status="RUNNING")
             self.set_tags(run_id, tags)
-        self._log_params(run_id, params)
+        held = self._client.get_run(run_id).data.params
+        self._log(run_id, params=[param for param in _params(params) if param.key not in held])
         return run_id
 
     def log_trial(
-        self, parent_id: str, result: TrialResult, more: Mapping[str, float], *, name: str
+        self, parent_id: str, result: TrialResult, more: Mapping[str, float], *, name: str = ""
     ) -> str:
-        """A child run with the map, params, scores and footprint of one trial; returns its id."""
+        """A child run with the map, params, scores and footprint of one trial; returns its id.
+
+        A run is FAILED when its trial is; one that was screened out did what it was asked.
+        """
         shared = result.sharing_map
-        tags = {
-            "mlflow.parentRunId": parent_id,
-            "digest": shared.digest,
-            "kv_source_layers": str(shared),
-            "status": result.status,
-            "stage": result.stage_reached,
-            "origin": result.origin,
-            "front": "false",
-        }
-        if result.reason:
-            tags["reason"] = result.reason
-        run_id = self._client.create_run(self._experiment_id, run_name=name, tags=tags).info.run_id
         metrics = {
             **result.scores,
             "kv_fraction": result.footprint.kv_fraction,
             "kv_bytes_per_token": result.footprint.kv_bytes_per_token,
             "num_shared": len(shared.targets),
             "seconds": result.seconds,
+            **({} if result.score is None else {"score": result.score}),
             **more,
         }
-        if result.score is not None:
-            metrics["score"] = result.score
-        params = {"map": str(shared), **{k: str(v) for k, v in result.params.items()}}
-        self._log_params(run_id, params, new=True)
-        self.log_metrics(run_id, metrics, step=result.number)
+        tags = {
+            "mlflow.parentRunId": parent_id,
+            "digest": shared.digest,
+            "kv_source_layers": str(shared),
+            "num_shared": str(len(shared.targets)),
+            "status": result.status,
+            "stage": result.stage_reached,
+            "origin": result.origin,
+            "reason": result.reason,
+            "not_finite": _not_finite(metrics),
+            "front": "false",
+        }
+        run_id = self._client.create_run(
+            self._experiment_id,
+            run_name=name or f"{len(shared.targets)}/{shared.num_layers} shared",
+            tags={key: value[:_TAG] for key, value in tags.items() if value},
+        ).info.run_id
+        params = {"map": str(shared), **result.params}
+        self._log(run_id, metrics=_metrics(metrics, result.number), params=_params(params))
         self.finish(run_id, "FAILED" if result.status == "failed" else "FINISHED")
         return run_id
 
-    def _log_params(self, run_id: str, params: Mapping[str, str], *, new: bool = False) -> None:
-        from mlflow.entities import Param
-
-        held = {} if new else self._client.get_run(run_id).data.params
-        items = [
-            Param(_name(key), str(value)[:_PARAM])
-            for key, value in params.items()
-            if _name(key) not in held
-        ]
-        for start in range(0, len(items), _BATCH):
-            self._client.log_batch(run_id, params=items[start : start + _BATCH])
+    def _log(
+        self,
+        run_id: str,
+        *,
+        metrics: Sequence[Any] = (),
+        params: Sequence[Any] = (),
+        tags: Sequence[Any] = (),
+    ) -> None:
+        """In as few calls as MLflow's limits allow; none for nothing."""
+        while metrics or params or tags:
+            self._client.log_batch(run_id, metrics[:_METRICS], params[:_PARAMS], tags[:_PARAMS])
+            metrics, params, tags = metrics[_METRICS:], params[_PARAMS:], tags[_PARAMS:]
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
         """Finite values as metrics; the names of others go to the tag ``not_finite``."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        self._client.log_batch(
-            run_id, metrics=[Metric(_name(k), float(v), now, step) for k, v in finite.items()]
+        lost = _not_finite(metrics)
+        self._log(
+            run_id,
+            metrics=_metrics(metrics, step),
+            tags=_tags({"not_finite": lost}) if lost else [],
         )
-        if len(finite) < len(metrics):
-            self.set_tags(run_id, {"not_finite": ", ".join(sorted(set(metrics) - set(finite)))})
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        items = [RunTag(key, str(value)) for key, value in tags.items()]
-        for start in range(0, len(items), _BATCH):
-            self._client.log_batch(run_id, tags=items[start : start + _BATCH])
+        """Set the tags, over those of the same name."""
+        self._log(run_id, tags=_tags(tags))
 
     def log_text(self, run_id: str, text: str, path: str) -> None:
+        """Keep ``text`` as the run's artifact ``path``, UTF-8."""
         self.log_bytes(run_id, text.encode(), path)
 
+    def log_dict(self, run_id: str, values: Mapping[str, Any], path: str) -> None:
+        """Keep ``values`` as the run's artifact ``path``, JSON."""
+        self.log_text(run_id, json.dumps(values, indent=2, allow_nan=False) + "\n", path)
+
     def log_bytes(self, run_id: str, content: bytes, path: str) -> None:
-        """Keep ``content`` as the run's artifact ``path`` (a bare file name)."""
+        """Keep ``content`` as the run's artifact ``path``; folders in it are made."""
+        parent, _, name = path.rpartition("/")
         with tempfile.TemporaryDirectory() as folder, _quiet():
-            file = Path(folder) / path
+            file = Path(folder) / name
             file.write_bytes(content)
-            self._client.log_artifact(run_id, str(file))
+            self._client.log_artifact(run_id, str(file), parent or None)
 
     def mark_front(self, members: Iterable[str], before: Iterable[str] = ()) -> None:
-        """Tag ``front=true`` on the members, ``front=false`` on those of ``before`` that left."""
+        """Tag ``front=true`` on the members, ``front=false`` on those of ``before`` that left.
+
+        A run of ``before`` that was deleted in the UI since is passed over.
+        """
         members = set(members)
         for run_id in set(before) - members:
-            self.set_tags(run_id, {"front": "false"})
+            if self.exists(run_id):
+                self.set_tags(run_id, {"front": "false"})
         for run_id in members:
             self.set_tags(run_id, {"front": "true"})
 
@@ -180,8 +204,11 @@ class Tracker:
 
         try:
             return self._client.get_run(run_id).info.lifecycle_stage == "active"
-        except MlflowException:
-            return False
+        except MlflowException as error:
+            # A malformed id is none of the store's; any other error says nothing about the run.
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return False
+            raise
 
     def find_map(self, run_id: str) -> SharingMap:
         """The map of a run.
@@ -238,41 +265,104 @@ def ui_command(uri: str, port: int) -> tuple[list[str], dict[str, str]]:
     """(argv, environment) of an MLflow server on this machine only: one worker, no job runner."""
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
-    return command, {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return command, {**os.environ, **settings}
 
 
 def _name(key: str) -> str:
-    """MLflow takes letters, digits, and ``_-. /:`` in names."""
-    return re.sub(r"[^\w\-. /:]", "_", key)
+    """MLflow takes letters, digits and ``_-. /:`` in names that are paths in normal form."""
+    path = posixpath.normpath(re.sub(r"[^\w\-. /:]", "_", key)).lstrip("./")
+    return path[:_NAME].rstrip("/") or "_"
+
+
+def _metrics(values: Mapping[str, float], step: int) -> list[Any]:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    finite = {_name(key): float(value) for key, value in values.items() if math.isfinite(value)}
+    return [Metric(name, value, now, step) for name, value in finite.items()]
+
+
+def _not_finite(values: Mapping[str, float]) -> str:
+    return ", ".join(sorted(key for key, value in values.items() if not math.isfinite(value)))
+
+
+def _params(values: Mapping[str, Any]) -> list[Any]:
+    from mlflow.entities import Param
+
+    named = {_name(key): str(value)[:_PARAM] for key, value in values.items()}
+    return [Param(name, value) for name, value in named.items()]
+
+
+def _tags(values: Mapping[str, str]) -> list[Any]:
+    from mlflow.entities import RunTag
+
+    return [RunTag(key, str(value)[:_TAG]) for key, value in values.items()]
+
+
+def _make_writable(file: Path) -> None:
+    """The folder of the database, made, and the file one that SQLite can write to.
+
+    Asked first: MLflow tries ten times in 100 s to open what is no file, and reads happily from
+    what it cannot write.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for path in (file.parent, file):
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(f"{path.name} is read-only")
+    if file.exists():
+        with closing(sqlite3.connect(file)) as database:  # waits 5 s for a lock
+            database.execute("begin immediate")
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """MLflow's and Alembic's chatter off inside; warnings stay."""
-    names = ("mlflow", "alembic", "mlflow.store.db.utils", "alembic.runtime.migration")
-    before = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.WARNING)
+def _impatient() -> Iterator[None]:
+    """A server that does not answer fails in seconds inside, not after MLflow's minutes."""
+    settings = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    added = {key: value for key, value in settings.items() if key not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
+        for key in added:
+            del os.environ[key]
+
+
+@contextmanager
+def _quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """MLflow's and Alembic's chatter below ``level`` is off inside."""
+    loggers = [logging.getLogger(name) for name in ("mlflow", "mlflow.store.db.utils", "alembic")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, old in zip(loggers, before, strict=True):
+            logger.setLevel(old)
 
 
 @contextmanager
 def _store_errors(uri: str) -> Iterator[None]:
-    """Whatever a store raises when it cannot be opened, as one line."""
+    """Whatever a store raises when it cannot be opened (also: no driver for it), as one line."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
         text = " ".join(str(error).split())
-        if "db upgrade" in text or "out-of-date" in text:
-            way = f"run `mlflow db upgrade {uri}` once"
-        else:
-            way = "check that it is writable and not in use, or give another tracking.uri"
-        reason = re.sub(r"\((sqlite3|Background).*?\)\s*", "", text)[:70]
-        raise InputError(f"MLflow store {uri} cannot be opened ({reason}): {way}") from error
+        if "out-of-date database schema" in text:
+            raise InputError(
+                f"MLflow store was made by another MLflow: run `mlflow db upgrade {uri}` once, "
+                "or use the newer MLflow that made it"
+            ) from error
+        way = "make it reachable and writable, or give another tracking.uri"
+        reason = re.sub(r"\(sqlite3\.\w+\)\s*|\s*[\[(](SQL:|Background).*", "", text)
+        start = f"MLflow store {_short(uri, 60)} cannot be opened ("
+        reason = _short(reason, _MESSAGE - len(start) - len(way) - 3)
+        raise InputError(f"{start}{reason}): {way}") from error
+
+
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,6 +1,7 @@
 """The front and its hypervolume against brute force."""
 
 import itertools
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,3 +64,26 @@ def test_only_complete_results_count() -> None:
     results = [result(0, 0.5, None), result(1, 0.6, 0.1, 2), result(2, 0.6, 0.3, 2)]
     assert [r.number for r in pareto_front(results)] == [2]
     assert {size: r.number for size, r in best_per_size(results).items()} == {2: 2}
+
+
+def test_a_status_that_is_not_complete_and_a_score_that_is_no_number_stay_out() -> None:
+    screened = replace(result(0, 0.1, 5.0), status="screened_out")
+    results = [screened, result(1, 0.2, float("nan")), result(2, 0.6, 0.3)]
+    assert [r.number for r in pareto_front(results)] == [2]
+    assert [r.number for r in best_per_size(results).values()] == [2]
+
+
+@given(points)
+def test_the_front_does_not_depend_on_the_order_and_has_the_whole_hypervolume(chosen) -> None:
+    results = [result(i, x, y, shared=x) for i, (x, y) in enumerate(chosen)]
+    front = pareto_front(results)
+    assert pareto_front(results[::-1]) == front
+    assert best_per_size(results[::-1]) == best_per_size(results)
+    reduced = [(r.footprint.kv_fraction, r.score) for r in front]
+    assert hypervolume(reduced, (5, 1)) == hypervolume(chosen, (5, 1))
+
+
+def test_of_equal_maps_of_one_size_the_earliest_is_best() -> None:
+    results = [result(3, 0.5, 1.0, 2), result(1, 0.5, 1.0, 2), result(2, 0.9, 0.5, 1)]
+    assert {size: r.number for size, r in best_per_size(results).items()} == {1: 2, 2: 1}
+    assert list(best_per_size(results)) == [1, 2]

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from kvsharer_exp.errors import InputError
 from kvsharer_exp.internlm2 import convert, is_internlm2, llama_config
+from kvsharer_exp.models import load_model
 from kvsharer_exp.sharing.runtime import share_kv
 from kvsharer_exp.sharing_map import SharingMap
 
@@ -218,3 +219,15 @@ def test_refuses_what_it_does_not_know_and_leaves_nothing(tmp_path) -> None:
     target.mkdir()
     with pytest.raises(InputError, match="exists"):
         convert(source, target)
+
+
+def test_a_local_folder_loads_by_its_path(tmp_path, ids, monkeypatch) -> None:
+    """`load_model` converts it once into the cache and needs none of its code."""
+    monkeypatch.setenv("KVSHARER_CACHE", str(tmp_path / "cache"))
+    original = written(tmp_path / "source")
+    load_model("tiny")[1].save_pretrained(tmp_path / "source")
+    models = [load_model(str(tmp_path / "source"))[0] for _ in range(2)]
+    for model in models:
+        assert model.config.model_type == "llama"
+        torch.testing.assert_close(model(ids).logits, original(ids).float(), rtol=1e-3, atol=1e-3)
+    assert len(list((tmp_path / "cache" / "models").glob("internlm2-*/config.json"))) == 1

@@ -1,12 +1,17 @@
 """Runs as MLflow holds them, read back by a client of its own; the real server; bad stores."""
 
+import json
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -155,9 +160,131 @@ def test_bad_stores_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="cannot be opened") as refused:
             Tracker.open(f"sqlite:///{path}", "x", str(tmp_path))
         assert "\n" not in str(refused.value)
-        assert len(str(refused.value)) <= 300
+        assert len(str(refused.value)) <= 200
     with pytest.raises(InputError, match="cannot be opened"):
         Tracker.open("nonsense://x", "x", str(tmp_path))
+
+
+def test_a_trial_costs_one_create_one_batch_and_one_end(tracker, monkeypatch) -> None:
+    parent, calls = start(tracker), []
+    for name in ("create_run", "log_batch", "set_terminated", "set_tag", "get_run"):
+        inner = getattr(tracker._client, name)
+
+        def counted(*args, name=name, inner=inner, **kwargs):
+            calls.append(name)
+            return inner(*args, **kwargs)
+
+        monkeypatch.setattr(tracker._client, name, counted)
+    lost = {"kl": float("inf"), "cosine": 0.5}
+    tracker.log_trial(parent, trial(scores=lost), {}, name="x")
+    assert calls == ["create_run", "log_batch", "set_terminated"]
+
+
+def test_a_trial_names_the_scores_it_could_not_log(tracker, client) -> None:
+    lost = {"kl": float("inf"), "perplexity/report": float("nan"), "cosine": 0.5}
+    run = client.get_run(tracker.log_trial(start(tracker), trial(scores=lost), {}))
+    assert "kl" not in run.data.metrics
+    assert run.data.tags["not_finite"] == "kl, perplexity/report"
+    assert run.data.tags["num_shared"] == "1"
+    assert run.info.run_name == "1/4 shared"
+
+
+@pytest.mark.parametrize("name", ["a@b", "a//b", "../a", "/a", "a/", "x" * 300, "..", "acc,none"])
+def test_every_name_and_long_text_is_taken(tracker, client, name: str) -> None:
+    run_id = start(tracker)
+    tracker.log_metrics(run_id, {name: 0.25})
+    assert list(client.get_run(run_id).data.metrics.values()) == [0.25]
+    failed = trial(params={name: 1}, status="failed", score=None, reason="y" * 9000)
+    child = client.get_run(tracker.log_trial(run_id, failed, {}))
+    assert len(child.data.params) == 2
+    assert len(child.data.tags["reason"]) == 8000
+
+
+def test_a_front_that_left_with_a_deleted_run_is_no_error(tracker, client) -> None:
+    parent = start(tracker)
+    one, two = (tracker.log_trial(parent, trial(i), {}) for i in range(2))
+    client.delete_run(one)
+    tracker.mark_front([two], before=[one, "f" * 32])
+    assert client.get_run(two).data.tags["front"] == "true"
+
+
+def test_artifacts_go_into_folders(tracker, client, tmp_path) -> None:
+    run_id = start(tracker)
+    tracker.log_bytes(run_id, b"\x89PNG", "pictures/front.png")
+    tracker.log_dict(run_id, {"a": [1]}, "front.json")
+    picture = client.download_artifacts(run_id, "pictures/front.png", str(tmp_path))
+    assert Path(picture).read_bytes() == b"\x89PNG"
+    values = client.download_artifacts(run_id, "front.json", str(tmp_path))
+    assert json.loads(Path(values).read_text(encoding="utf-8")) == {"a": [1]}
+
+
+def test_a_deleted_experiment_is_named_with_the_way_back(uri, client, tmp_path) -> None:
+    Tracker.open(uri, "deleted", str(tmp_path))
+    client.delete_experiment(client.get_experiment_by_name("deleted").experiment_id)
+    with pytest.raises(InputError, match="mlflow experiments restore -x"):
+        Tracker.open(uri, "deleted", str(tmp_path))
+
+
+def test_a_store_of_another_schema_names_the_upgrade(tracker, uri, tmp_path) -> None:
+    old = tmp_path / "old.db"
+    shutil.copy(uri.removeprefix("sqlite:///"), old)
+    with closing(sqlite3.connect(old)) as database, database:
+        database.execute("update alembic_version set version_num = '3da73c924c2f'")
+    with pytest.raises(InputError, match=f"run `mlflow db upgrade sqlite:///{old}`"):
+        Tracker.open(f"sqlite:///{old}", "x", str(tmp_path))
+
+
+def test_a_store_that_is_read_only_is_refused_before_a_run(tracker, uri, monkeypatch) -> None:
+    file = Path(uri.removeprefix("sqlite:///"))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != file)
+    with pytest.raises(InputError, match=f"{file.name} is read-only"):
+        Tracker.open(uri, "tests of tracking")
+
+
+def test_a_store_in_use_is_refused(tracker, uri: str) -> None:
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as other:
+        other.execute("begin exclusive")
+        with pytest.raises(InputError, match="database is locked"):
+            Tracker.open(uri, "tests of tracking")
+    assert Tracker.open(uri, "tests of tracking")
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "postgresql+nodriver://x/y"])
+def test_a_server_out_of_reach_and_a_missing_driver_are_one_line(uri: str) -> None:
+    before = dict(os.environ)
+    with pytest.raises(InputError, match="cannot be opened") as refused:
+        Tracker.open(uri)
+    assert len(str(refused.value)) <= 200
+    assert {k: v for k, v in os.environ.items() if "HTTP" in k} == {
+        k: v for k, v in before.items() if "HTTP" in k
+    }
+
+
+def test_a_new_store_is_made_in_silence_and_nothing_global_is_left(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from kvsharer_exp.tracking import Tracker
+assert "mlflow" not in sys.modules
+tracker = Tracker.open("sqlite:///deep/mlflow.db", artifacts="deep/artifacts")
+run = tracker.start_run("a", tags={}, params={})
+tracker.log_text(run, "x", "x.txt")
+import mlflow
+assert not mlflow.is_tracking_uri_set() and mlflow.active_run() is None
+assert "MLFLOW_TRACKING_URI" not in os.environ
+"""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**inherited, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(list(tmp_path.rglob("x.txt"))) == 1
+    assert not (tmp_path / "mlruns").exists()
 
 
 def test_environment_names_versions_and_commit() -> None:
@@ -167,7 +294,7 @@ def test_environment_names_versions_and_commit() -> None:
     assert all(isinstance(value, str) for value in known.values())
 
 
-def test_the_real_server_shows_the_runs(tracker, uri: str) -> None:
+def test_the_real_server_shows_the_runs(tracker, uri: str, tmp_path: Path) -> None:
     run_id = start(tracker)
     tracker.log_text(run_id, "<h1>front</h1>", "front.html")
     with socket.socket() as probe:
@@ -177,6 +304,7 @@ def test_the_real_server_shows_the_runs(tracker, uri: str) -> None:
     server = subprocess.Popen(
         arguments,
         env=environment,
+        cwd=tmp_path,
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -201,6 +329,14 @@ def test_the_real_server_shows_the_runs(tracker, uri: str) -> None:
         shown = get(f"/get-artifact?path=front.html&run_uuid={run_id}")
         assert shown == b"<h1>front</h1>"
         assert b"<html" in get("/").lower()
+        # The same calls, with the server as the store.
+        remote = Tracker.open(base, "through the server")
+        parent = start(remote)
+        child = remote.log_trial(parent, trial(), {}, name="x")
+        remote.log_text(child, "far", "far.txt")
+        assert remote.find_map(child) == MAP
+        assert not remote.exists("f" * 32)
+        assert get(f"/get-artifact?path=far.txt&run_uuid={child}") == b"far"
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()

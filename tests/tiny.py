@@ -1,5 +1,8 @@
 """Tiny random models of many architectures: 6 layers, for contracts only."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -8,6 +11,8 @@ import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from kvsharer_exp.sharing.architectures import attention_layers, may_share
+from kvsharer_exp.sharing.permanent import make_shared
+from kvsharer_exp.sharing.runtime import share_kv
 from kvsharer_exp.sharing_map import SharingMap
 
 NUM_LAYERS = 6
@@ -62,6 +67,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "experts_implementation": "eager",  # grouped matmul has no float64
         },
     ),
+    "internlm3": ("InternLM3Config", {"head_dim": 16}),
+    "phi3": ("Phi3Config", {}),
+    "gpt2": ("GPT2Config", {"num_key_value_heads": None}),
+    "gpt_neox": ("GPTNeoXConfig", {"num_key_value_heads": None}),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "experts_implementation": "eager"}),
 }
 
@@ -104,6 +113,18 @@ def some_map(model: PreTrainedModel, num_shared: int = 2) -> SharingMap:
         if source is not None and len(sharing_map.targets) < num_shared:
             sharing_map = sharing_map.share(target.index, source.index)
     return sharing_map
+
+
+@contextmanager
+def running(
+    model: PreTrainedModel, sharing_map: SharingMap, form: str = "context"
+) -> Iterator[PreTrainedModel]:
+    """``model`` under ``sharing_map`` by `share_kv`, or (``permanent``) a copy by `make_shared`."""
+    if form == "permanent":
+        yield make_shared(copy.deepcopy(model), sharing_map)
+    else:
+        with share_kv(model, sharing_map):
+            yield model
 
 
 def hooks(model: PreTrainedModel) -> dict[str, tuple]:

@@ -346,7 +346,15 @@ def _publish(
     paper = {PAPER: [result for result in found if result.origin == PAPER]}
     label = f"score ({config.scoring.fitness})"
     title = f"{config.model.name}: memory against accuracy"
-    picture = front_figure(found, front, reference_maps=paper, score_label=label, title=title)
+    full_score = 1.0 if config.scoring.fitness == "lm_eval" else 0.0
+    picture = front_figure(
+        found,
+        front,
+        reference_maps=paper,
+        score_label=label,
+        title=title,
+        full_score=full_score,
+    )
     table = to_markdown(front_table(entries, full))
     page = front_page(
         title=title,
@@ -356,6 +364,7 @@ def _publish(
         front=front,
         reference_maps=paper,
         score_label=label,
+        full_score=full_score,
         environment={**session.environment, "seed": str(config.seed), "study": study.study_name},
     )
     files: dict[str, str | bytes] = {

@@ -1,37 +1,39 @@
 """Find the decoder layers of a model that can share their KV, without naming architectures.
 
 A layer takes part when its attention module has a ``layer_idx``, receives the cache as an argument
-and projects keys and values by ``k_proj`` and ``v_proj``. Every transformers model built that way
-(llama, mistral, qwen2, qwen3, gemma, olmo2, phi, cohere, …) works without a line of its own.
+and projects keys and values in a way `projections` knows. Every transformers model built that way
+works without a line of its own.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from torch import nn
 
-from kvsharer_exp.errors import InputError
+from kvsharer_exp.sharing.projections import Projections, SharingError, find_projections
 from kvsharer_exp.sharing_map import SharingMap
 
 # What transformers calls the cache argument of an attention module's forward.
 _CACHE_ARGUMENTS = ("past_key_values", "layer_past", "past_key_value")
-_WORKING = (
-    "llama, mistral, qwen2, qwen3, gemma2, gemma3_text, olmo2, phi, stablelm, granite, cohere"
+# Those that pass the whole contract (tests/tiny.py holds the same list); any other model built the
+# same way is welcome.
+WORKING = (
+    "llama mistral mixtral qwen2 qwen3 qwen3_moe gemma2 gemma3_text olmo2 phi phi3 stablelm "
+    "granite cohere smollm3 glm4 starcoder2 internlm3 gpt2 gpt_neox"
 )
-
-
-class SharingError(InputError):
-    """A model or a map that cannot share KV; the message names the layers and the way out."""
+_LATENT_KV = ("kv_b_proj", "kv_a_proj_with_mqa")  # multi-head latent attention (deepseek)
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionLayer:
     """One decoder layer: where its attention is and what it caches per token.
 
-    ``key_features`` and ``value_features`` are num_key_value_heads × head_dim; ``attention_type``
-    is transformers' word for it (``full_attention``, ``sliding_attention``, …).
+    ``attention_type`` is transformers' word for it (``full_attention``, ``sliding_attention``, …).
     """
 
     index: int
@@ -39,14 +41,14 @@ class AttentionLayer:
     attention: nn.Module
     cache_argument: str
     cache_position: int
-    key_features: int
-    value_features: int
-    num_key_value_heads: int
+    projections: Projections
     attention_type: str
 
     @property
     def kv_shape(self) -> tuple[int, int, int]:
-        return self.num_key_value_heads, self.key_features, self.value_features
+        """num_key_value_heads, and that × head_dim for keys and for values."""
+        own = self.projections
+        return own.num_key_value_heads, own.key_features, own.value_features
 
     def projection(self, name: str) -> nn.Module:
         return self.attention.get_submodule(name)
@@ -54,26 +56,23 @@ class AttentionLayer:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes this layer's keys and values take per cached token in the model's dtype."""
+        own = self.projections
         # Of any parameter of the attention: under a map the projections are not there.
         dtype = next(self.attention.parameters()).dtype
         size = dtype.itemsize if dtype.is_floating_point else 2  # quantised weights: 16-bit KV
-        return (self.key_features + self.value_features) * size
+        return (own.key_features + own.value_features) * size
 
     @property
     def kv_parameter_bytes(self) -> int:
-        """Bytes of the key and value projections (weights and biases)."""
-        return sum(
-            parameter.numel() * parameter.element_size()
-            for name in ("k_proj", "v_proj")
-            for parameter in self.projection(name).parameters()
-        )
+        """Bytes of the weights and biases that make this layer's keys and values."""
+        return self.projections.kv_parameter_bytes
 
 
 def attention_layers(model: nn.Module) -> tuple[AttentionLayer, ...]:
     """The decoder layers of ``model`` in order, one per layer.
 
     Raises:
-        SharingError: the model has no such layers, or only some (hybrid, fused projections).
+        SharingError: the model has no such layers, or only some (hybrid); lists those that work.
     """
     config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
     num_layers = config.num_hidden_layers
@@ -87,33 +86,44 @@ def attention_layers(model: nn.Module) -> tuple[AttentionLayer, ...]:
     found: dict[int, AttentionLayer] = {}
     for name, module in modules.items():
         index = getattr(module, "layer_idx", None)
-        if not isinstance(index, int) or not all(
-            isinstance(getattr(module, part, None), nn.Module) for part in ("k_proj", "v_proj")
-        ):
+        if not isinstance(index, int) or index in found:
             continue
-        arguments = list(inspect.signature(type(module).forward).parameters)[1:]
-        cache_argument = next((a for a in _CACHE_ARGUMENTS if a in arguments), None)
-        if cache_argument is None or not 0 <= index < num_layers or index in found:
+        cache_argument = _cache_argument(type(module).forward)
+        projections = find_projections(module, config) if cache_argument else None
+        if cache_argument is None or projections is None:
             continue
-        key_features = module.k_proj.out_features
-        head_dim = getattr(module, "head_dim", None) or key_features
         found[index] = AttentionLayer(
             index=index,
             block=modules[name.rpartition(".")[0]],
             attention=module,
-            cache_argument=cache_argument,
-            cache_position=arguments.index(cache_argument),
-            key_features=key_features,
-            value_features=module.v_proj.out_features,
-            num_key_value_heads=key_features // head_dim,
-            attention_type=types[index],
+            cache_argument=cache_argument[0],
+            cache_position=cache_argument[1],
+            projections=projections,
+            attention_type=types[index] if 0 <= index < len(types) else "",
         )
-    if sorted(found) != list(range(num_layers)):
-        raise SharingError(
-            f"{config.model_type} cannot share KV here: {len(found)} of its {num_layers} layers "
-            f"have k_proj, v_proj and a cache argument. Works: {_WORKING}"
-        )
+    reason = _why_not(config, modules, types, sorted(found) == list(range(num_layers)))
+    if reason:
+        raise SharingError(f"{config.model_type} cannot share KV ({reason}). Works: {WORKING}")
     return tuple(found[index] for index in range(num_layers))
+
+
+@cache
+def _cache_argument(forward: Callable[..., Any]) -> tuple[str, int] | None:
+    """Name and position of the cache among the arguments of ``forward``; inspecting is slow."""
+    arguments = list(inspect.signature(forward).parameters)[1:]
+    name = next((a for a in _CACHE_ARGUMENTS if a in arguments), None)
+    return None if name is None else (name, arguments.index(name))
+
+
+def _why_not(config: Any, modules: dict[str, nn.Module], types: list[str], complete: bool) -> str:
+    """In a word why this model cannot share; empty when it can."""
+    if config.is_encoder_decoder:
+        return "seq2seq"
+    if any("attention" not in kind or kind.startswith("linear") for kind in types):
+        return "recurrent"
+    if any(name.rpartition(".")[2] in _LATENT_KV for name in modules):
+        return "latent KV"
+    return "" if complete else "attention"
 
 
 def may_share(target: AttentionLayer, source: AttentionLayer) -> bool:

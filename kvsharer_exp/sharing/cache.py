@@ -11,6 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers.cache_utils import DummyLayer
+
+from kvsharer_exp.sharing.projections import QueryRows
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 """Keys and values, each (batch, num_key_value_heads, sequence, head_dim)."""
@@ -43,29 +46,73 @@ class SourceView(_LayerView):
 
 
 class TargetView(_LayerView):
-    """Stores nothing; gives the source's KV. ``was_read`` proves the attention went through."""
+    """Stores nothing; gives the source's KV. ``was_read`` proves the attention went through.
 
-    def __init__(self, cache: Any, shared: dict[int, KeyValue], source: int, last: bool) -> None:
+    Args:
+        last: no layer after this one reads ``source``, so its KV can go.
+        rows: the stub of a fused projection, to be told what its zeros became.
+    """
+
+    def __init__(
+        self,
+        cache: Any,
+        shared: dict[int, KeyValue],
+        source: int,
+        last: bool,
+        rows: QueryRows | None = None,
+    ) -> None:
         super().__init__(cache, shared)
         self._source = source
         self._last = last
+        self._rows = rows
         self.was_read = False
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> KeyValue:
         self.was_read = True
+        if self._rows is not None:
+            self._rows.confirm(layer_idx, key, value)
+        _vacate(self._cache, layer_idx)
         take = self._shared.pop if self._last else self._shared.__getitem__
         source_key, source_value = take(self._source)
         # Under a device map the source may live elsewhere; a no-op on one device.
         return source_key.to(key.device), source_value.to(key.device)
 
 
+def _vacate(cache: Any, layer: int) -> None:
+    """Mark ``layer`` of ``cache`` as holding nothing, transformers' way, unless it holds KV.
+
+    An empty sliding layer cannot be cropped (it reads the length of keys that are not there), a
+    preallocated one wastes memory, and a cache filled under a map must not pass for a full one
+    later: `DummyLayer` is right in all three.
+    """
+    layers: list[Any] = getattr(cache, "layers", [])
+    if layer < len(layers) and not isinstance(layers[layer], DummyLayer):
+        held = layers[layer]
+        if not held.is_initialized or not int(held.get_seq_length()):
+            layers[layer] = DummyLayer()
+
+
 def cache_bytes(cache: Any) -> int:
-    """Bytes of the keys and values ``cache`` holds, counted on its tensors."""
+    """Bytes of the keys and values ``cache`` holds, counted on its tensors.
+
+    Quantised layers count as stored: the quantised tensor with its scale, and the residual.
+    """
+    names = ("keys", "values", "_quantized_keys", "_quantized_values")
     return sum(
-        tensor.numel() * tensor.element_size()
-        for layer in cache.layers
-        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
-        if isinstance(tensor, torch.Tensor)
+        _tensor_bytes(getattr(layer, name, None)) for layer in cache.layers for name in names
     )
+
+
+def _tensor_bytes(stored: Any) -> int:
+    if isinstance(stored, torch.Tensor):
+        flatten = getattr(stored, "__tensor_flatten__", None)  # a wrapper holds its parts so
+        if flatten is not None:
+            return sum(_tensor_bytes(getattr(stored, name)) for name in flatten()[0])
+        return stored.numel() * stored.element_size()
+    if isinstance(stored, tuple):
+        return sum(_tensor_bytes(part) for part in stored)
+    if isinstance(stored, dict):
+        return sum(_tensor_bytes(part) for part in stored.values())
+    return 0

@@ -32,7 +32,7 @@ def plain_greedy(model, pairs, count: int, threshold: float):
     sources = list(range(NUM_LAYERS))
     trace = []
     with torch.inference_mode():
-        full = [model.model(window[None], use_cache=False)[0].flatten() for window in WINDOWS]
+        full = [model.base_model(window[None], use_cache=False)[0].flatten() for window in WINDOWS]
         for pair in pairs:
             if sources[pair.target] != pair.target:
                 continue
@@ -42,7 +42,7 @@ def plain_greedy(model, pairs, count: int, threshold: float):
             cosines = []
             with share_kv(model, SharingMap(tuple(tried))):
                 for window, reference in zip(WINDOWS, full, strict=True):
-                    hidden = model.model(window[None], use_cache=False)[0].flatten()
+                    hidden = model.base_model(window[None], use_cache=False)[0].flatten()
                     cosines.append(torch.cosine_similarity(hidden, reference, dim=0).item())
             cosine = sum(cosines) / len(cosines)
             trace.append((pair.target, pair.source, cosine, cosine > threshold))

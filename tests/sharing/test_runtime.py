@@ -1,17 +1,20 @@
 """What `share_kv` refuses, and its three parts one at a time."""
 
 import threading
+import time
 
 import pytest
 import torch
+import transformers
 from torch import nn
-from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 
-from kvsharer_exp.sharing.architectures import SharingError
+from kvsharer_exp.sharing.architectures import SharingError, attention_layers
 from kvsharer_exp.sharing.cache import SourceView, TargetView, cache_bytes
-from kvsharer_exp.sharing.runtime import NoProjection, share_kv
+from kvsharer_exp.sharing.projections import NoProjection
+from kvsharer_exp.sharing.runtime import share_kv
 from kvsharer_exp.sharing_map import SharingMap
-from tests.tiny import NUM_LAYERS, SMALL, some_map, tiny_model, tokens
+from tests.tiny import NUM_LAYERS, SMALL, hooks, some_map, tiny_model, tokens
 
 MAP = SharingMap.identity(NUM_LAYERS).share(4, 1)
 
@@ -63,7 +66,7 @@ def test_no_projection_takes_no_memory() -> None:
     zeros = NoProjection(8)(torch.ones(2, 3, 4, dtype=torch.bfloat16))
     assert zeros.shape == (2, 3, 8)
     assert zeros.dtype == torch.bfloat16
-    assert zeros.untyped_storage().nbytes() == 2
+    assert zeros.untyped_storage().nbytes() == 8 * 2  # of one token, however many there are
     assert not zeros.any()
 
 
@@ -92,12 +95,47 @@ def test_refuses_another_kv_shape() -> None:
         attention.k_proj = original
 
 
-def test_refuses_a_model_without_the_seam() -> None:
-    small = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 2}
-    model = GPT2LMHeadModel(GPT2Config(**small))
-    with pytest.raises(SharingError, match=r"gpt2 cannot share KV here.*Works: llama"):
+WITHOUT_THE_SEAM = {
+    "T5Config": ({"num_layers": 2, "d_model": 32, "d_kv": 8, "d_ff": 32}, "t5", "seq2seq"),
+    "MambaConfig": ({"num_hidden_layers": 2, "hidden_size": 32}, "mamba", "recurrent"),
+    "DeepseekV3Config": (
+        {"num_hidden_layers": 2, "hidden_size": 32, "n_routed_experts": 8},
+        "deepseek_v3",
+        "latent KV",
+    ),
+    "Lfm2Config": (
+        {"layer_types": ["conv", "full_attention"], "hidden_size": 64, "num_hidden_layers": 2},
+        "lfm2",
+        "recurrent",
+    ),
+}
+
+
+@pytest.mark.parametrize("config", WITHOUT_THE_SEAM)
+def test_refuses_a_model_without_the_seam(config: str) -> None:
+    options, name, reason = WITHOUT_THE_SEAM[config]
+    made = getattr(transformers, config)(vocab_size=64, **options)
+    with torch.device("meta"):
+        model = AutoModel.from_config(made)
+    with pytest.raises(SharingError) as caught:
         with share_kv(model, SharingMap((0, 0))):
             pass
+    message = str(caught.value)
+    assert message.startswith(f"{name} cannot share KV ({reason}). Works: llama mistral ")
+    assert len(message) <= 200
+
+
+@pytest.mark.parametrize("config", ["CodeGenConfig", "GPTBigCodeConfig", "FalconConfig"])
+def test_refuses_a_fused_projection_laid_out_otherwise(config: str) -> None:
+    """Known names and sizes with other rows in them: seen at the first forward."""
+    small = {"num_hidden_layers": 6, "num_attention_heads": 4, "hidden_size": 64, "vocab_size": 128}
+    # GPTBigCode has one KV head: taken for four, the zeros would cover queries too.
+    more = {"CodeGenConfig": {"rotary_dim": 8}, "GPTBigCodeConfig": {"num_key_value_heads": None}}
+    options = small | more.get(config, {})
+    model = AutoModelForCausalLM.from_config(getattr(transformers, config)(**options))
+    with pytest.raises(SharingError, match=r"layer 4 .* not laid out as queries, keys, values"):
+        with torch.inference_mode(), share_kv(model.eval(), MAP):
+            model(tokens())
 
 
 def test_refuses_attention_that_never_asks_the_cache() -> None:
@@ -112,11 +150,72 @@ def test_refuses_attention_that_never_asks_the_cache() -> None:
 
     original, attention.__class__ = type(attention), Deaf
     try:
-        with pytest.raises(RuntimeError, match=r"layer 4 .* does not call cache.update"):
+        with pytest.raises(SharingError, match=r"layer 4 .* does not call cache.update"):
             with torch.inference_mode(), share_kv(model, MAP):
                 model(tokens())
     finally:
         attention.__class__ = original
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+def test_an_error_in_the_middle_of_a_forward_leaves_nothing(name: str, error: type) -> None:
+    """Between a source and its target: KV is on its way and the targets have stubs."""
+    model = tiny_model(name)
+    attention = attention_layers(model)[3].attention
+
+    def fail(module: nn.Module, args: object, output: object) -> None:
+        raise error
+
+    with torch.inference_mode():
+        stock, before = model(tokens()).logits, hooks(model)
+        state = dict(model.state_dict())
+        with pytest.raises(error), share_kv(model, MAP):
+            handle = attention.register_forward_hook(fail)
+            try:
+                model(tokens())
+            finally:
+                handle.remove()
+        assert hooks(model) == before
+        assert state.keys() == model.state_dict().keys()
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+        assert torch.equal(model(tokens()).logits, stock)
+        with share_kv(model, MAP):  # nothing of the broken forward is left for the next
+            shared = model(tokens()).logits
+        assert not torch.equal(shared, stock)
+
+
+def test_a_forward_after_a_broken_one_inside_the_same_block() -> None:
+    model = tiny_model("llama")
+    with torch.inference_mode(), share_kv(model, MAP):
+        expected = model(tokens()).logits
+        handle = model.model.layers[3].register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(tokens(seed=7))
+        handle.remove()
+        assert torch.equal(model(tokens()).logits, expected)
+
+
+def test_a_cache_filled_under_a_map_is_not_taken_for_a_full_one() -> None:
+    model, ids = tiny_model("llama"), tokens()
+    with torch.inference_mode():
+        with share_kv(model, MAP):
+            cache = model(ids, use_cache=True).past_key_values
+        with pytest.raises(NotImplementedError):
+            model(ids[:, :1], past_key_values=cache)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_entering_and_leaving_32_layers_takes_under_5_ms(name: str) -> None:
+    model = tiny_model(name, num_hidden_layers=32)
+    sharing_map = some_map(model, 12)
+    seconds = []
+    for _ in range(20):
+        started = time.perf_counter()
+        with share_kv(model, sharing_map):
+            pass
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.005  # the others waited for the machine
 
 
 def test_refuses_to_nest_and_stays_usable() -> None:
@@ -156,7 +255,7 @@ def test_many_readers_of_one_source_and_a_reader_of_layer_zero() -> None:
         output = model(tokens(), use_cache=True)
         again = model(tokens(), use_cache=False)
     assert torch.equal(output.logits, again.logits)
-    held = [i for i, layer in enumerate(output.past_key_values.layers) if layer.is_initialized]
+    held = [i for i, kept in enumerate(output.past_key_values.layers) if kept.keys is not None]
     assert held == [0, 3]
 
 

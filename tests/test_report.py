@@ -1,0 +1,139 @@
+"""The front in words: it fits a terminal, a pipe and a page, and never says more than measured."""
+
+import io
+import re
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from kvsharer_exp.records import Footprint, FrontEntry, TrialResult
+from kvsharer_exp.report import answer, front_page, front_table, print_front, to_markdown
+from kvsharer_exp.sharing_map import SharingMap
+
+FULL = {"kl": 0.0, "perplexity/calibration": 20.0, "perplexity/report": 22.0}
+FULL |= {"lm_eval/wiki_cloze/acc": 0.4, "lm_eval/wiki_order/acc": 0.6}
+
+
+def shared(num_shared: int, num_layers: int = 30) -> SharingMap:
+    return SharingMap((0,) * (num_shared + 1) + tuple(range(num_shared + 1, num_layers)))
+
+
+def entry(num_shared: int, report: float = 0.97, origin: str = "tpe [red]") -> FrontEntry:
+    sharing_map = shared(num_shared)
+    return FrontEntry(
+        sharing_map.kv_source_layers,
+        sharing_map.digest,
+        num_shared,
+        1 - num_shared / 30,
+        {name: value * 1.01 for name, value in FULL.items()},
+        {name: report for name in FULL if name != "kl"},
+        "",
+        origin,
+    )
+
+
+def result(number: int, num_shared: int, score: float | None) -> TrialResult:
+    return TrialResult(
+        number,
+        {},
+        shared(num_shared),
+        {},
+        Footprint(1, 1 - num_shared / 30, 0),
+        "failed" if score is None else "complete",
+        "fit",
+        1.0,
+        score,
+        "",
+        "" if score is not None else "out of memory",
+    )
+
+
+def printed(entries: list[FrontEntry], full: dict[str, float], width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    print_front(console, entries, full)
+    return console.file.getvalue().splitlines()
+
+
+ENTRIES = [entry(size) for size in range(1, 13)]
+
+
+@pytest.mark.parametrize("num_tasks", [0, 1, 5, 12])
+def test_the_table_fits_80_columns_with_whole_words(num_tasks: int) -> None:
+    full = FULL | {f"lm_eval/another_task_{i}/acc": 0.5 for i in range(num_tasks)}
+    lines = printed(ENTRIES, full)
+    table = [line for line in lines if not re.match(r" *\d+ shared  ", line)]
+    assert max(map(len, table)) <= 80
+    words = " ".join(table).split()
+    for name in full:
+        task = name.split("/")[1] if name.startswith("lm_eval/") else name.split("/")[0]
+        assert task in words
+    assert "…" not in "".join(lines)
+
+
+def test_every_map_is_whole_on_a_line_of_its_own_without_colours() -> None:
+    lines = printed(ENTRIES, FULL)
+    for made in ENTRIES:
+        text = "_".join(map(str, made.kv_source_layers))
+        assert f"{made.num_shared:3d} shared  {text}  tpe [red]" in lines
+    assert "\x1b" not in "".join(lines)
+
+
+def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    print_front(console, ENTRIES, FULL)
+    assert "\x1b[3" not in console.file.getvalue()
+
+
+def test_markdown_cells_stay_cells() -> None:
+    rows = front_table([entry(1, origin="a|b\nc")], FULL)
+    lines = to_markdown(rows).splitlines()
+    assert len(lines) == 4
+    assert lines[-1].endswith(r"a\|b c |")
+
+
+def against(results: list[TrialResult], reference: list[TrialResult]) -> str:
+    return " ".join(answer(ENTRIES, FULL, {"paper greedy": reference}, results, "score (kl)"))
+
+
+def test_a_reference_is_beaten_only_by_a_better_score_with_as_little_kv() -> None:
+    paper = result(0, 4, -1.0)
+    assert "is beaten: score (kl) -1;" in against([paper, result(1, 5, -0.5)], [paper])
+    assert "is not beaten" in against([paper, result(1, 3, -0.5)], [paper])  # keeps more KV
+    assert "is not beaten" in against([result(1, 4, -1.0), paper], [paper])  # a tie
+    assert "is not beaten" in against([paper, result(1, 9, None)], [paper])
+    copy = replace(paper)  # as read back from a study: equal, not the same object
+    assert "is not beaten" in against([paper], [copy])
+
+
+def test_the_answer_says_what_could_not_be_compared() -> None:
+    assert "out of memory" in against([result(1, 4, -1.0)], [result(0, 4, None)])
+    assert "no map to compare with" in against([result(1, 4, -1.0)], [])
+    unmeasured = [replace(made, retained={}) for made in ENTRIES]
+    assert answer(unmeasured, FULL, {}, [])[0].startswith("Held-out perplexity was not measured")
+
+
+def test_the_answer_says_which_score_compares() -> None:
+    paper = result(0, 4, -1.0)
+    assert "the search optimised" in against([paper], [paper])
+
+
+def test_the_page_tells_environment_maps_and_full_cache_and_escapes() -> None:
+    odd = "<script>alert('&')</script>"
+    page = front_page(
+        title=odd,
+        entries=[entry(2, origin=odd)],
+        full_scores={**FULL, f"perplexity/{odd}": 1.0},
+        results=[result(0, 2, -0.5)],
+        front=[result(0, 2, -0.5)],
+        reference_maps={odd: [result(0, 2, -0.5)]},
+        score_label=odd,
+        environment={odd: odd, "seed": "7"},
+        full_score=0.0,
+    )
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;" in page
+    assert f"<code>{shared(2)}</code>" in page
+    assert "<td>seed</td><td>7</td>" in page
+    assert '"full cache"' in page
