@@ -111,12 +111,12 @@ class StudyConfig:
     journal file (default: a journal under ``tracking.folder``)."""
 
     name: str | None = None
-    n_trials: int = 60
+    n_trials: int = 100
     minutes: float | None = None
     storage: str | None = None
     fresh: bool = False
     screen_windows: int = 8
-    margin: float = 1.0
+    margin: float = 0.15
 
     def __post_init__(self) -> None:
         _at_least("study.n_trials", self.n_trials, 1)
@@ -174,6 +174,55 @@ class TrackingConfig:
 
 
 @dataclass
+class BenchConfig:
+    """``bench``: cells of batch × context, decode steps and repeats of each; ``memory_gib`` is what
+    weights and cache may take in the calculator (no ``map=``)."""
+
+    batch_sizes: list[int] = field(default_factory=lambda: [1])
+    contexts: list[int] = field(default_factory=lambda: [256, 1024])
+    new_tokens: int = 32
+    repeats: int = 3
+    memory_gib: float = 24.0
+
+    def __post_init__(self) -> None:
+        for key in ("batch_sizes", "contexts"):
+            values = getattr(self, key)
+            if not values:
+                raise InputError(f"bench.{key} is empty: give at least one number, like [1]")
+            for value in values:
+                _at_least(f"bench.{key}", value, 1)
+        _at_least("bench.new_tokens", self.new_tokens, 1)
+        _at_least("bench.repeats", self.repeats, 1)
+        if self.memory_gib <= 0:
+            raise InputError(f"bench.memory_gib={self.memory_gib:g}: give GiB above 0")
+
+
+@dataclass
+class ExportConfig:
+    """Where a map is written (default: ``export/`` in the run folder); ``overwrite`` replaces an
+    earlier export there, never another folder."""
+
+    path: str | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class GenerateConfig:
+    """``generate``: one prompt, or a file with one a line; greedy. ``chat``: as a user's turn in
+    the tokenizer's chat template, else the text as it is."""
+
+    prompt: str | None = None
+    file: str | None = None
+    max_new_tokens: int = 64
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least("generate.max_new_tokens", self.max_new_tokens, 1)
+        if self.prompt is not None and self.file is not None:
+            raise InputError("generate.prompt and generate.file exclude each other: give one")
+
+
+@dataclass
 class UiConfig:
     port: int = 5000
 
@@ -200,6 +249,9 @@ class Config:
     study: StudyConfig = field(default_factory=StudyConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
     ui: UiConfig = field(default_factory=UiConfig)
 
     def __post_init__(self) -> None:

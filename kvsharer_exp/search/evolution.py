@@ -33,6 +33,7 @@ class MapEvolution(BaseSampler):
         space: any space whose ``encode`` takes most maps (``layer_sources`` takes all).
         elites: maps kept per size.
         offspring: maps made per draw, of which the model chooses one.
+        explore: scale of the posterior's spread in the draw; 0 always takes the best predicted.
         prior: ridge strength of the model, in units of one observation.
     """
 
@@ -44,10 +45,12 @@ class MapEvolution(BaseSampler):
         elites: int = 3,
         offspring: int = 300,
         prior: float = 2.0,
+        explore: float = 0.2,
     ) -> None:
         self._space = space
         self._pairs = [(pair.target, pair.source) for pair in space.ranking.pairs]
         self._elites, self._offspring, self._prior = elites, offspring, prior
+        self._explore = explore
         self._rng = np.random.default_rng(seed)
         self._independent = RandomSampler(seed=seed)
         self._results: dict[int, TrialResult] = {}
@@ -68,7 +71,7 @@ class MapEvolution(BaseSampler):
         archive = self._archive()
         known = {result.sharing_map for result in self._results.values()}
         for _ in range(20):
-            size = int(self._rng.integers(1, self._space.max_shared + 1))
+            size = self._draw_size()
             made = {
                 child for child in self._make(archive, size) if len(child.targets) == size
             } - known
@@ -87,6 +90,11 @@ class MapEvolution(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
+
+    def _draw_size(self) -> int:
+        """Small maps first: they teach what a layer costs; then every size alike."""
+        young = len(self._results) < 2 * self._space.ranking.num_layers
+        return int(self._rng.integers(1, min(3 if young else 10**9, self._space.max_shared) + 1))
 
     def _learn(self, study: optuna.Study) -> None:
         for trial in study.get_trials(deepcopy=False):
@@ -160,7 +168,7 @@ class MapEvolution(BaseSampler):
         residual = outputs - outputs.mean() - inputs @ mean
         noise = math.sqrt(float(residual @ residual) / len(outputs)) + 1e-3
         factor = np.linalg.cholesky(np.linalg.inv(precision))
-        drawn = mean + noise * factor @ self._rng.standard_normal(len(mean))
+        drawn = mean + self._explore * noise * factor @ self._rng.standard_normal(len(mean))
         predicted = np.stack([_features(child) for child in children]) @ drawn
         return [children[i] for i in np.argsort(predicted, kind="stable")]
 

@@ -60,7 +60,7 @@ class StagedScorer:
         fitness: str = "kl",
         tasks: TaskScorer | None = None,
         screen_batches: int = 1,
-        margin: float = 1.0,
+        margin: float = 0.15,
     ) -> None:
         if fitness not in FITNESSES:
             raise InputError(

@@ -5,8 +5,8 @@ import random
 import optuna
 import pytest
 import yaml
-from kvsharer_exp.assets import data_dir
 
+from kvsharer_exp.assets import data_dir
 from kvsharer_exp.errors import InputError
 from kvsharer_exp.records import DissimilarityRanking, LayerPair
 from kvsharer_exp.search.greedy import adjacent_pairs, trailing_layers

@@ -1,0 +1,121 @@
+"""The map sampler: valid, new, reproducible, and better than chance on a problem with an answer."""
+
+import random
+
+import numpy as np
+import optuna
+import pytest
+
+from kvsharer_exp.records import DissimilarityRanking, Footprint, LayerPair
+from kvsharer_exp.search.evolution import MapEvolution
+from kvsharer_exp.search.samplers import make_sampler
+from kvsharer_exp.search.spaces import make_space
+from kvsharer_exp.search.stages import SCREEN, Outcome
+from kvsharer_exp.search.study import open_study, run_search
+
+LAYERS, MAX_SHARED = 16, 6
+PAIRS = tuple(LayerPair(t, s, float((t * 7 + s * 3) % 11)) for t in range(LAYERS) for s in range(t))
+RANKING = DissimilarityRanking("m", "d", LAYERS, tuple(sorted(PAIRS, key=lambda p: -p.distance)))
+SPACE = make_space("layer_sources", RANKING, max_shared=MAX_SHARED)
+DICE = np.random.default_rng(0)
+TARGET_COST, SOURCE_COST = DICE.exponential(0.1, LAYERS), DICE.exponential(0.02, LAYERS)
+
+
+def loss(sharing_map) -> float:
+    """Costs of the layers that read and are read, and a little for every two readers together."""
+    costs = [
+        TARGET_COST[t] + SOURCE_COST[sharing_map.kv_source_layers[t]] for t in sharing_map.targets
+    ]
+    return sum(costs) * (1 + 0.05 * len(costs))
+
+
+def score(sharing_map, size, so_far) -> Outcome:
+    value = loss(sharing_map)
+    return Outcome({SCREEN: value, "kl": value}, "complete", "fit", -value)
+
+
+def search(folder, kind: str, seed: int, n_trials: int = 120):
+    with open_study(f"{kind}-{seed}", storage=None, folder=folder) as study:
+        return run_search(
+            study,
+            SPACE,
+            score,
+            sampler=make_sampler(kind, space=SPACE, seed=seed),
+            footprint=lambda m: Footprint(1, len(m.owners) / LAYERS, 0),
+            n_trials=n_trials,
+        )
+
+
+def best(found) -> np.ndarray:
+    lowest = np.full(MAX_SHARED, 10.0)
+    for result in found:
+        size = len(result.sharing_map.targets)
+        if size:
+            lowest[size - 1] = min(lowest[size - 1], -result.score)
+    return lowest
+
+
+def test_beats_random_at_every_size_and_finds_the_cheap_layers(tmp_path) -> None:
+    wins = np.zeros(MAX_SHARED)
+    for seed in range(3):
+        wins += best(search(tmp_path, "evolution", seed)) <= best(search(tmp_path, "random", seed))
+    assert wins.tolist() == [3] * MAX_SHARED
+    optimum = [min(loss(SPACE_MAP.share(t, s)) for t in range(LAYERS) for s in range(t))]
+    assert best(search(tmp_path, "evolution", 9))[0] == pytest.approx(optimum[0], rel=0.35)
+
+
+SPACE_MAP = SPACE.decode({"num_shared": 1, **{f"source_{t}": t for t in range(1, LAYERS)}})
+
+
+def test_same_seed_same_maps_other_seed_other_maps(tmp_path) -> None:
+    one, two, other = (
+        [str(r.sharing_map) for r in search(tmp_path / name, "evolution", seed, 40)]
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert one == two != other
+
+
+def test_suggests_maps_that_are_new_while_there_are_any(tmp_path) -> None:
+    with open_study("s", storage=None, folder=tmp_path) as study:
+        sampler = MapEvolution(SPACE, seed=0)
+        run_search(
+            study,
+            SPACE,
+            score,
+            sampler=sampler,
+            footprint=lambda m: Footprint(1, 1.0, 0),
+            n_trials=60,
+        )
+        assert len(study.trials) == 60  # no draw met a known map
+
+
+def test_a_space_that_holds_few_maps_is_used_up(tmp_path) -> None:
+    few = DissimilarityRanking("m", "d", LAYERS, RANKING.pairs[:2])
+    space = make_space("layer_sources", few, max_shared=1)
+    with open_study("s", storage=None, folder=tmp_path) as study:
+        found = run_search(
+            study,
+            space,
+            score,
+            sampler=MapEvolution(space, seed=0),
+            footprint=lambda m: Footprint(1, 1.0, 0),
+            n_trials=50,
+        )
+    assert {str(r.sharing_map) for r in found} >= {
+        str(SPACE_MAP.share(p.target, p.source)) for p in few.pairs
+    }
+
+
+def test_works_in_a_study_of_its_own_and_beside_other_parameters() -> None:
+    """What any Optuna sampler must do: relative and independent draws, reseeding, no results."""
+    sampler = MapEvolution(SPACE, seed=0)
+    study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
+    dice = random.Random(0)
+    for _ in range(8):
+        trial = study.ask(SPACE.distributions())
+        extra = trial.suggest_float("extra", 0, 1)
+        assert 0 <= extra <= 1
+        assert 0 < len(SPACE.decode(trial.params).targets) <= MAX_SHARED
+        study.tell(trial, (dice.random(), extra))
+    sampler.reseed_rng()
+    assert study.ask(SPACE.distributions()).params.keys() == SPACE.distributions().keys()
