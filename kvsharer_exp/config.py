@@ -60,7 +60,7 @@ class HeldoutConfig:
     """Text the search never sees (its report part) or sees only through search tasks."""
 
     path: str = "wikipedia"
-    num_windows: int = 12
+    num_windows: int = 8
     window_tokens: int = 256
 
     def __post_init__(self) -> None:

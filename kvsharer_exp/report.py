@@ -37,7 +37,7 @@ def front_table(entries: Sequence[FrontEntry], full_scores: Mapping[str, float])
     shown = columns(full_scores)
     labels = [name.removeprefix("lm_eval/").replace("/", " ") for name in shown]
     rows = [["shared", "KV", *labels, "from"]]
-    full = [f"{full_scores[name]:.3g}" for name in shown]
+    full = [_number(full_scores[name]) for name in shown]
     rows.append(["0 (full)", "100%", *full, ""])
     for entry in entries:
         if not entry.num_shared:
@@ -46,10 +46,16 @@ def front_table(entries: Sequence[FrontEntry], full_scores: Mapping[str, float])
         for name in shown:
             kept = entry.retained.get(name)
             share = f" ({kept:.0%})" if kept is not None else ""
-            cells.append(f"{entry.scores[name]:.3g}{share}" if name in entry.scores else "–")
+            value = entry.scores.get(name)
+            cells.append("–" if value is None else _number(value) + share)
         size = f"{entry.num_shared}/{len(entry.kv_source_layers)}"
         rows.append([size, f"{entry.kv_fraction:.0%}", *cells, entry.origin])
     return rows
+
+
+def _number(value: float) -> str:
+    """Three digits; rounding noise of a zero is a zero."""
+    return "0" if abs(value) < 1e-6 else f"{value:.3g}"
 
 
 def to_markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -321,6 +321,7 @@ def _report(
     ratios = session.config.compression.ratios
     asked = {num_targets(ratio, session.num_layers) for ratio in ratios}
     known = [r for r in paper if r.score is not None and len(r.sharing_map.targets) in asked]
+    known.sort(key=lambda result: len(result.sharing_map.targets))
     return full, [entry_of(result) for result in front], [entry_of(result) for result in known]
 
 
