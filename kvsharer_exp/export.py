@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kvsharer_exp.assets import shorten
 from kvsharer_exp.errors import InputError
-from kvsharer_exp.models import _quiet
+from kvsharer_exp.models import quiet_transformers
 from kvsharer_exp.sharing.architectures import attention_layers
 from kvsharer_exp.sharing.permanent import make_shared
 from kvsharer_exp.sharing.projections import FusedProjection, QueryRows
@@ -91,7 +91,10 @@ def write_export(
     make_shared(model, sharing_map)
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.partial-"
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as partial, _quiet():
+    with (
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as partial,
+        quiet_transformers(),
+    ):
         folder = Path(partial) / "new"
         folder.mkdir()  # the temporary folder itself is for its owner's eyes only
         model.save_pretrained(folder)
@@ -158,7 +161,7 @@ def load_exported(folder: str | Path) -> tuple[Any, Any]:
     """
     folder = Path(folder).expanduser()
     sharing_map = _read_map(folder)
-    with _quiet():
+    with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             loaded: Any = AutoModelForCausalLM.from_pretrained(

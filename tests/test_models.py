@@ -211,3 +211,21 @@ def test_bos_follows_the_tokenizer_unless_said(tiny, smollm2) -> None:
     assert not adds_bos(spec, tiny[1])
     assert not adds_bos(spec, smollm2[1])
     assert adds_bos(ModelSpec(name="m", source="random:tiny", add_bos_token=True), tiny[1])
+
+
+def test_a_folder_that_lacks_weights_is_refused(tiny, tmp_path: Path) -> None:
+    """transformers would fill them with random numbers and only warn."""
+    from safetensors.torch import load_file, save_file
+
+    for part in tiny:
+        part.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.2.self_attn.k_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert "lacks 1 weights, like model.layers.2" in refused(str(tmp_path))
+
+
+def test_an_export_is_not_a_model_source(tiny, tmp_path: Path) -> None:
+    tiny[0].save_pretrained(tmp_path)
+    (tmp_path / "sharing_map.json").write_text('{"kv_source_layers": [0, 0, 2, 3, 4, 5]}')
+    assert "is an export and shares KV already" in refused(str(tmp_path))
