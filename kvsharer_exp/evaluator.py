@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -73,14 +74,12 @@ class Evaluator:
         self._layers = attention_layers(model)
         device = self._model.get_input_embeddings().weight.device
         self._batches: tuple[torch.Tensor, ...] = windows.to(device).split(batch_size)
-        self.batch_size = batch_size
         self.layers_run = 0  # counted block forwards, for tests and benchmarks
         self._keeps_states, self._keeps_probabilities = self._plan(windows.numel(), memory_budget)
         identity = SharingMap.identity(self.num_layers)
         self._full = _Base(identity, [_States() for _ in self._batches])
         self._references = [self._refer(index) for index in range(len(self._batches))]
         self._base = self._full
-        self.full_nlls = self.score(identity).nlls  # per window, the unshared model's
 
     @property
     def num_layers(self) -> int:
@@ -89,6 +88,11 @@ class Evaluator:
     @property
     def num_windows(self) -> int:
         return sum(len(batch) for batch in self._batches)
+
+    @cached_property
+    def full_scores(self) -> CandidateScores:
+        """The unshared model's, on all windows; computed at first use."""
+        return self.score(self._full.sharing_map)
 
     def score(
         self,

@@ -24,7 +24,7 @@ def run(config: Config) -> None:
         check_map(sharing_map, attention_layers(session.model))
         start_run(session, kv_source_layers=str(sharing_map), digest=sharing_map.digest)
         identity = SharingMap.identity(sharing_map.num_layers)
-        full = fit_scores(session.evaluator.score(identity)) | session.report_scores(identity)
+        full = fit_scores(session.evaluator.full_scores) | session.report_scores(identity)
         session.say("scored the full cache")
         scores = fit_scores(session.evaluator.score(sharing_map))
         scores |= session.report_scores(sharing_map)

@@ -14,9 +14,8 @@ from kvsharer_exp.footprint import footprint, measured_footprint
 from kvsharer_exp.models import model_id
 from kvsharer_exp.records import Footprint
 from kvsharer_exp.report import to_markdown
-from kvsharer_exp.scoring import perplexity, retained
+from kvsharer_exp.scoring import retained
 from kvsharer_exp.sharing.architectures import attention_layers, check_map
-from kvsharer_exp.sharing.runtime import share_kv
 from kvsharer_exp.sharing_map import SharingMap
 
 
@@ -81,11 +80,8 @@ def run(config: Config) -> None:
 
 def _scores(session: Session, sharing_map: SharingMap) -> dict[str, float]:
     """As `evaluate`, without lm-eval tasks."""
-    scores = fit_scores(session.evaluator.score(sharing_map))
-    batch_size = session.config.scoring.batch_size
-    with share_kv(session.model, sharing_map):
-        scores["perplexity/report"] = perplexity(session.model, session.report_windows, batch_size)
-    return scores
+    measured = fit_scores(session.evaluator.score(sharing_map))
+    return measured | session.report_scores(sharing_map, tasks=False)
 
 
 def model_card(

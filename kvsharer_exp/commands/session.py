@@ -157,12 +157,13 @@ class Session:
         tasks = self.tasks[1]
         return self.task_scorer(tasks, self.config.scoring.report.limit) if tasks else None
 
-    def report_scores(self, sharing_map: SharingMap) -> dict[str, float]:
-        """Perplexity of the report text and the report tasks, on text the search never saw."""
+    def report_scores(self, sharing_map: SharingMap, *, tasks: bool = True) -> dict[str, float]:
+        """Perplexity of the report text and, unless left out, the report tasks: on text the
+        search never saw."""
         batch_size = self.config.scoring.batch_size
         with share_kv(self.model, sharing_map):
             scores = {"perplexity/report": perplexity(self.model, self.report_windows, batch_size)}
-            if self.report_tasks is not None:
+            if tasks and self.report_tasks is not None:
                 scores |= self.report_tasks.score()
         return scores
 

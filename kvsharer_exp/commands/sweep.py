@@ -92,6 +92,7 @@ def _sweep(session: Session, study: optuna.Study, max_shared: int) -> None:
     )
     session.say("scored the full cache")
     reference = (1.0, SCORE_REFERENCE[config.scoring.fitness])
+    known_before = len(results(study))
     searched = session.seconds
     with _progress(session, study, reference) as on_result:
         found = run_search(
@@ -117,8 +118,6 @@ def _sweep(session: Session, study: optuna.Study, max_shared: int) -> None:
     if beaten:
         session.console.print(f"the {PAPER} maps that are not on the front, on the same items:")
         print_front(session.console, beaten, full)
-    new = len(found) - study.user_attrs.get("told", 0)
-    study.set_user_attr("told", len(found))
     session.finish(
         {
             "study": study.study_name,
@@ -135,7 +134,7 @@ def _sweep(session: Session, study: optuna.Study, max_shared: int) -> None:
             "hypervolume": hypervolume(_points(front), reference),
             "hypervolume_reference": {"kv_fraction": reference[0], "score": reference[1]},
             "seconds_per_trial": sum(result.seconds for result in found) / len(found),
-            "overhead_seconds_per_trial": _overhead(found, new, searched),
+            "overhead_seconds_per_trial": _overhead(found, len(found) - known_before, searched),
             "front": [entry.to_dict() for entry in entries],
             "paper_greedy": [entry.to_dict() for entry in beaten],
             "full": {"scores": full},
@@ -224,7 +223,6 @@ def _progress(session: Session, study: optuna.Study, reference: tuple[float, flo
     """A bar with trial, best and time left; yields what logs each result to MLflow."""
     config, tracker = session.config, session.tracker
     found = list(results(study))
-    runs: dict[str, str] = dict(study.user_attrs.get("runs", {}))
     bar = Progress(
         TextColumn("search"),
         BarColumn(),
@@ -239,10 +237,11 @@ def _progress(session: Session, study: optuna.Study, reference: tuple[float, flo
         found.append(result)
         volume = hypervolume(_points(found), reference)
         label = f"{config.model.name} · {_size(result)} shared"
-        runs[result.sharing_map.digest] = tracker.log_trial(
+        run_id = tracker.log_trial(
             session.run_id, result, {"hypervolume": volume}, name=f"{label} · {_short(result)}"
         )
-        study.set_user_attr("runs", runs)
+        # One attribute a trial: a dictionary of all would be written whole every time.
+        study.set_user_attr(_run_key(result.sharing_map), run_id)
         tracker.log_metrics(session.run_id, {"hypervolume": volume}, step=len(found))
         bar.update(task, advance=1, best=f"{_size(result)} {_short(result)} hv {volume:.3f}")
         if not session.console.is_terminal:
@@ -253,6 +252,11 @@ def _progress(session: Session, study: optuna.Study, reference: tuple[float, flo
 
     with bar:
         yield on_result
+
+
+def _run_key(sharing_map: SharingMap) -> str:
+    """The study's attribute that holds the MLflow run of a map."""
+    return f"run {sharing_map.digest}"
 
 
 def _size(result: TrialResult) -> str:
@@ -299,8 +303,8 @@ def _report(
         return kept[sharing_map.digest]
 
     identity = SharingMap.identity(session.num_layers)
-    full = fit_scores(session.evaluator.score(identity)) | full_tasks | scores_of(identity)
-    runs = study.user_attrs.get("runs", {})
+    full = fit_scores(session.evaluator.full_scores) | full_tasks | scores_of(identity)
+    held = study.user_attrs
 
     def entry_of(result: TrialResult) -> FrontEntry:
         sharing_map = result.sharing_map
@@ -314,7 +318,7 @@ def _report(
             kv_fraction=result.footprint.kv_fraction,
             scores=scores,
             retained=retained(scores, full),
-            mlflow_run_id=runs.get(sharing_map.digest, ""),
+            mlflow_run_id=held.get(_run_key(sharing_map), ""),
             origin=result.origin,
         )
 

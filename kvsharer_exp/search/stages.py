@@ -117,7 +117,7 @@ def _losses(evaluator: Evaluator) -> dict[str, Callable[[CandidateScores], float
     """Each fitness as a loss: 0 for the full cache, higher is worse."""
 
     def more_nll(scores: CandidateScores) -> float:
-        full = evaluator.full_nlls[: len(scores.nlls)]
+        full = evaluator.full_scores.nlls[: len(scores.nlls)]
         return max(0.0, (sum(scores.nlls) - sum(full)) / len(full))
 
     return {
