@@ -71,7 +71,8 @@ def measure(
     }
     with counted_projections(model, sharing_map) as ran:
         warm_up = _round(model, ids, sides, _WARM_UP_STEPS, ran)
-    rounds = [_round(model, ids, sides, new_tokens) for _ in range(repeats)]
+    turns = (sides, dict(reversed(sides.items())))  # neither is always the second
+    rounds = [_round(model, ids, turns[i % 2], new_tokens) for i in range(repeats)]
     sums = {side: _summary([one[side] for one in rounds]) for side in sides}
     for side in sides:
         sums[side]["kv_projection_calls"] = warm_up[side]["kv_projection_calls"]
@@ -115,7 +116,8 @@ def _round(
     """A prefill of ``prompt`` (batch, context) by each side, then ``new_tokens`` greedy steps in
     turn, each side on its own cache.
 
-    Memory is of the prefill, what the other side holds not counted.
+    Memory is after the prefill: on CUDA its peak, what the other side holds not counted; on the
+    CPU that of the whole process.
     """
     # As `generate` does: logits of the last position only.
     keep = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -129,7 +131,7 @@ def _round(
     calls = dict.fromkeys(sides, 0)
     for step in range(new_tokens + 1):
         for side, way in sides.items():
-            before = _memory(cuda, prompt) if step == 0 else 0
+            before = _held_memory(prompt) if cuda and step == 0 else 0
             with way():
                 started = _now(cuda)
                 output = model(ids[side], past_key_values=caches[side], use_cache=True, **last)
@@ -143,8 +145,7 @@ def _round(
                 peak = torch.cuda.max_memory_allocated(prompt.device) - (before - start)
                 memory[side] = {"peak_memory_bytes": peak}
             elif step == 0:
-                grown = max(0, _memory(cuda, prompt) - before)
-                memory[side] = {"resident_growth_bytes": grown}
+                memory[side] = {"resident_bytes": _resident_bytes()}
             del output
     return {
         side: {
@@ -158,10 +159,8 @@ def _round(
     }
 
 
-def _memory(cuda: bool, prompt: torch.Tensor) -> int:
-    """Bytes allocated on the device, its peak counted from here; on the CPU, resident bytes."""
-    if not cuda:
-        return _resident_bytes()
+def _held_memory(prompt: torch.Tensor) -> int:
+    """Bytes allocated on the device; its peak counts from here."""
     torch.cuda.reset_peak_memory_stats(prompt.device)
     return torch.cuda.memory_allocated(prompt.device)
 
@@ -173,7 +172,7 @@ def _now(cuda: bool) -> float:
 
 
 def _resident_bytes() -> int:
-    """Resident memory of this process; 0 where there is no /proc."""
+    """Resident memory of this process, weights and both caches; 0 where there is no /proc."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") if statm.exists() else 0
 

@@ -23,6 +23,7 @@ from kvsharer_exp import __version__
 from kvsharer_exp.assets import data_dir
 from kvsharer_exp.config import DEFAULT_MODEL, explain, register, to_config
 from kvsharer_exp.errors import InputError
+from kvsharer_exp.machine import settle
 
 COMMANDS = ("calibrate", "search", "sweep", "evaluate", "bench", "export", "generate", "ui")
 _FLAGS_WITH_VALUE = (
@@ -39,9 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"kvsharer {__version__}")
         return 0
     debug = "debug=true" in (argument.lower() for argument in arguments)
-    # OpenMP's waiting threads would spin: beside one busy neighbour that made a forward 7 times
-    # slower (2 cores, measured 2026-11), alone it changes nothing. Read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    settle()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of Hydra's own printer
     try:
         return _run(translate(arguments))

@@ -1,10 +1,10 @@
 """One MLflow store for the whole session: making its database takes seconds."""
 
-import os
-
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch
+from kvsharer_exp.machine import settle
+
+settle()  # as the command line does, before torch
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import kvsharer_exp
 
 PACKAGE = Path(kvsharer_exp.__file__).parent
 FLOORS = {
-    "errors": 0, "sharing_map": 0, "records": 0,
+    "errors": 0, "machine": 0, "sharing_map": 0, "records": 0,
     "assets": 1, "models": 1, "sharing": 1, "internlm2": 1, "exported_model": 1,
     "texts": 2, "tasks": 2, "calibration": 2, "ranking": 2, "evaluator": 2, "scoring": 2,
     "footprint": 2, "prediction": 2, "benchmark": 2,

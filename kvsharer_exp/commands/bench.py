@@ -144,7 +144,7 @@ def _table(cells: list[dict[str, Any]]) -> Table:
     memory = "peak_memory_bytes"
     label = "peak"
     if memory not in cells[0]["full"]:
-        memory, label = "resident_growth_bytes", "RSS"
+        memory, label = "resident_bytes", "RSS"
     table = Table("batch×ctx", "", "cache", label, "prefill s", "tokens/s")
     for cell in cells:
         where = f"{cell['batch']}×{cell['context']}"

@@ -103,7 +103,8 @@ def attention_layers(model: nn.Module) -> tuple[AttentionLayer, ...]:
         )
     reason = _why_not(config, modules, types, sorted(found) == list(range(num_layers)))
     if reason:
-        raise SharingError(f"{config.model_type} cannot share KV ({reason}). Works: {WORKING}")
+        name = config.model_type[:24]
+        raise SharingError(f"{name} cannot share KV ({reason}). Works: {WORKING}")
     return tuple(found[index] for index in range(num_layers))
 
 

@@ -1,0 +1,42 @@
+"""What `settle` does to a process: a user's own setting stays, freed memory is kept."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+HELD_AFTER_FREE = """
+import ctypes, sys
+from kvsharer_exp.machine import settle
+if "settle" in sys.argv: settle()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def pages(): return int(open("/proc/self/statm").read().split()[1])
+def work():
+    held = [libc.malloc(20 << 20) for _ in range(4)]
+    for block in held: ctypes.memset(block, 1, 20 << 20)
+    for block in held: libc.free(block)
+before = pages()
+work(), work()
+print((pages() - before) * 4096 >> 20)
+"""
+
+
+def run(code: str, *arguments: str, **environment: str) -> str:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(
+        command, env=os.environ | environment, check=True, capture_output=True, text=True
+    ).stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_freed_memory_is_kept() -> None:
+    assert int(run(HELD_AFTER_FREE)) < 40
+    assert int(run(HELD_AFTER_FREE, "settle")) >= 79  # MiB, of 80
+
+
+def test_a_wait_policy_of_the_users_own_stays() -> None:
+    code = "from kvsharer_exp.machine import settle; settle()\n"
+    code += "import os; print(os.environ['OMP_WAIT_POLICY'])"
+    assert run(code, OMP_WAIT_POLICY="ACTIVE").strip() == "ACTIVE"
