@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help install sweep ui test slow check format lint types clean
+.PHONY: help install sweep ui test slow check docs format lint types clean
 
 help:
 	@echo "make sweep   set up, then search sharing maps for the embedded SmolLM2-135M (ARGS='...' adds overrides)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test    set up, then run the default tests"
 	@echo "make check   format, lint, import rules, types, tests"
 	@echo "make slow    the tests that take minutes"
+	@echo "make docs    write docs/api.md from the docstrings"
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +34,9 @@ slow: install
 	$(BIN)/python -m pytest -m slow
 
 check: lint types test
+
+docs: install
+	$(BIN)/python docs/make_api.py
 
 format: install
 	$(BIN)/ruff format .

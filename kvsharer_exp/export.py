@@ -173,8 +173,10 @@ def load_exported(folder: str | Path) -> tuple[Any, Any]:
                 ignore_mismatched_sizes=True,  # fused projections of targets: filled below
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:110]
-            raise InputError(f"{shorten(folder)} cannot be loaded: {reason}") from error
+            reason = " ".join(str(error).split())[:80]
+            raise InputError(
+                f"{shorten(folder)} cannot be loaded ({reason}): export it again"
+            ) from error
     model, info = loaded
     stock = set(model.state_dict())
     model = make_shared(model.eval().requires_grad_(False), sharing_map)
@@ -198,7 +200,7 @@ def load_exported(folder: str | Path) -> tuple[Any, Any]:
 def _read_map(folder: Path) -> SharingMap:
     path = folder / "config.json"
     if not path.is_file():
-        raise InputError(f"{shorten(folder)} is no export: there is no config.json in it")
+        raise InputError(f"{shorten(folder)} is no export, there is no config.json: give one")
     sources = json.loads(path.read_text(encoding="utf-8")).get("kv_source_layers")
     if sources is None:
         raise InputError(

@@ -54,6 +54,34 @@ def hypervolume(points: Iterable[Point], reference: Point) -> float:
     return area if previous is None else area + (far - previous) * (best - floor)
 
 
+class GrowingFront:
+    """The front of results added one by one, and its hypervolume after each."""
+
+    def __init__(self, results: Iterable[TrialResult], reference: Point) -> None:
+        self._reference = reference
+        self._front: list[TrialResult] = []
+        self.volumes: list[float] = []
+        for result in results:
+            self.add(result)
+
+    def add(self, result: TrialResult) -> float:
+        """The hypervolume with ``result``; one without a score changes nothing."""
+        front = pareto_front([*self._front, result])
+        if front != self._front or not self.volumes:
+            self._front = front
+            points = [(r.footprint.kv_fraction, _score(r)) for r in front]
+            self.volumes.append(hypervolume(points, self._reference))
+        else:
+            self.volumes.append(self.volumes[-1])
+        return self.volumes[-1]
+
+    def is_flat(self, patience: int, tolerance: float = 1e-3) -> bool:
+        """Whether the last ``patience`` results added less than ``tolerance`` of the volume."""
+        if len(self.volumes) <= patience:
+            return False
+        return self.volumes[-1] <= (1 + tolerance) * self.volumes[-1 - patience]
+
+
 def best_per_size(results: Iterable[TrialResult]) -> dict[int, TrialResult]:
     """The best complete result for each number of shared layers, by ascending number."""
     best: dict[int, TrialResult] = {}

@@ -68,7 +68,7 @@ def convert(source: Path, target: Path) -> Path:
             ``target`` exists.
     """
     if not is_internlm2(source):
-        raise InputError(f"{source.name[:80]}: config.json does not say model_type internlm2")
+        raise InputError(f"{source.name[:80]}: give a folder with model_type internlm2")
     if target.exists():
         raise InputError(f"{target.name[:80]} exists: remove it or name another folder")
     config = llama_config(_read(source / "config.json"))
@@ -143,7 +143,7 @@ def llama_tensors(
         return
     match = _LAYER.fullmatch(name)
     if match is None:
-        raise InputError(f"tensor {name[:100]!r} is not one of InternLM2's")
+        raise InputError(f"tensor {name[:100]!r} is not InternLM2's: give its own weights")
     layer, part, kind = match.groups()
     if part in _INSIDE:
         yield f"{layer}.{_INSIDE[part]}.{kind}", tensor
@@ -156,7 +156,7 @@ def llama_tensors(
             # Its own memory: safetensors refuses views of one tensor.
             yield f"{layer}.self_attn.{letter}_proj.{kind}", rows.flatten(0, 2).contiguous()
     elif kind != "inv_freq":  # computed from the config
-        raise InputError(f"tensor {name[:100]!r} is not one of InternLM2's")
+        raise InputError(f"tensor {name[:100]!r} is not InternLM2's: give its own weights")
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
-import os
 import re
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -31,10 +29,11 @@ from kvsharer_exp.assets import (
     sha256,
     shorten,
 )
+from kvsharer_exp.availability import converted_folder, hub_problem
 from kvsharer_exp.errors import InputError
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
-_OFFLINE = "offline works: model=smollm2, gemma3_270m or tiny, or model.source=<folder or .gguf>"
+_OFFLINE = "offline use model=smollm2, gemma3_270m or tiny, or model.source=<folder or .gguf>"
 _log = logging.getLogger(__name__)
 
 
@@ -112,14 +111,15 @@ def load(spec: ModelSpec) -> tuple[Any, Any]:
         elif kind == "wheel":
             if rest not in ASSETS:
                 raise InputError(
-                    f"model.source={spec.source}: no such asset; have {', '.join(_gguf_assets())}"
+                    f"model.source={shorten(spec.source)}: no such asset; have "
+                    f"{', '.join(_gguf_assets())}: choose one"
                 )
             folder = _converted(fetch(rest), rest, ASSETS[rest].sha256)
             model, tokenizer = _from_pretrained(spec, str(folder))
         elif spec.source.endswith(".gguf"):
             path = Path(spec.source).expanduser()
             if not path.is_file():
-                raise InputError(f"model.source={shorten(spec.source)}: no such file")
+                raise InputError(f"model.source={shorten(spec.source)}: no such file, check it")
             folder = _converted(path, path.stem, _gguf_sha256(path))
             model, tokenizer = _from_pretrained(spec, str(folder))
         else:
@@ -196,7 +196,7 @@ def _device(spec: ModelSpec) -> str:
         return str(torch.device(spec.device))
     except RuntimeError as error:
         raise InputError(
-            f"model.device={spec.device} is unknown: auto, cpu, cuda, cuda:1"
+            f"model.device={spec.device} is unknown: give auto, cpu, cuda or cuda:1"
         ) from error
 
 
@@ -217,8 +217,10 @@ def _from_pretrained(spec: ModelSpec, where: str) -> tuple[Any, Any]:
             **more,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())[:110]
-        raise InputError(f"{shorten(model_id(spec))} cannot be loaded: {reason}") from error
+        reason = " ".join(str(error).split())[:80]
+        raise InputError(
+            f"{shorten(model_id(spec))} cannot be loaded ({reason}): check model.source"
+        ) from error
     model, report = loaded
     if report["missing_keys"]:  # transformers would fill them with random numbers
         missing = sorted(report["missing_keys"])
@@ -234,7 +236,9 @@ def _from_folder_or_hub(spec: ModelSpec) -> tuple[Any, Any]:
     if _is_local(source):
         folder = Path(source).expanduser()
         if not (folder / "config.json").is_file():
-            raise InputError(f"model.source={shorten(source)}: no folder with a config.json there")
+            raise InputError(
+                f"model.source={shorten(source)}: no folder with a config.json there, check it"
+            )
         if (folder / "sharing_map.json").is_file():
             raise InputError(
                 f"model.source={shorten(source)} is an export and shares KV already: "
@@ -248,7 +252,7 @@ def _from_folder_or_hub(spec: ModelSpec) -> tuple[Any, Any]:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         raise InputError(
             f"model.source={shorten(spec.source)} is none of: hub id, folder, .gguf file, "
-            f"wheel:<{'|'.join(_gguf_assets())}>, random:tiny"
+            f"wheel:<{'|'.join(_gguf_assets())}>, random:tiny; give one of these"
         )
     _check_hub(spec, source)
     if source.startswith("internlm/internlm2") and not spec.trust_remote_code:
@@ -264,8 +268,10 @@ def _snapshot(spec: ModelSpec, hub_id: str) -> Path:
     try:
         folder = snapshot_download(hub_id, revision=spec.revision, allow_patterns=patterns)
     except OSError as error:
-        reason = " ".join(str(error).split())[:110]
-        raise InputError(f"{hub_id} cannot be downloaded: {reason}") from error
+        reason = " ".join(str(error).split())[:80]
+        raise InputError(
+            f"{shorten(hub_id)} cannot be downloaded ({reason}): see kvsharer doctor"
+        ) from error
     return Path(folder)
 
 
@@ -287,28 +293,13 @@ def _as_llama(folder: Path) -> Path:
 
 def _check_hub(spec: ModelSpec, hub_id: str) -> None:
     """Refuse at once what transformers would refuse after a minute of retries."""
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     revision = spec.revision or "main"
     if isinstance(try_to_load_from_cache(hub_id, "config.json", revision=revision), str):
         return
-    reason = "HF_HUB_OFFLINE is set"
-    if not constants.HF_HUB_OFFLINE and os.environ.get("HF_HUB_OFFLINE", "0") in ("0", ""):
-        reason = _unreachable(constants.ENDPOINT)
-        if not reason:
-            return
-    raise InputError(f"{hub_id}: the model hub cannot be reached ({reason}); {_OFFLINE}")
-
-
-def _unreachable(endpoint: str) -> str:
-    """Why the hub's host does not answer within 3 s; empty when it does."""
-    host = endpoint.split("://")[-1].split("/")[0]
-    name, _, port = host.partition(":")
-    try:
-        socket.create_connection((name, int(port or 443)), timeout=3).close()
-    except OSError as error:
-        return "time-out" if isinstance(error, TimeoutError) else (error.strerror or str(error))
-    return ""
+    if reason := hub_problem():
+        raise InputError(f"{hub_id}: the model hub cannot be reached ({reason}); {_OFFLINE}")
 
 
 def _converted(gguf: Path, name: str, digest: str) -> Path:
@@ -316,7 +307,7 @@ def _converted(gguf: Path, name: str, digest: str) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    folder = cache_dir() / "models" / f"{name}-{digest[:12]}"
+    folder = converted_folder(name, digest)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_name(folder.name + ".lock")):
         if folder.is_dir():
@@ -353,7 +344,7 @@ def _random(spec: ModelSpec, kind: str) -> tuple[Any, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     if kind != "tiny":
-        raise InputError(f"model.source=random:{kind} is unknown: random:tiny is what there is")
+        raise InputError(f"model.source=random:{kind} is unknown: use random:tiny")
     special = ["<pad>", "<bos>", "<eos>"]
     alphabet = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     bytes_only = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))

@@ -51,15 +51,28 @@ STATES = {"kv": ("keys", "values"), "k": ("keys",), "v": ("values",)}
 
 
 def distance_matrix(
-    model: nn.Module, means: LayerMeans, *, distance: str, states: str = "kv"
+    model: nn.Module,
+    means: LayerMeans,
+    *,
+    distance: str,
+    states: str = "kv",
+    key_weight: float = 0.5,
 ) -> list[list[float]]:
-    """``matrix[target][source]``: mean over the chosen states; NaN where the pair may not share."""
+    """``matrix[target][source]``: mean over the chosen states; NaN where the pair may not share.
+
+    Args:
+        key_weight: share of the keys in that mean, in [0, 1]; the values have the rest. With one
+            kind of ``states`` alone there is nothing to weigh.
+    """
     measure = DISTANCES[distance]
-    kinds = [getattr(means, kind) for kind in STATES[states]]
+    weights = dict.fromkeys(STATES[states], 1.0)
+    if states == "kv":
+        weights = {"keys": key_weight, "values": 1 - key_weight}
+    kinds = [(getattr(means, kind), weight) for kind, weight in weights.items() if weight]
     layers = attention_layers(model)
     return [
         [
-            sum(measure(kind[target.index], kind[source.index]) for kind in kinds) / len(kinds)
+            sum(weight * measure(kind[target.index], kind[source.index]) for kind, weight in kinds)
             if may_share(target, source)
             else math.nan
             for source in layers

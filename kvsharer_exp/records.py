@@ -13,6 +13,8 @@ from typing import Any, Literal, Self
 
 from kvsharer_exp.sharing_map import SharingMap
 
+SCHEMA = 1  # of result.json
+
 
 class _Json:
     """``to_dict``/``from_dict`` and ``to_json``/``from_json`` for the records below."""
@@ -186,7 +188,10 @@ class TrialResult(_Json):
 
 @dataclass(frozen=True, slots=True)
 class FrontEntry(_Json):
-    """One map of the front with its scores, as ``result.json`` writes it."""
+    """One map of the front with its scores, as ``result.json`` writes it.
+
+    ``intervals``: [low, high] of a score, 95 %, over the windows or items it is a mean of.
+    """
 
     kv_source_layers: tuple[int, ...]
     digest: str
@@ -196,3 +201,4 @@ class FrontEntry(_Json):
     retained: Mapping[str, float] = field(default_factory=dict)
     mlflow_run_id: str = ""
     origin: str = ""
+    intervals: Mapping[str, list[float]] = field(default_factory=dict)

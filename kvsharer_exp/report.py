@@ -1,16 +1,19 @@
-"""The front in words: one table for the terminal, Markdown and a self-contained HTML page."""
+"""The front in words: one table for the terminal and Markdown, and what it answers.
+
+Also any table as Markdown or LaTeX.
+"""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kvsharer_exp.figures import front_html
+from rich.text import Text
+
 from kvsharer_exp.records import FrontEntry, TrialResult
+from kvsharer_exp.terminal import TurningTable
 
 _HELD = "perplexity/report"
-_ACROSS = 4  # maps side by side in a turned table
 # The metric that stands for a task where it has several.
 _MAIN = ("acc", "exact_match", "f1", "word_perplexity", "perplexity")
 
@@ -66,31 +69,53 @@ def to_markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"–": "--", "—": "---", "·": r"$\cdot$", "×": r"$\times$", "±": r"$\pm$", "…": r"\dots{}"},
+    **{"▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "≈": r"$\approx$"},
+    **{"→": r"$\rightarrow$", "ρ": r"$\rho$", "<": r"$<$", ">": r"$>$"},
+}
+LATEX_PACKAGES = ("booktabs", "amssymb")
+"""What a document needs for the tables of `to_latex`."""
+
+
+def to_latex(
+    rows: Sequence[Sequence[str]], *, caption: str = "", comments: Sequence[str] = ()
+) -> str:
+    """Rows, the first one the header, as a LaTeX table (see `LATEX_PACKAGES`).
+
+    ``comments``: one for the source line of each row below the header.
+    """
+    header, *body = [" & ".join(map(latex, row)) + r" \\" for row in rows]
+    if comments:
+        body = [f"{row} % {text}" for row, text in zip(body, comments, strict=True)]
+    columns_ = "".join("r" if _is_numbers(cells) else "l" for cells in zip(*rows[1:], strict=True))
+    lines = [r"\begin{table}", r"\centering"]
+    lines += [rf"\caption{{{latex(caption)}}}"] if caption else []
+    lines += [rf"\begin{{tabular}}{{{columns_ or 'l' * len(rows[0])}}}", r"\toprule", header]
+    lines += [r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def latex(text: str) -> str:
+    """``text`` so that LaTeX prints it as it is."""
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+def _is_numbers(cells: Sequence[str]) -> bool:
+    return all(not cell or cell[0] in "+-–≈" or cell[0].isdigit() for cell in cells)
+
+
 def print_front(
     console: Any, entries: Sequence[FrontEntry], full_scores: Mapping[str, float]
 ) -> None:
-    """The table, then every map on a line of its own, to copy (never wrapped).
-
-    Cells break between words; where even that is too wide the table is turned: maps across.
-    """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    def show(rows: Sequence[Sequence[str]]) -> None:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for label, width in zip(rows[0], _word_widths(rows), strict=True):
-            table.add_column(Text(label), min_width=width)  # Text: a "[" in a value is no markup
-        for row in rows[1:]:
-            table.add_row(*map(Text, row))
-        console.print(table)
-
-    rows = [row[:-1] for row in front_table(entries, full_scores)]  # the origin is said below
-    if sum(_word_widths(rows)) + 2 * len(rows[0]) <= console.width:
-        show(rows)
-    else:
-        for start in range(1, len(rows), _ACROSS):
-            show(list(zip(rows[0], *rows[start : start + _ACROSS], strict=True)))
+    """The table, then every map on a line of its own, to copy (never wrapped)."""
+    header, *rows = front_table(entries, full_scores)
+    table = TurningTable(*header[:-1])  # where a map is from is said below
+    for row in rows:
+        table.add_row(*row[:-1])
+    console.print(table)
     for entry in entries:
         if entry.num_shared:
             text = "_".join(map(str, entry.kv_source_layers))
@@ -98,10 +123,46 @@ def print_front(
             console.print(line, soft_wrap=True)
 
 
-def _word_widths(rows: Sequence[Sequence[str]]) -> list[int]:
-    """The longest word of every column."""
-    columns = zip(*rows, strict=True)
-    return [max(len(word) for cell in column for word in [*cell.split(), ""]) for column in columns]
+def headline(
+    model: str,
+    entries: Sequence[FrontEntry],
+    reference_maps: Mapping[str, Sequence[TrialResult]],
+    results: Sequence[TrialResult],
+) -> str:
+    """The answer in one sentence: what 95 % of the held-out perplexity buys, who is beaten."""
+    most = most_shared(entries, 0.95)
+    if most is not None:
+        layers, saved = len(most.kv_source_layers), 1 - most.kv_fraction
+        first = (
+            f"{model} keeps 95% of its held-out perplexity with {most.num_shared} of {layers} "
+            f"layers reading another layer's KV cache ({saved:.0%} less of it)"
+        )
+    elif any(_HELD in entry.retained for entry in entries):
+        first = f"No shared map found for {model} keeps 95% of the held-out perplexity"
+    else:
+        first = f"{len(entries)} maps for {model} make the front; held-out text was not scored"
+    clauses = [first]
+    for name, chosen in reference_maps.items():
+        compared = [result for result in chosen if result.score is not None]
+        if compared:
+            beaten = sum(best_rival(result, results) != result.score for result in compared)
+            sizes = f"{beaten} of {len(compared)} sizes compared"
+            clauses.append(f"{name} is beaten at {sizes}, by the score that was searched for")
+    return "; ".join(clauses) + "."
+
+
+def most_shared(entries: Sequence[FrontEntry], limit: float) -> FrontEntry | None:
+    """The map that shares most layers and retains ``limit`` of the held-out perplexity."""
+    good = [e for e in entries if e.num_shared and e.retained.get(_HELD, 0) >= limit]
+    return max(good, key=lambda entry: entry.num_shared, default=None)
+
+
+def best_rival(result: TrialResult, results: Sequence[TrialResult]) -> float:
+    """The best score of a map with no more KV; its own where none is better."""
+    assert result.score is not None
+    size = result.footprint.kv_fraction
+    scored = [r.score for r in results if r.score is not None and r.footprint.kv_fraction <= size]
+    return max([*scored, result.score])
 
 
 def answer(
@@ -121,9 +182,8 @@ def _bought(entries: Sequence[FrontEntry]) -> list[str]:
         return ["Held-out perplexity was not measured: the table shows what was."]
     sentences = []
     for limit in (0.98, 0.95, 0.9):
-        good = [entry for entry in entries if entry.retained.get(_HELD, 0) >= limit]
-        most = max(good, key=lambda entry: entry.num_shared, default=None)
-        if most is not None and most.num_shared:
+        most = most_shared(entries, limit)
+        if most is not None:
             layers = len(most.kv_source_layers)
             sentences.append(
                 f"Keeping at least {limit:.0%} of the held-out perplexity, {most.num_shared} of "
@@ -141,7 +201,6 @@ def _against(
 ) -> list[str]:
     """Whether each reference map is beaten: by a better score with as little KV, ties are not."""
     sentences, compared = [], False
-    scored = [(r, r.score) for r in results if r.score is not None]
     for name, chosen in reference_maps.items():
         if not chosen:
             sentences.append(f"{name}: no map to compare with.")
@@ -151,9 +210,7 @@ def _against(
                 why = result.reason or result.status.replace("_", " ")
                 sentences.append(f"{head} has no {score_label} to compare ({why}).")
                 continue
-            size = result.footprint.kv_fraction
-            rivals = [score for r, score in scored if r.footprint.kv_fraction <= size]
-            best = max(rivals, default=result.score)
+            best = best_rival(result, results)
             if best > result.score:
                 verdict = (
                     f"is beaten: {score_label} {result.score:.3g}; "
@@ -173,69 +230,3 @@ def _against(
             "strategy did not see; held-out scores are in the table.",
         )
     return sentences
-
-
-def front_page(
-    *,
-    title: str,
-    entries: Sequence[FrontEntry],
-    full_scores: Mapping[str, float],
-    results: Sequence[TrialResult],
-    front: Sequence[TrialResult],
-    reference_maps: Mapping[str, Sequence[TrialResult]],
-    score_label: str,
-    environment: Mapping[str, str],
-    full_score: float | None = None,
-) -> str:
-    """One HTML page that needs no network: answer, table, figure, maps, environment."""
-    header, *rows = front_table(entries, full_scores)
-    figure = front_html(
-        results,
-        front,
-        reference_maps=reference_maps,
-        score_label=score_label,
-        title="",
-        full_score=full_score,
-    )
-    maps = [
-        [str(entry.num_shared), "_".join(map(str, entry.kv_source_layers)), entry.digest]
-        for entry in entries
-        if entry.num_shared
-    ]
-    sentences = answer(entries, full_scores, reference_maps, results, score_label)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em }}
-table {{ border-collapse: collapse; margin: 1em 0 }}
-th, td {{ padding: .25em .7em; border-bottom: 1px solid #ddd; text-align: left }}
-.wide {{ overflow-x: auto }}
-code {{ user-select: all; font-size: 12px; word-break: break-all }}
-</style></head><body>
-<h1>{html.escape(title)}</h1>
-<ul>{"".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)}</ul>
-<div class="wide">{_html_table(header, rows)}</div>
-<p>In brackets: what is retained of the full cache's score on the same items.</p>
-{figure}
-<h2>Maps</h2>
-{_html_table(["shared", "kv_source_layers", "digest"], maps, code=1)}
-<h2>Environment</h2>
-{_html_table(["what", "value"], [[key, value] for key, value in environment.items()])}
-</body></html>
-"""
-
-
-def _html_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], code: int | None = None
-) -> str:
-    def cell(index: int, text: str) -> str:
-        escaped = html.escape(text)
-        return f"<td><code>{escaped}</code></td>" if index == code else f"<td>{escaped}</td>"
-
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in header)
-    body = "".join(
-        f"<tr>{''.join(cell(index, text) for index, text in enumerate(row))}</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from kvsharer_exp.errors import InputError
-from kvsharer_exp.tasks import quiet_lm_eval
+from kvsharer_exp.tasks import members, quiet_lm_eval
 
 _FEWSHOT_SEED = 1234  # lm-eval's own default
 # Metrics where less is better, here and in lm-eval's registry and task files.
@@ -30,7 +30,8 @@ _NO_RATIO = frozenset(["kl", "cosine"])  # distances to the full cache, not qual
 class TaskScorer:
     """Scores a live model on lm-eval tasks, the same items each time.
 
-    tasks: lm-eval ``Task`` objects by name, from ``tasks.load_tasks``.
+    tasks: lm-eval ``Task`` objects by name, from ``tasks.load_tasks``; of a ``Group`` its own score
+    is told, not those of its members.
     limit: the first so many items of each task (None: all).
     add_bos_token: None leaves it to the tokenizer.
 
@@ -60,7 +61,9 @@ class TaskScorer:
         for name, value in (("limit", limit), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise InputError(f"{name}={value}: give at least 1")
-        self.tasks = dict(tasks)
+        self.tasks = members(tasks)
+        self._members = {name: list(members({name: task})) for name, task in tasks.items()}
+        self._groups = {name: task for name, task in tasks.items() if name not in self.tasks}
         self.limit = limit
         self.item_scores: dict[str, list[float]] = {}
         self.samples: dict[str, list[float]] = {}
@@ -90,15 +93,20 @@ class TaskScorer:
         with quiet_lm_eval():
             results = lm_eval.evaluate(
                 lm=self._lm,
-                task_dict={"tasks": self.tasks, "groups": {}, "group_map": {}},
+                task_dict={"tasks": self.tasks, "groups": self._groups, "group_map": {}},
                 limit=self.limit,
                 bootstrap_iters=0,
                 log_samples=True,
             )
         scores: dict[str, float] = {}
         self.item_scores, self.samples, self._stderr = {}, {}, {}
-        for task, row in results["results"].items():
-            for key, value in row.items():
+        for task, names in self._members.items():
+            samples = [
+                sample
+                for name in names
+                for sample in sorted(results["samples"][name], key=lambda s: s["doc_id"])
+            ]
+            for key, value in results["results"][task].items():
                 metric, comma, filtered = key.rpartition(",")
                 if not comma or metric.endswith("_stderr"):
                     continue
@@ -106,14 +114,14 @@ class TaskScorer:
                 scores[name] = _finite(name, value)
                 items = [
                     sample[metric]
-                    for sample in sorted(results["samples"][task], key=lambda s: s["doc_id"])
+                    for sample in samples
                     if sample["filter"] == filtered and metric in sample
                 ]
                 error = _standard_error(metric, scores[name], items)
                 if error is not None:
                     self._stderr[name] = error
                 self.item_scores[name] = _per_item(items)
-                if metric == next(iter(self.tasks[task].aggregation())):
+                if metric == next(iter(self.tasks[names[0]].aggregation())):
                     self.samples.setdefault(task, self.item_scores[name])
         return scores
 
@@ -187,23 +195,33 @@ def retained(scores: Mapping[str, float], full: Mapping[str, float]) -> dict[str
 
 
 @torch.no_grad()
-def perplexity(model: Any, windows: torch.Tensor, batch_size: int = 8) -> float:
-    """exp of the mean negative log-likelihood over all predicted tokens of the windows.
+def window_losses(model: Any, windows: torch.Tensor, batch_size: int = 8) -> list[float]:
+    """Mean negative log-likelihood over the predicted tokens of every window, nats.
 
     windows: token ids ``(num_windows, window_tokens)``; the first token of each is not predicted.
     A plain forward pass without a cache; summed in float64.
-
-    Raises:
-        RuntimeError: not a finite number.
     """
-    total = torch.zeros((), dtype=torch.float64)
+    losses: list[float] = []
     for batch in windows.split(batch_size):
         batch = batch.to(model.device)
         logits = model(input_ids=batch, use_cache=False).logits
         for row, tokens in zip(logits, batch, strict=True):  # one float32 copy at a time
-            losses = functional.cross_entropy(
+            lost = functional.cross_entropy(
                 row[:-1].float(), tokens[1:].to(row.device), reduction="none"
             )
-            total += losses.double().sum().cpu()
-    tokens_predicted = windows.shape[0] * (windows.shape[1] - 1)
-    return _finite("perplexity", math.exp(total.item() / tokens_predicted))
+            losses.append(lost.double().mean().item())
+    return losses
+
+
+def perplexity_of(losses: Sequence[float]) -> float:
+    """exp of the mean of `window_losses`.
+
+    Raises:
+        RuntimeError: not a finite number.
+    """
+    return _finite("perplexity", math.exp(fmean(losses)))
+
+
+def perplexity(model: Any, windows: torch.Tensor, batch_size: int = 8) -> float:
+    """`perplexity_of` the `window_losses`: all windows are of one length."""
+    return perplexity_of(window_losses(model, windows, batch_size))

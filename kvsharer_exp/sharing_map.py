@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,12 +49,12 @@ class SharingMap:
         for layer, source in enumerate(sources):
             if source < 0:
                 raise SharingMapError(
-                    f"source {source} of layer {layer} is negative: layers count from 0"
+                    f"source {source} of layer {layer} is negative: give 0 or more"
                 )
             if source > layer:
                 raise SharingMapError(
                     f"layer {layer} reads layer {source}, which comes after it: "
-                    f"a source is at most its own layer ({layer})"
+                    f"give a source of at most {layer}"
                 )
             if sources[source] != source:
                 raise SharingMapError(
@@ -71,6 +72,9 @@ class SharingMap:
     def parse(cls, value: str | Path | Sequence[int] | SharingMap) -> SharingMap:
         """Read ``"0_1_0_3"``, ``"[0, 1, 0, 3]"``, a path to a ``.json`` file, or a sequence.
 
+        Of a file with several maps (``front.json``, a sweep's or search's ``result.json``) the
+        number of shared layers names one: ``"front.json:4"``.
+
         Raises:
             SharingMapError: neither of these, or not a valid map.
         """
@@ -81,8 +85,8 @@ class SharingMap:
         if not isinstance(value, str):
             return cls(value)  # type: ignore[arg-type]
         text = value.strip()
-        if text.endswith(".json"):
-            return cls._read(Path(text))
+        if file := re.fullmatch(r"(.+\.json)(?::(\d+))?", text):
+            return cls._read(Path(file[1]), None if file[2] is None else int(file[2]))
         if text.startswith(("[", "{")):
             return cls.from_json(text)
         if not text:
@@ -98,7 +102,7 @@ class SharingMap:
             ) from error
 
     @classmethod
-    def _read(cls, path: Path) -> SharingMap:
+    def _read(cls, path: Path, num_shared: int | None = None) -> SharingMap:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -107,7 +111,17 @@ class SharingMap:
                 f"map file {path} cannot be read ({reason}): "
                 'give a JSON file like {"kv_source_layers": [0, 1, 0, 3]}'
             ) from error
-        return cls.from_json(text)
+        held = _several(text) or [cls.from_json(text)]
+        sizes = {len(sharing_map.targets): sharing_map for sharing_map in reversed(held)}
+        if num_shared is None and len(held) == 1:
+            return held[0]
+        if num_shared not in sizes:
+            listed = ", ".join(map(str, sorted(sizes)))
+            raise SharingMapError(
+                f"map file {path.name} holds maps of {_shorten(listed)} shared layers: "
+                f"name one of them, like {path.name}:{max(sizes)}"
+            )
+        return sizes[num_shared]
 
     @classmethod
     def from_json(cls, text: str) -> SharingMap:
@@ -159,7 +173,7 @@ class SharingMap:
                 )
         if source >= target:
             raise SharingMapError(
-                f"layer {target} cannot read layer {source}: a source comes before its target"
+                f"layer {target} cannot read layer {source}: name a source before its target"
             )
         owner = self.kv_source_layers[source]
         return SharingMap(
@@ -211,6 +225,19 @@ def _integer(text: str) -> int:
     if not text.removeprefix("-").isdecimal():
         raise ValueError(text)
     return int(text)
+
+
+def _several(text: str) -> list[SharingMap]:
+    """The maps of a front, or of results at several ratios, in their order; none of other JSON."""
+    try:
+        value: Any = json.loads(text)
+    except json.JSONDecodeError:
+        return []  # `SharingMap.from_json` says what is wrong with it
+    if isinstance(value, dict):
+        value = value.get("front") or value.get("results")
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        return []
+    return [SharingMap(e["kv_source_layers"]) for e in value if "kv_source_layers" in e]
 
 
 def _shorten(text: str, limit: int = 60) -> str:

@@ -82,6 +82,24 @@ def test_keys_and_values_weigh_the_same() -> None:
     assert keys == pytest.approx(euclidean_token(means.keys[5], means.keys[2]))
 
 
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_the_weight_of_the_keys_goes_from_values_alone_to_keys_alone(distance: str) -> None:
+    model = tiny_model("llama")
+    means = layer_means(model, WINDOWS)
+
+    def matrix(**arguments) -> torch.Tensor:
+        rows = distance_matrix(model, means, distance=distance, **arguments)
+        return torch.tensor(rows, dtype=torch.float64)
+
+    both, keys, values = (matrix(states=states) for states in ("kv", "k", "v"))
+    assert not torch.equal(keys.nan_to_num(), values.nan_to_num())
+    for weight, expected in ((1.0, keys), (0.5, both), (0.0, values)):
+        assert torch.equal(matrix(key_weight=weight).nan_to_num(), expected.nan_to_num())
+    quarter = matrix(key_weight=0.25)
+    torch.testing.assert_close(quarter, 0.25 * keys + 0.75 * values, equal_nan=True)
+    assert torch.equal(both.nan_to_num(), ((keys + values) / 2).nan_to_num())  # unweighted mean
+
+
 def test_ties_are_settled_by_layer_index() -> None:
     model = tiny_model("llama")
     same = torch.ones(2, 3, 16)

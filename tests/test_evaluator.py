@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from kvsharer_exp.evaluator import Evaluator
 from kvsharer_exp.sharing.architectures import SharingError, attention_layers, may_share
@@ -124,3 +125,30 @@ def test_leaves_the_model_as_it_was() -> None:
     with torch.inference_mode():
         assert torch.equal(model(WINDOWS).logits, before)
     assert hooks(model) == hanging
+
+
+@pytest.mark.parametrize("num_layers", [12, 40, 80])
+def test_what_is_kept_fits_the_budget_and_a_walk_runs_each_layer_once(num_layers: int) -> None:
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=num_layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    model = LlamaForCausalLM(config).eval()
+    windows = torch.randint(64, (4, 8))
+    per_token = num_layers * (16 + 2 * 8) * 4
+    budget = 2 * windows.numel() * per_token + windows.numel() * 64 * 4
+    evaluator = Evaluator(model, windows, batch_size=4, memory_budget=budget)
+    identity = SharingMap.identity(num_layers)
+    shared, candidates = identity, list(range(num_layers - 1, 0, -2))
+    for target in candidates:
+        shared = shared.share(target, target - 1)
+        evaluator.advance(shared, lambda scores: True)
+    # Every candidate changes an earlier layer than the one before: those behind run again.
+    assert evaluator.layers_run == num_layers + sum(num_layers - t for t in candidates)
+    assert 0.5 * budget < evaluator.kept_bytes <= budget
+    tight = Evaluator(model, windows, batch_size=4, memory_budget=budget // 3)
+    assert tight.kept_bytes <= budget // 3

@@ -9,14 +9,19 @@ import pytest
 
 from kvsharer_exp.figures import (
     acceptance_figure,
+    bench_figure,
     distance_heatmap,
     front_figure,
     front_html,
-    hypervolume_figure,
+    map_figure,
+    progress_figure,
+    save_pdf,
     save_png,
+    tasks_figure,
 )
+from kvsharer_exp.figures.style import spread
 from kvsharer_exp.front import pareto_front
-from kvsharer_exp.records import Footprint, GreedyResult, GreedyStep, TrialResult
+from kvsharer_exp.records import Footprint, FrontEntry, GreedyResult, GreedyStep, TrialResult
 from kvsharer_exp.sharing_map import SharingMap
 
 
@@ -137,10 +142,97 @@ def test_the_heat_map_names_its_axes_and_its_scale() -> None:
     assert len(axes.get_xticks()) <= 12
 
 
-@pytest.mark.parametrize("volumes", [[], [0.5], [0.1, 0.4]])
-def test_hypervolume_of_any_length(volumes) -> None:
-    axes = hypervolume_figure(volumes).axes[0]
-    assert list(axes.lines[0].get_ydata()) == volumes
+INTERVALS = {LOSSES[1].sharing_map.digest: (-0.2, -0.05)}
+
+
+def test_intervals_are_marked_where_they_were_measured() -> None:
+    axes = draw(LOSSES, reference_maps={}, intervals=INTERVALS)
+    (bar,) = [made for made in axes.collections if hasattr(made, "get_segments")]
+    assert bar.get_segments()[0].tolist() == [[0.75, 0.05], [0.75, 0.2]]
+    made = traces(front_html(LOSSES, pareto_front(LOSSES), **LABELS, intervals=INTERVALS))
+    assert made["front"]["error_y"]["array"] == pytest.approx([0, 0.1, 0])
+    assert made["front"]["error_y"]["arrayminus"] == pytest.approx([0, 0.05, 0])
+
+
+@pytest.mark.parametrize("results", [[], [result(0, 1, None)], LOSSES])
+def test_progress_is_the_best_so_far_of_every_size(results) -> None:
+    volumes = [0.1 * i for i in range(len(results))]
+    left, right = progress_figure(results, volumes, score_label="kl").axes
+    assert list(left.lines[0].get_ydata()) == volumes
+    lines = {line.get_label(): list(line.get_ydata()) for line in right.lines}
+    if results is LOSSES:
+        assert lines == {"1": [0.001, 0.001], "2": [0.1, 0.1], "3": [1.0, 1.0]}
+        better = [*results, result(9, 2, -0.05)]
+        right = progress_figure(better, [0.0] * 6, score_label="kl").axes[1]
+        line = next(line for line in right.lines if line.get_label() == "2")
+        assert list(line.get_xdata()) == [2, 6, 6]
+        assert list(line.get_ydata()) == [0.1, 0.05, 0.05]
+    else:
+        assert lines == {}
+
+
+def test_an_arc_leads_from_every_target_to_its_source_and_owners_are_shaded() -> None:
+    from matplotlib.patches import FancyArrowPatch, Rectangle
+
+    maps = {"one": SharingMap((0, 1, 0, 1)), "deeper": SharingMap((0, 0, 2, 3, 4, 5))}
+    figure = map_figure(maps, "two maps")
+    assert [axes.get_title() for axes in figure.axes] == ["one", "deeper"]
+    for axes, sharing_map in zip(figure.axes, maps.values(), strict=True):
+        arrows = [made for made in axes.patches if isinstance(made, FancyArrowPatch)]
+        ends = {(int(a._path_original.vertices[0][1]), int(a._path_original.vertices[-1][1]))
+                for a in arrows}  # fmt: skip
+        assert ends == {(t, sharing_map.kv_source_layers[t]) for t in sharing_map.targets}
+        boxes = [made for made in axes.patches if isinstance(made, Rectangle)]
+        white = [i for i, box in enumerate(boxes) if box.get_facecolor()[:3] == (1, 1, 1)]
+        assert white == list(sharing_map.targets)
+        assert [text.get_text() for text in axes.texts] == list(map(str, range(len(boxes))))
+    assert map_figure({"none": SharingMap.identity(3)}).axes[0].patches
+
+
+def entry(num_shared: int, **retained: float) -> FrontEntry:
+    return FrontEntry((0,) * 8, "", num_shared, 1 - num_shared / 8, {}, retained)
+
+
+def test_bars_are_what_each_map_retains_and_a_missing_score_has_none() -> None:
+    full = {"a": 0.5, "lm_eval/b/acc": 0.25}
+    entries = [entry(2, **{"a": 0.7, "lm_eval/b/acc": 0.6}), entry(1, a=0.9), entry(0)]
+    axes = tasks_figure(entries, full, list(full)).axes[0]
+    bars = {made.get_label(): [bar.get_height() for bar in made] for made in axes.containers}
+    assert bars == {"1 (88% KV)": [0.9], "2 (75% KV)": [0.7, 0.6]}
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ["a\nfull: 0.5", "b\nacc\nfull: 0.25"]
+    assert tasks_figure([], full, list(full)).axes
+
+
+def test_the_benchmark_shows_the_prediction_beside_what_was_measured() -> None:
+    spread_of = {"median": 2.0, "min": 1.0, "max": 4.0}
+    half = {"median": 1.0, "min": 0.5, "max": 2.0}
+    cell = {
+        "batch": 1,
+        "context": 64,
+        "full": {
+            "cache_bytes": 400,
+            "prefill_seconds": spread_of,
+            "decode_tokens_per_second": half,
+        },
+        "shared": {
+            "cache_bytes": 300,
+            "prefill_seconds": half,
+            "decode_tokens_per_second": spread_of,
+        },
+        "predicted": {"kv_fraction": 0.75, "prefill_speedup": 1.1, "decode_speedup": 1.2},
+        "speedup": {"prefill": 2.0, "decode": 2.0},
+    }
+    figure = bench_figure([cell, cell])
+    heights = [[round(bar.get_height(), 3) for bar in axes.patches] for axes in figure.axes]
+    assert heights == [[1.333, 1.333] * 2, [1.1, 2.0] * 2, [1.2, 2.0] * 2]
+    (whisker,) = figure.axes[2].collections[0].get_segments()
+    assert whisker[:, 1].tolist() == [0.5, 8.0]
+
+
+def test_what_is_drawn_of_many_is_spread_evenly() -> None:
+    assert spread([1, 2, 3], 8) == [1, 2, 3]
+    assert spread(list(range(21)), 3) == [0, 10, 20]
 
 
 def test_drawing_touches_no_global_state() -> None:
@@ -149,4 +241,7 @@ def test_drawing_touches_no_global_state() -> None:
     before = dict(matplotlib.rcParams)
     save_png(front_figure(LOSSES, pareto_front(LOSSES), **LABELS))
     assert dict(matplotlib.rcParams) == before
-    assert save_png(draw(LOSSES).figure) == save_png(draw(LOSSES).figure)
+    for save, magic in ((save_png, b"\x89PNG"), (save_pdf, b"%PDF")):
+        one, two = (save(draw(LOSSES).figure) for _ in range(2))
+        assert one == two
+        assert one.startswith(magic)

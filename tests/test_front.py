@@ -6,7 +6,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvsharer_exp.front import best_per_size, hypervolume, pareto_front
+from kvsharer_exp.front import GrowingFront, best_per_size, hypervolume, pareto_front
 from kvsharer_exp.records import Footprint, TrialResult
 from kvsharer_exp.sharing_map import SharingMap
 
@@ -83,7 +83,25 @@ def test_the_front_does_not_depend_on_the_order_and_has_the_whole_hypervolume(ch
     assert hypervolume(reduced, (5, 1)) == hypervolume(chosen, (5, 1))
 
 
+@given(points)
+def test_hypervolumes_are_those_of_every_beginning(chosen) -> None:
+    results = [result(i, x, y if y else None) for i, (x, y) in enumerate(chosen)]
+    scored = [[(r.footprint.kv_fraction, r.score) for r in results[:i] if r.score is not None]
+              for i in range(1, len(results) + 1)]  # fmt: skip
+    assert GrowingFront(results, (5, 1)).volumes == [
+        hypervolume(points, (5, 1)) for points in scored
+    ]
+
+
 def test_of_equal_maps_of_one_size_the_earliest_is_best() -> None:
     results = [result(3, 0.5, 1.0, 2), result(1, 0.5, 1.0, 2), result(2, 0.9, 0.5, 1)]
     assert {size: r.number for size, r in best_per_size(results).items()} == {1: 2, 2: 1}
     assert list(best_per_size(results)) == [1, 2]
+
+
+def test_a_front_is_flat_when_the_last_results_added_next_to_nothing() -> None:
+    front = GrowingFront([], (1.0, -2.0))
+    for number, score in enumerate((-1.0, -0.5, -0.4999, -0.4999)):
+        front.add(result(number, 0.5, score))
+    assert front.is_flat(2) and not front.is_flat(3)
+    assert not front.is_flat(4)  # not so many yet

@@ -185,7 +185,7 @@ def test_loading_is_quiet_and_gives_the_voice_back(capfd: pytest.CaptureFixture[
     [
         ("whell:smollm2", "is none of: hub id, folder"),
         ("wheel:nope", "no such asset; have smollm2"),
-        ("random:huge", "random:tiny is what there is"),
+        ("random:huge", "use random:tiny"),
         ("/no/such/folder", "no folder with a config.json"),
         ("missing.gguf", "no such file"),
     ],

@@ -1,4 +1,4 @@
-"""The front in words: it fits a terminal, a pipe and a page, and never says more than measured."""
+"""The front in words: it fits a terminal and a pipe, and never says more than measured."""
 
 import io
 import re
@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from kvsharer_exp.records import Footprint, FrontEntry, TrialResult
-from kvsharer_exp.report import answer, front_page, front_table, print_front, to_markdown
+from kvsharer_exp.report import answer, front_table, headline, print_front, to_markdown
 from kvsharer_exp.sharing_map import SharingMap
 
 FULL = {"kl": 0.0, "perplexity/calibration": 20.0, "perplexity/report": 22.0}
@@ -119,21 +119,17 @@ def test_the_answer_says_which_score_compares() -> None:
     assert "the search optimised" in against([paper], [paper])
 
 
-def test_the_page_tells_environment_maps_and_full_cache_and_escapes() -> None:
-    odd = "<script>alert('&')</script>"
-    page = front_page(
-        title=odd,
-        entries=[entry(2, origin=odd)],
-        full_scores={**FULL, f"perplexity/{odd}": 1.0},
-        results=[result(0, 2, -0.5)],
-        front=[result(0, 2, -0.5)],
-        reference_maps={odd: [result(0, 2, -0.5)]},
-        score_label=odd,
-        environment={odd: odd, "seed": "7"},
-        full_score=0.0,
+def test_the_headline_is_one_sentence_about_quality_and_the_reference() -> None:
+    paper = result(0, 4, -1.0)
+    entries = [entry(1, 0.99), entry(3, 0.96), entry(5, 0.8)]
+    results = [paper, result(1, 5, -0.5)]
+    said = headline("m", entries, {"paper greedy": [paper, result(2, 6, None)]}, results)
+    assert said == (
+        "m keeps 95% of its held-out perplexity with 3 of 30 layers reading another layer's KV "
+        "cache (10% less of it); paper greedy is beaten at 1 of 1 sizes compared, by the score "
+        "that was searched for."
     )
-    assert "<script>alert" not in page
-    assert "&lt;script&gt;" in page
-    assert f"<code>{shared(2)}</code>" in page
-    assert "<td>seed</td><td>7</td>" in page
-    assert '"full cache"' in page
+    assert "No shared map found" in headline("m", [entry(5, 0.8)], {}, [])
+    assert "0 of 1" in headline("m", entries, {"paper greedy": [paper]}, [paper])
+    unmeasured = [replace(made, retained={}) for made in entries]
+    assert "was not scored" in headline("m", unmeasured, {}, [])

@@ -64,6 +64,32 @@ def test_reads_a_file(tmp_path) -> None:
     assert SharingMap.parse(path) == SharingMap.parse(str(path)) == SharingMap((0, 0, 2))
 
 
+FRONT = [{"kv_source_layers": [0, 1, 1], "digest": "d"}, {"kv_source_layers": [0, 0, 0]}]
+
+
+@pytest.mark.parametrize(
+    "content", [FRONT, {"front": FRONT}, {"command": "search", "results": FRONT}]
+)
+def test_one_line_reads_a_map_of_a_front(tmp_path, content) -> None:
+    path = tmp_path / "front.json"
+    path.write_text(json.dumps(content))
+    assert SharingMap.parse(f"{path}:1") == SharingMap((0, 1, 1))
+    assert SharingMap.parse(f"{path}:2") == SharingMap((0, 0, 0))
+    several = r"front\.json holds maps of 1, 2 shared layers: name one of them, like front\.json:2"
+    for written in (path, str(path), f"{path}:0"):
+        with pytest.raises(SharingMapError, match=several):
+            SharingMap.parse(written)
+
+
+def test_a_file_of_one_map_needs_no_number_and_holds_no_other(tmp_path) -> None:
+    for content in ({"kv_source_layers": [0, 0]}, [{"kv_source_layers": [0, 0]}], [0, 0]):
+        path = tmp_path / "one.json"
+        path.write_text(json.dumps(content))
+        assert SharingMap.parse(path) == SharingMap.parse(f"{path}:1") == SharingMap((0, 0))
+        with pytest.raises(SharingMapError, match="holds maps of 1 shared layers"):
+            SharingMap.parse(f"{path}:3")
+
+
 def test_identity_shares_nothing() -> None:
     assert SharingMap.identity(4).targets == ()
     assert SharingMap.identity(4).compression == 0

@@ -8,15 +8,9 @@ from pathlib import Path
 import pytest
 
 from kvsharer_exp.errors import InputError
-from kvsharer_exp.tasks import (
-    LOCAL_TASKS,
-    NUM_CHOICES,
-    check_no_overlap,
-    items_digest,
-    items_of,
-    load_tasks,
-)
+from kvsharer_exp.tasks import check_no_overlap, items_digest, load_tasks
 from kvsharer_exp.texts import PARTS, Passage, TextParts, split_texts
+from kvsharer_exp.wiki_tasks import LOCAL_TASKS, NUM_CHOICES, items_of
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,13 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -69,8 +71,9 @@ def test_a_trial_is_a_child_run_with_all_it_measured(tracker, client) -> None:
     assert run.data.tags["kv_source_layers"] == "0_1_0_3"
     assert run.data.tags["origin"] == "paper greedy"
     assert run.data.tags["front"] == "false"
-    assert run.data.params["map"] == "0_1_0_3"
-    assert run.data.params["source_2"] == "0"
+    assert run.data.params == {"map": "0_1_0_3", "origin": "paper greedy"}
+    assert json.loads(run.data.tags["drawn"]) == {"num_shared": 1, "source_2": 0}
+    assert run.data.tags["trial"] == "3"
     assert run.data.metrics == {
         "kl": 0.25,
         "perplexity/report": 20.0,
@@ -98,8 +101,8 @@ def test_a_trial_that_was_not_scored_carries_no_score(tracker, client) -> None:
 
 def test_many_and_long_params_fit(tracker, client) -> None:
     params = {f"accept_{i}": "x" * 7000 for i in range(250)}
-    run = client.get_run(tracker.log_trial(start(tracker), trial(params=params), {}, name="x"))
-    assert len(run.data.params) == 251
+    run = client.get_run(tracker.start_run("parent", tags={}, params=params))
+    assert len(run.data.params) == 250
     assert len(run.data.params["accept_0"]) == 6000
 
 
@@ -194,10 +197,11 @@ def test_every_name_and_long_text_is_taken(tracker, client, name: str) -> None:
     run_id = start(tracker)
     tracker.log_metrics(run_id, {name: 0.25})
     assert list(client.get_run(run_id).data.metrics.values()) == [0.25]
-    failed = trial(params={name: 1}, status="failed", score=None, reason="y" * 9000)
+    failed = trial(scores={name: 1}, status="failed", score=None, reason="y" * 9000)
     child = client.get_run(tracker.log_trial(run_id, failed, {}))
-    assert len(child.data.params) == 2
+    assert 1 in child.data.metrics.values()
     assert len(child.data.tags["reason"]) == 8000
+    assert len(client.get_run(tracker.start_run("p", tags={}, params={name: "1"})).data.params) == 1
 
 
 def test_a_front_that_left_with_a_deleted_run_is_no_error(tracker, client) -> None:
@@ -218,6 +222,81 @@ def test_artifacts_go_into_folders(tracker, client, tmp_path) -> None:
     assert json.loads(Path(values).read_text(encoding="utf-8")) == {"a": [1]}
 
 
+def test_single_values_are_logged_at_step_zero_so_that_the_ui_draws_bars(tracker, client) -> None:
+    run_id = tracker.log_trial(start(tracker), trial(7), {})
+    assert {m.step for m in client.get_metric_history(run_id, "kl")} == {0}
+
+
+def test_a_front_map_is_a_logged_model_with_its_file_once(tracker, client, tmp_path) -> None:
+    run_id = tracker.log_trial(start(tracker), trial(), {})
+    for value in (20.0, 21.0):
+        tracker.log_map(run_id, MAP, {"perplexity/report": value}, name="smollm2 · 1/4 shared")
+    run = client.get_run(run_id)
+    (output,) = run.outputs.model_outputs
+    model = client.get_logged_model(output.model_id)
+    assert (model.name, str(model.status)) == ("smollm2 - 1-4 shared", "READY")
+    assert model.params == {"kv_source_layers": "0_1_0_3", "digest": MAP.digest}
+    assert {metric.key for metric in model.metrics} == {"perplexity/report"}
+    assert run.data.metrics["perplexity/report"] == 21.0
+    assert [made.path for made in client.list_logged_model_artifacts(model.model_id)] == [
+        "map.json"
+    ]
+    file = Path(unquote(urlsplit(model.artifact_location).path)) / "map.json"
+    assert SharingMap.parse(file) == MAP
+
+
+def test_data_sets_are_named_with_their_digests(tracker, client) -> None:
+    run_id = start(tracker)
+    parts = {"calibration": ("wikipedia", "a" * 12), "report": ("/far/away/mine.txt", "b" * 12)}
+    tracker.log_datasets(run_id, parts)
+    tracker.log_datasets(run_id, parts)  # a run that is continued
+    inputs = client.get_run(run_id).inputs.dataset_inputs
+    found = {made.tags[0].value: (made.dataset.name, made.dataset.digest) for made in inputs}
+    assert found == {"calibration": ("wikipedia", "a" * 12), "report": ("mine.txt", "b" * 12)}
+
+
+def test_a_saved_view_is_found_by_the_address_it_gives(tracker, client) -> None:
+    parent = start(tracker)
+    member = tracker.log_trial(parent, trial(), {})
+    tracker.log_trial(parent, trial(1), {})
+    tracker.mark_front([member])
+    tracker.save_view(parent, [f"lm_eval/task_{i}/acc_norm" for i in range(300)], name="many")
+    address = tracker.save_view(parent, ["kl", "perplexity/report"], name="a view")
+    page, _, query = address.partition("?")
+    options = dict(parse_qsl(query))
+    experiment = client.get_run(parent).info.experiment_id
+    assert page == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs"
+    tags = client.get_experiment(experiment).tags
+    held = json.loads(tags["mlflow.sharedViewState." + options["viewStateShareKey"]])
+    assert held["name"] == "a view"
+    state = json.loads(held["state"])
+    order = f"{state['orderByKey']} ASC"
+    runs = client.search_runs([experiment], state["searchFilter"], order_by=[order])
+    assert [run.info.run_id for run in runs] == [member]
+
+
+def test_a_long_run_samples_the_machine_and_a_short_one_does_not(
+    tracker, client, monkeypatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    experiment = client.get_run(start(tracker)).info.experiment_id
+    found = []
+    for after in (0.0, 600.0):
+        timed = Tracker(client, experiment, sample_after_seconds=after)
+        run_id = start(timed)
+        deadline = time.monotonic() + 20
+        while after == 0 and time.monotonic() < deadline:
+            if any(key.startswith("system/") for key in client.get_run(run_id).data.metrics):
+                break
+            time.sleep(0.2)
+        timed.finish(run_id)
+        found.append([k for k in client.get_run(run_id).data.metrics if k.startswith("system/")])
+        assert client.get_run(run_id).info.status == "FINISHED"
+    assert "system/system_memory_usage_percentage" in found[0]
+    assert found[1] == []
+    assert "SystemMetricsMonitor" not in {thread.name for thread in threading.enumerate()}
+
+
 def test_a_deleted_experiment_is_named_with_the_way_back(uri, client, tmp_path) -> None:
     Tracker.open(uri, "deleted", str(tmp_path))
     client.delete_experiment(client.get_experiment_by_name("deleted").experiment_id)
@@ -230,8 +309,10 @@ def test_a_store_of_another_schema_names_the_upgrade(tracker, uri, tmp_path) -> 
     shutil.copy(uri.removeprefix("sqlite:///"), old)
     with closing(sqlite3.connect(old)) as database, database:
         database.execute("update alembic_version set version_num = '3da73c924c2f'")
-    with pytest.raises(InputError, match=f"run `mlflow db upgrade sqlite:///{old}`"):
+    shown = f"sqlite:///{old}" if len(str(old)) < 80 else "<tracking.uri>"
+    with pytest.raises(InputError, match=f"run `mlflow db upgrade {shown}` once") as refused:
         Tracker.open(f"sqlite:///{old}", "x", str(tmp_path))
+    assert len(str(refused.value)) <= 200
 
 
 def test_a_store_that_is_read_only_is_refused_before_a_run(tracker, uri, monkeypatch) -> None:
@@ -334,6 +415,9 @@ def test_the_real_server_shows_the_runs(tracker, uri: str, tmp_path: Path) -> No
         parent = start(remote)
         child = remote.log_trial(parent, trial(), {}, name="x")
         remote.log_text(child, "far", "far.txt")
+        remote.log_map(child, MAP, {"kl": 0.25}, name="x")
+        remote.log_datasets(parent, {"report": ("wikipedia", "a" * 12)})
+        assert remote.save_view(parent, ["kl"], name="x").startswith(f"{base}/#/experiments/")
         assert remote.find_map(child) == MAP
         assert not remote.exists("f" * 32)
         assert get(f"/get-artifact?path=far.txt&run_uuid={child}") == b"far"

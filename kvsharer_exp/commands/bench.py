@@ -8,17 +8,17 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-from rich.table import Table
-
 from kvsharer_exp.benchmark import check_length, measure
 from kvsharer_exp.commands.evaluate import read_map
 from kvsharer_exp.commands.session import Session, open_session, start_run
 from kvsharer_exp.config import Config
+from kvsharer_exp.figures import bench_figure, save_png
 from kvsharer_exp.footprint import footprint
 from kvsharer_exp.prediction import calculate, predict
 from kvsharer_exp.search.greedy import num_targets
 from kvsharer_exp.sharing.architectures import attention_layers, check_map
 from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.terminal import TurningTable
 
 
 def run(config: Config) -> None:
@@ -51,9 +51,13 @@ def _measure(session: Session, sharing_map: SharingMap) -> None:
         session.say(f"measured batch {batch}, context {context}")
         _log(session, cells[-1])
     session.console.print(f"map {sharing_map} (cache and memory in MiB, medians, lowest–highest)")
-    session.console.print(_table(cells))
+    session.console.print(cells_table(cells))
     sentence = where_from(cells[-1])
     session.console.print(sentence)
+    size = f"{len(sharing_map.targets)} of {session.num_layers} layers shared"
+    picture = save_png(bench_figure(cells, f"{config.model.name}, {size}"))
+    (session.folder / "bench.png").write_bytes(picture)
+    session.tracker.log_bytes(session.run_id, picture, "bench.png")
     session.finish(
         {
             "kv_source_layers": list(sharing_map.kv_source_layers),
@@ -74,7 +78,9 @@ def _calculate(session: Session) -> None:
     _check_contexts(session, 0)
     start_run(session)
     memory = int(wanted.memory_gib * 2**30)
-    table = Table("batch", "context", "compression", "shared", "KV MiB", "saved MiB", "max batch")
+    table = TurningTable(
+        "batch", "context", "compression", "shared", "KV MiB", "saved MiB", "max batch"
+    )
     cells: list[dict[str, Any]] = []
     for batch, context in product(wanted.batch_sizes, wanted.contexts):
         rows = []
@@ -139,13 +145,13 @@ def _log(session: Session, cell: dict[str, Any]) -> None:
     session.tracker.log_metrics(session.run_id, metrics)
 
 
-def _table(cells: list[dict[str, Any]]) -> Table:
+def cells_table(cells: list[dict[str, Any]]) -> TurningTable:
     """Medians (lowest – highest) of both; how many times better shared is, and the prediction."""
     memory = "peak_memory_bytes"
     label = "peak"
     if memory not in cells[0]["full"]:
         memory, label = "resident_bytes", "RSS"
-    table = Table("batch×ctx", "", "cache", label, "prefill s", "tokens/s")
+    table = TurningTable("batch×ctx", "", "cache", label, "prefill s", "tokens/s")
     for cell in cells:
         where = f"{cell['batch']}×{cell['context']}"
         for side in ("full", "shared"):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-from rich.table import Table
-
 from kvsharer_exp.commands.session import Session, open_session, start_run
 from kvsharer_exp.config import Config
 from kvsharer_exp.figures import distance_heatmap, save_png
+from kvsharer_exp.terminal import TurningTable
 
 SHOWN = 5
 
@@ -19,7 +18,7 @@ def run(config: Config) -> None:
         start_run(session)
         log_ranking(session)
         pairs = session.ranking.pairs
-        table = Table("rank", "target reads source", config.calibration.distance)
+        table = TurningTable("rank", "target reads source", config.calibration.distance)
         rows = list(enumerate(pairs, 1))
         shown = rows[:SHOWN] + rows[max(SHOWN, len(rows) - SHOWN) :]
         for number, pair in shown:

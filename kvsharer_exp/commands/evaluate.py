@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-from rich.table import Table
-
 from kvsharer_exp.commands.session import Session, fit_scores, open_session, start_run
 from kvsharer_exp.config import Config
 from kvsharer_exp.errors import InputError
@@ -13,6 +11,7 @@ from kvsharer_exp.footprint import footprint, measured_footprint
 from kvsharer_exp.scoring import retained
 from kvsharer_exp.sharing.architectures import attention_layers, check_map
 from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.terminal import TurningTable
 from kvsharer_exp.tracking import Tracker
 
 
@@ -82,7 +81,7 @@ def _show(
     full: dict[str, float],
     kept: dict[str, float],
 ) -> None:
-    table = Table("score", "full", "shared", "retained")
+    table = TurningTable("score", "full", "shared", "retained")
     for name, value in scores.items():
         share = f"{kept[name]:.1%}" if name in kept else ""
         table.add_row(name, f"{full[name]:.4g}", f"{value:.4g}", share)

@@ -61,7 +61,7 @@ def run(config: Config) -> None:
             f"{size.kv_bytes_per_token:,} KV bytes per token ({size.kv_fraction:.1%} of full), "
             f"{size.parameter_bytes_saved:,} bytes of weights left out, {weight_bytes:,} written"
         )
-        session.console.print(f"export   {path}")
+        session.console.print(f"export   {path}", markup=False)
         session.finish(
             {
                 "kv_source_layers": list(sharing_map.kv_source_layers),

@@ -67,7 +67,9 @@ def read_prompts(wanted: GenerateConfig) -> list[str]:
             raise InputError("generate.prompt is empty: give some text to continue")
         return [wanted.prompt]
     if wanted.file is None:
-        raise InputError('no prompt given: generate.prompt="…", or generate.file=<one a line>')
+        raise InputError(
+            'no prompt given: generate.prompt="…" gives one, generate.file=… one a line'
+        )
     try:
         text = Path(wanted.file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

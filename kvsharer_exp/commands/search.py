@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from kvsharer_exp.commands.calibrate import log_ranking
 from kvsharer_exp.commands.session import Session, open_session, start_run
 from kvsharer_exp.config import Config
 from kvsharer_exp.figures import acceptance_figure, save_png
 from kvsharer_exp.records import GreedyResult, GreedyStep
 from kvsharer_exp.search.greedy import greedy, num_targets, ordered_pairs
+from kvsharer_exp.terminal import TurningTable
 
 
 def run(config: Config) -> None:
@@ -69,7 +68,9 @@ def walk(
 
 
 def _show(session: Session, found: Sequence[GreedyResult]) -> None:
-    table = Table("compression", "shared", "tried", "accepted", "lowest cosine kept", "seconds")
+    table = TurningTable(
+        "compression", "shared", "tried", "accepted", "lowest cosine kept", "seconds"
+    )
     for result in found:
         kept = [step.cosine for step in result.trace if step.accepted and step.cosine is not None]
         table.add_row(

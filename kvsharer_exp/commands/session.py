@@ -6,6 +6,7 @@ spent. The tracker's run is closed whatever happens: FINISHED, FAILED or KILLED.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import time
@@ -19,23 +20,26 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from rich.console import Console
+from rich.text import Text
 
+from kvsharer_exp.ablation import score_interval
+from kvsharer_exp.assets import ASSETS, cache_dir
+from kvsharer_exp.availability import download_of
 from kvsharer_exp.calibration import LayerMeans, layer_means
 from kvsharer_exp.config import Config
 from kvsharer_exp.evaluator import Evaluator
 from kvsharer_exp.models import ModelSpec, adds_bos, describe, load
 from kvsharer_exp.ranking import distance_matrix, rank
-from kvsharer_exp.records import CandidateScores, DissimilarityRanking
-from kvsharer_exp.scoring import TaskScorer, perplexity
+from kvsharer_exp.records import SCHEMA, CandidateScores, DissimilarityRanking
+from kvsharer_exp.scoring import TaskScorer, perplexity_of, window_losses
 from kvsharer_exp.sharing.architectures import attention_layers
 from kvsharer_exp.sharing.runtime import share_kv
 from kvsharer_exp.sharing_map import SharingMap
-from kvsharer_exp.tasks import check_no_overlap, load_tasks
+from kvsharer_exp.statistics import CONFIDENCE
+from kvsharer_exp.tasks import check_no_overlap, load_tasks, members
+from kvsharer_exp.terminal import make_console
 from kvsharer_exp.texts import TextParts, split_texts, token_windows
 from kvsharer_exp.tracking import Tracker, environment
-
-SCHEMA = 1
 
 
 class Session:
@@ -45,7 +49,7 @@ class Session:
         self.config = config
         self.tracker = tracker
         self.folder = folder
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = make_console()
         self.started = time.perf_counter()
         self.run_id = ""
         self.environment = environment()
@@ -85,13 +89,16 @@ class Session:
     def tasks(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """lm-eval tasks of the search and of the report, loaded once."""
         scoring = self.config.scoring
-        check_no_overlap(scoring.search.tasks, scoring.report.tasks, scoring.allow_overlap)
-        names = [*scoring.search.tasks, *scoring.report.tasks]
-        tasks = load_tasks(names, self.parts, seed=self.config.seed) if names else {}
-        return (
-            {name: tasks[name] for name in scoring.search.tasks},
-            {name: tasks[name] for name in scoring.report.tasks},
+        allowed = scoring.allow_overlap
+        check_no_overlap(scoring.search.tasks, scoring.report.tasks, allowed)
+        search, report = (
+            load_tasks(names, self.parts, seed=self.config.seed) if names else {}
+            for names in (scoring.search.tasks, scoring.report.tasks)
         )
+        # Again, now that the members of groups are known.
+        optimised = {name: task for name, task in search.items() if name not in allowed}
+        check_no_overlap(members(optimised), members(report), allowed)
+        return search, report
 
     @cached_property
     def calibration_windows(self) -> torch.Tensor:
@@ -142,6 +149,19 @@ class Session:
             memory_budget=int(scoring.memory_budget_gib * 2**30),
         )
 
+    def varied(self, config: Config) -> Session:
+        """This run under another calibration: the same model, held-out windows and tasks."""
+        _ = self.description, self.report_windows  # made before the copy, so that both have them
+        other = copy.copy(self)
+        other.config = config
+        stale = ["distances", "ranking"]
+        before, after = self.config.calibration, config.calibration
+        if (before.path, before.num_windows) != (after.path, after.num_windows):
+            stale += ["parts", "calibration_windows", "means", "evaluator"]
+        for name in stale:
+            other.__dict__.pop(name, None)
+        return other
+
     def task_scorer(self, tasks: Mapping[str, Any], limit: int | None) -> TaskScorer:
         return TaskScorer(
             self.model,
@@ -157,18 +177,46 @@ class Session:
         tasks = self.tasks[1]
         return self.task_scorer(tasks, self.config.scoring.report.limit) if tasks else None
 
-    def report_scores(self, sharing_map: SharingMap, *, tasks: bool = True) -> dict[str, float]:
-        """Perplexity of the report text and, unless left out, the report tasks: on text the
-        search never saw."""
+    def report(
+        self, sharing_map: SharingMap, *, tasks: bool = True
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Scores on text the search never saw, and 95 % intervals over its windows and items.
+
+        Perplexity of the report text and, unless left out, the report tasks.
+        """
         batch_size = self.config.scoring.batch_size
         with share_kv(self.model, sharing_map):
-            scores = {"perplexity/report": perplexity(self.model, self.report_windows, batch_size)}
+            losses = window_losses(self.model, self.report_windows, batch_size)
+            scores = {"perplexity/report": perplexity_of(losses)}
+            items = {"perplexity/report": [-loss for loss in losses]}
+            errors: dict[str, float] = {}
             if tasks and self.report_tasks is not None:
                 scores |= self.report_tasks.score()
-        return scores
+                items |= self.report_tasks.item_scores
+                errors = self.report_tasks.stderr()
+        intervals = {}
+        for name, value in scores.items():
+            interval = score_interval(
+                name,
+                value,
+                items.get(name, []),
+                confidence=CONFIDENCE,
+                stderr=errors.get(name),
+                seed=self.config.seed,
+            )
+            if interval is not None:
+                intervals[name] = [interval.low, interval.high]
+        return scores, intervals
+
+    def report_scores(self, sharing_map: SharingMap, *, tasks: bool = True) -> dict[str, float]:
+        """The scores of `report` alone."""
+        return self.report(sharing_map, tasks=tasks)[0]
 
     def say(self, text: str) -> None:
-        self.console.print(f"[dim]{self.seconds:6.1f} s[/]  {text}", markup=True)
+        """A line about progress; none under ``quiet``."""
+        if self.config.quiet:
+            return
+        self.console.print(Text.assemble((f"{self.seconds:6.1f} s", "dim"), f"  {text}"))
 
     @property
     def seconds(self) -> float:
@@ -194,9 +242,13 @@ class Session:
         partial.write_text(text + "\n", encoding="utf-8")
         partial.replace(path)
         self.tracker.log_text(self.run_id, text, "result.json")
-        self.console.print(f"\nresult   {path}")
+        self.console.print(f"\nresult   {path}", markup=False)
+        if self.config.quiet:
+            return
         self.console.print(f"mlflow   {self.tracker.run_url(self.run_id)}   (kvsharer ui shows it)")
-        self.console.print(f"next     {then}")
+        if "mlflow_compare_url" in result:
+            self.console.print(f"compare  {result['mlflow_compare_url']}")
+        self.console.print(f"next     {then}", markup=False)
 
 
 def fit_scores(measured: CandidateScores) -> dict[str, float]:
@@ -211,8 +263,12 @@ def fit_scores(measured: CandidateScores) -> dict[str, float]:
 @contextmanager
 def open_session(config: Config) -> Iterator[Session]:
     """A session whose MLflow run ends as the block ends."""
+    level = logging.WARNING if config.quiet else logging.INFO
     for room in ("assets", "models"):  # a first download or conversion takes a while: say so
-        logging.getLogger(f"kvsharer_exp.{room}").setLevel(logging.INFO)
+        logging.getLogger(f"kvsharer_exp.{room}").setLevel(level)
+    if not config.quiet:
+        for line in first_run(config):
+            make_console().print(line, markup=False)
     tracking = config.tracking
     folder = Path(HydraConfig.get().runtime.output_dir)
     tracker = Tracker.open(
@@ -232,6 +288,35 @@ def open_session(config: Config) -> Iterator[Session]:
         tracker.finish(session.run_id, "FINISHED")
 
 
+def first_run(config: Config) -> list[str]:
+    """What is fetched and made before anything is measured; nothing once it is there."""
+    model, texts = config.model, {config.calibration.path, config.heldout.path}
+    downloads = [
+        download_of(model.source, dtype=model.dtype, revision=model.revision),
+        *(download_of(text) for text in sorted(texts & ASSETS.keys())),
+    ]
+    lines = []
+    for place, then in (
+        ("package index", ", converted once: a minute or two"),
+        ("model hub", ": as long as that takes"),
+    ):
+        found = [item for item in downloads if item is not None and item.place == place]
+        if found:
+            names = " and ".join(f"{item.name}{_size(item.megabytes)}" for item in found)
+            lines.append(f"first run: downloads {names} from the {place}{then}")
+    store = config.tracking.uri.removeprefix("sqlite:///")
+    if lines or ("://" not in store and not Path(store).exists()):
+        lines.append(
+            f"cache: {cache_dir()} (KVSHARER_CACHE moves it), results: {config.tracking.folder}/; "
+            "kvsharer doctor shows what works here"
+        )
+    return lines
+
+
+def _size(megabytes: int) -> str:
+    return f" ({megabytes:,} MB)" if megabytes else ""
+
+
 def start_run(session: Session, *, run_id: str | None = None, **tags: str) -> None:
     """Open the session's MLflow run: config, environment, data fingerprints."""
     config, description = session.config, session.description
@@ -247,6 +332,10 @@ def start_run(session: Session, *, run_id: str | None = None, **tags: str) -> No
         },
         params={**flatten(asdict(config)), **flatten({"described": description})},
         run_id=run_id,
+    )
+    sources, digests = session.parts.sources, session.parts.fingerprints
+    session.tracker.log_datasets(
+        session.run_id, {part: (sources[part], digests[part]) for part in digests}
     )
     session.tracker.log_text(
         session.run_id, OmegaConf.to_yaml(OmegaConf.structured(config)), "config.yaml"

@@ -2,15 +2,14 @@
 
 An archive keeps the best maps of every size (number of shared layers). For a drawn size, offspring
 are made from the archive by adding, dropping, moving and swapping targets and by crossing two
-maps. A Bayesian linear model of the log loss (which layer reads, which is read, how many) orders
-them, with weights drawn from its posterior (Thompson sampling), so that what is uncertain gets
-tried. The cheap ``screen`` stage then decides who is scored on all tokens: staged selection as in
-EvoPress, https://arxiv.org/abs/2410.14649.
+maps. A `LossModel` orders them, with losses of pairs drawn from its posterior (Thompson sampling),
+so that what is uncertain gets tried; the map that looks best under the draw is one of them. The
+cheap ``screen`` stage then decides who is scored on all tokens: staged selection as in EvoPress,
+https://arxiv.org/abs/2410.14649.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,9 +19,8 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
-from kvsharer_exp.records import TrialResult
+from kvsharer_exp.search.memory import Memory
 from kvsharer_exp.search.spaces import SearchSpace
-from kvsharer_exp.search.stages import SCREEN
 from kvsharer_exp.sharing_map import SharingMap
 
 
@@ -34,7 +32,6 @@ class MapEvolution(BaseSampler):
         elites: maps kept per size.
         offspring: maps made per draw, of which the model chooses one.
         explore: scale of the posterior's spread in the draw; 0 always takes the best predicted.
-        prior: ridge strength of the model, in units of one observation.
     """
 
     def __init__(
@@ -43,17 +40,13 @@ class MapEvolution(BaseSampler):
         *,
         seed: int,
         elites: int = 3,
-        offspring: int = 300,
-        prior: float = 2.0,
-        explore: float = 0.2,
+        offspring: int = 100,
+        explore: float = 0.7,
     ) -> None:
-        self._space = space
-        self._pairs = [(pair.target, pair.source) for pair in space.ranking.pairs]
-        self._elites, self._offspring, self._prior = elites, offspring, prior
-        self._explore = explore
+        self._memory = Memory(space)
+        self._elites, self._offspring, self._explore = elites, offspring, explore
         self._rng = np.random.default_rng(seed)
         self._independent = RandomSampler(seed=seed)
-        self._results: dict[int, TrialResult] = {}
 
     def reseed_rng(self) -> None:
         self._rng = np.random.default_rng()
@@ -62,22 +55,20 @@ class MapEvolution(BaseSampler):
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        return self._space.distributions()
+        return self._memory.space.distributions()
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        self._learn(study)
-        archive = self._archive()
-        known = {result.sharing_map for result in self._results.values()}
-        for _ in range(20):
-            size = self._draw_size()
-            made = {
-                child for child in self._make(archive, size) if len(child.targets) == size
-            } - known
-            ordered = self._ordered(sorted(made, key=lambda child: child.kv_source_layers))
-            for child in ordered:
-                params = self._space.encode(child)
+        memory = self._memory
+        memory.update(study)
+        archive, known = memory.best(self._elites), memory.known
+        for size in self._sizes():
+            costs = memory.model.draw(self._rng, self._explore)
+            made = {self._favourite(costs, size), *self._make(archive, size)} - known
+            made = {child for child in made if len(child.targets) == size}
+            for child in sorted(made, key=lambda c: (memory.cost(costs, c), c.kv_source_layers)):
+                params = memory.space.encode(child)
                 if params is not None:
                     return params
         return {}  # nothing new was found: every parameter is then drawn by itself
@@ -91,28 +82,12 @@ class MapEvolution(BaseSampler):
     ) -> Any:
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
-    def _draw_size(self) -> int:
-        """Small maps first: they teach what a layer costs; then every size alike."""
-        young = len(self._results) < 2 * self._space.ranking.num_layers
-        return int(self._rng.integers(1, min(3 if young else 10**9, self._space.max_shared) + 1))
-
-    def _learn(self, study: optuna.Study) -> None:
-        for trial in study.get_trials(deepcopy=False):
-            if trial.number not in self._results and "result" in trial.user_attrs:
-                result = TrialResult.from_json(trial.user_attrs["result"])
-                if result.status != "failed":
-                    self._results[trial.number] = result
-
-    def _archive(self) -> dict[int, list[SharingMap]]:
-        """The best maps by size; size 0 is the full cache."""
-        complete = [result for result in self._results.values() if result.score is not None]
-        complete.sort(key=lambda result: (-(result.score or 0.0), result.number))
-        archive = {0: [SharingMap.identity(self._space.ranking.num_layers)]}
-        for result in complete:
-            kept = archive.setdefault(len(result.sharing_map.targets), [])
-            if len(kept) < self._elites and result.sharing_map not in kept:
-                kept.append(result.sharing_map)
-        return archive
+    def _sizes(self) -> Iterator[int]:
+        """Sizes to try: single layers first, they teach most for their price; then all alike."""
+        space = self._memory.space
+        if self._memory.count(1) < space.ranking.num_layers:
+            yield 1
+        yield from self._rng.integers(1, space.max_shared + 1, size=3).tolist()
 
     def _make(self, archive: dict[int, list[SharingMap]], size: int) -> Iterator[SharingMap]:
         """Offspring of ``size`` targets from the archive's maps of the nearest sizes."""
@@ -149,42 +124,21 @@ class MapEvolution(BaseSampler):
     def _add(self, child: SharingMap) -> SharingMap:
         """One more pair of the ranking: a target that is none yet, a source that keeps its KV."""
         targets = set(child.targets)
-        free = [(t, s) for t, s in self._pairs if t not in targets]
+        free = [(t, s) for t, s in self._memory.model.pairs if t not in targets]
         target, source = free[self._rng.integers(len(free))]
         return child.share(target, source)
 
-    def _ordered(self, children: list[SharingMap]) -> list[SharingMap]:
-        """By predicted log loss under weights drawn from the posterior, lowest first."""
-        if not children:
-            return []
-        seen = [(r.sharing_map, _loss(r)) for r in self._results.values()]
-        seen = [(shared, loss) for shared, loss in seen if loss > 0]
-        if not seen:
-            return [children[i] for i in self._rng.permutation(len(children))]
-        inputs = np.stack([_features(shared) for shared, _ in seen])
-        outputs = np.log([loss for _, loss in seen])
-        precision = inputs.T @ inputs + self._prior * np.eye(inputs.shape[1])
-        mean = np.linalg.solve(precision, inputs.T @ (outputs - outputs.mean()))
-        residual = outputs - outputs.mean() - inputs @ mean
-        noise = math.sqrt(float(residual @ residual) / len(outputs)) + 1e-3
-        factor = np.linalg.cholesky(np.linalg.inv(precision))
-        drawn = mean + self._explore * noise * factor @ self._rng.standard_normal(len(mean))
-        predicted = np.stack([_features(child) for child in children]) @ drawn
-        return [children[i] for i in np.argsort(predicted, kind="stable")]
-
-
-def _loss(result: TrialResult) -> float:
-    """The loss on the first windows, which every map has; minus the score without that stage."""
-    return result.scores.get(SCREEN, -(result.score or 0.0))
-
-
-def _features(sharing_map: SharingMap) -> np.ndarray:
-    """(2 × num_layers + 2,): which layers read, how often each is read, how many, their log."""
-    layers = sharing_map.num_layers
-    row = np.zeros(2 * layers + 2)
-    for target in sharing_map.targets:
-        row[target] = 1
-        row[layers + sharing_map.kv_source_layers[target]] += 1
-    row[-2] = len(sharing_map.targets) / 4
-    row[-1] = math.log(len(sharing_map.targets) + 1)
-    return row
+    def _favourite(self, costs: np.ndarray, size: int) -> SharingMap:
+        """The cheapest pairs that fit together: no source is a target."""
+        child = self._memory.identity
+        targets: set[int] = set()
+        read: set[int] = set()
+        for index in np.argsort(costs, kind="stable"):
+            target, source = self._memory.model.pairs[index]
+            if target not in targets | read and source not in targets:
+                child = child.share(target, source)
+                targets.add(target)
+                read.add(source)
+            if len(targets) == size:
+                break
+        return child

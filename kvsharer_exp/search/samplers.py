@@ -1,14 +1,22 @@
-"""Optuna samplers by name; one plain dict of factories."""
+"""Optuna samplers by name; one plain dict of factories.
+
+Another package adds one by an entry point of the group ``kvsharer_exp.samplers``: name → factory,
+called with a seed, the search space and the options of ``sampler.options``.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 
 from kvsharer_exp.errors import InputError
+from kvsharer_exp.plugins import find_part
+from kvsharer_exp.search.beam import MapBeam
 from kvsharer_exp.search.evolution import MapEvolution
 from kvsharer_exp.search.spaces import SearchSpace
 
@@ -25,15 +33,36 @@ def _random(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed, **options)
 
 
+def _gp(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
+    return optuna.samplers.GPSampler(seed=seed, **options)
+
+
+def _qmc(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return optuna.samplers.QMCSampler(
+            seed=seed, warn_independent_sampling=False, warn_asynchronous_seeding=False, **options
+        )
+
+
+def _beam(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
+    return MapBeam(space, seed=seed, **options)
+
+
 def _evolution(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
     return MapEvolution(space, seed=seed, **options)
 
 
+GROUP = "kvsharer_exp.samplers"
+
 SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "tpe": _tpe,
     "nsgaii": _nsgaii,
+    "gp": _gp,
     "random": _random,
+    "qmc": _qmc,
     "evolution": _evolution,
+    "beam": _beam,
 }
 
 
@@ -45,11 +74,18 @@ def make_sampler(
     A resumed study draws anew: its seed depends on the trials so far.
 
     Raises:
-        InputError: no such sampler, or an option it does not take.
+        InputError: no such sampler, an option it does not take, or one that is no sampler.
     """
-    if kind not in SAMPLERS:
-        raise InputError(f"sampler.kind={kind} is unknown: choose one of {', '.join(SAMPLERS)}")
+    create = find_part(kind, SAMPLERS, group=GROUP, key="sampler.kind")
     try:
-        return SAMPLERS[kind](seed * 1_000_003 + trials_so_far, space, **options)
+        sampler = create(seed * 1_000_003 + trials_so_far, space, **options)
     except (TypeError, ValueError) as error:
-        raise InputError(f"sampler {kind} does not take these options: {error}") from error
+        raise InputError(
+            f"sampler {kind} does not take these options ({error}): see conf/sampler/"
+        ) from error
+    if not isinstance(sampler, BaseSampler):
+        raise InputError(
+            f"sampler.kind={kind} makes a {type(sampler).__name__}, which is no Optuna sampler: "
+            "give a factory of optuna.samplers.BaseSampler"
+        )
+    return sampler

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -31,6 +31,7 @@ from kvsharer_exp.sharing_map import SharingMap
 _RESULT = "result"
 _CACHED = "cached_from"
 MAX_REPEATS = 200  # known maps in a row before the space counts as exhausted
+_STUCK = 10  # known maps in a row before one draw is random: a sampler may insist on the best known
 
 
 class Score(Protocol):
@@ -101,15 +102,16 @@ def run_search(
     sampler: BaseSampler,
     footprint: Callable[[SharingMap], Footprint],
     seeds: Sequence[tuple[str, SharingMap]] = (),
-    n_trials: int,
+    n_trials: int | None = None,
     minutes: float | None = None,
-    on_result: Callable[[TrialResult], None] | None = None,
+    on_result: Callable[[TrialResult], bool] | None = None,
 ) -> list[TrialResult]:
-    """Search until the study holds ``n_trials`` distinct maps or ``minutes`` have passed.
+    """Search until the study holds ``n_trials`` distinct maps, ``minutes`` have passed, or
+    ``on_result`` says so.
 
     Args:
         seeds: (origin, map) pairs, scored first, unless the study knows them.
-        on_result: called with each new result, after it was stored.
+        on_result: called with each new result, after it was stored; true ends the search.
 
     Returns:
         All results of the study. A trial whose scoring raises ``RuntimeError`` or
@@ -124,10 +126,12 @@ def run_search(
         if params is not None and sharing_map.digest not in known:
             working.enqueue_trial(params, user_attrs={"origin": origin})
     distributions = space.distributions()
+    unstuck = RandomSampler(seed=len(working.trials))
     repeats = 0
-    while len(known) < n_trials and repeats < MAX_REPEATS:
+    while (n_trials is None or len(known) < n_trials) and repeats < MAX_REPEATS:
         if deadline is not None and time.monotonic() >= deadline:
             break
+        working.sampler = unstuck if repeats >= _STUCK else sampler
         trial = working.ask(distributions)
         sharing_map = space.decode(trial.params)
         result = known.get(sharing_map.digest)
@@ -155,8 +159,8 @@ def run_search(
             trial.set_user_attr(_RESULT, result.to_json())
             known[sharing_map.digest] = result
         study.add_trial(_tell(working, trial.number, result))
-        if not repeats and on_result is not None:
-            on_result(result)
+        if not repeats and on_result is not None and on_result(result):
+            break
     return list(known.values())
 
 

@@ -104,7 +104,10 @@ def attention_layers(model: nn.Module) -> tuple[AttentionLayer, ...]:
     reason = _why_not(config, modules, types, sorted(found) == list(range(num_layers)))
     if reason:
         name = config.model_type[:24]
-        raise SharingError(f"{name} cannot share KV ({reason}). Works: {WORKING}")
+        some = WORKING[:80].rpartition(" ")[0]
+        raise SharingError(
+            f"{name} cannot share KV ({reason}). Works: {some}; README lists all of them"
+        )
     return tuple(found[index] for index in range(num_layers))
 
 
@@ -153,7 +156,8 @@ def check_map(sharing_map: SharingMap, layers: tuple[AttentionLayer, ...]) -> No
         if reader.kv_shape != owner.kv_shape:
             raise SharingError(
                 f"layer {target} cannot read layer {source}: their KV shapes differ "
-                f"(heads, key and value features {reader.kv_shape} against {owner.kv_shape})"
+                f"(heads, key and value features {reader.kv_shape} against {owner.kv_shape}), "
+                "choose another"
             )
         if reader.attention_type != owner.attention_type:
             raise SharingError(

@@ -119,7 +119,7 @@ class _ReadCheck:
         if not self.exchange.here().views.pop(self.layer).was_read:
             raise SharingError(
                 f"layer {self.layer} ({type(module).__name__}) did not read its source's KV: "
-                "its attention does not call cache.update, so it cannot share"
+                "its attention does not call cache.update; leave it out of the map"
             )
 
 

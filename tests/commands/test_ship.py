@@ -10,6 +10,7 @@ from kvsharer_exp import SharingMap, load_exported, load_model, share_kv
 from kvsharer_exp.cli import main
 from kvsharer_exp.commands.generate import first_divergence
 from tests.commands import test_commands as commands
+from tests.refusals import check_refusal
 
 run, client, QUICK = commands.run, commands.client, commands.QUICK  # run is a fixture
 MAP, SOURCES = "0_1_2_1_4_4", [0, 1, 2, 1, 4, 4]
@@ -172,10 +173,6 @@ def test_bad_input_is_one_line(arguments, tmp_path: Path, monkeypatch, capfd, st
     (tmp_path / "full" / "file").write_text("mine")
     (tmp_path / "empty.txt").touch()
     assert main([*QUICK, *store, f"hydra.run.dir={tmp_path}/run", *arguments]) == 2
-    error = capfd.readouterr().err.strip()
-    assert error.startswith("kvsharer: ")
-    assert REFUSALS[arguments] in error
-    assert "\n" not in error
-    assert len(error) <= 200
+    check_refusal(capfd.readouterr().err, REFUSALS[arguments])
     assert (tmp_path / "full" / "file").read_text() == "mine"
     assert not (tmp_path / "run" / "result.json").exists()

@@ -12,6 +12,7 @@ from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.spaces import make_space
 from kvsharer_exp.search.stages import SCREEN, Outcome
 from kvsharer_exp.search.study import open_study, run_search
+from kvsharer_exp.sharing_map import SharingMap
 
 LAYERS, MAX_SHARED = 16, 6
 PAIRS = tuple(LayerPair(t, s, float((t * 7 + s * 3) % 11)) for t in range(LAYERS) for s in range(t))
@@ -64,7 +65,7 @@ def test_beats_random_at_every_size_and_finds_the_cheap_layers(tmp_path) -> None
     assert best(search(tmp_path, "evolution", 9))[0] == pytest.approx(optimum[0], rel=0.35)
 
 
-SPACE_MAP = SPACE.decode({"num_shared": 1, **{f"source_{t}": t for t in range(1, LAYERS)}})
+SPACE_MAP = SharingMap.identity(LAYERS)
 
 
 def test_same_seed_same_maps_other_seed_other_maps(tmp_path) -> None:

@@ -71,6 +71,49 @@ def test_same_decisions_as_the_plain_algorithm(architecture: str, order: str) ->
     assert cosines == pytest.approx([cosine for _, _, cosine, _ in trace], abs=1e-4)
 
 
+def plain_ranking(model) -> list[LayerPair]:
+    """The authors' distance, sentence by sentence from the cache: mean over (head, token) of the
+    L2 norm over head_dim, keys and values averaged; most dissimilar pair first."""
+    keys: list = [0.0] * NUM_LAYERS
+    values: list = [0.0] * NUM_LAYERS
+    with torch.inference_mode():
+        for window in WINDOWS:
+            cache = model(window[None], use_cache=True).past_key_values
+            for index, layer in enumerate(cache.layers):
+                keys[index] = keys[index] + layer.keys[0].float() / len(WINDOWS)
+                values[index] = values[index] + layer.values[0].float() / len(WINDOWS)
+    pairs = []
+    for target in range(NUM_LAYERS):
+        for source in range(target):
+            norms = [
+                (kind[target][head, token] - kind[source][head, token]).norm().item()
+                for kind in (keys, values)
+                for head in range(keys[0].shape[0])
+                for token in range(WINDOWS.shape[1])
+            ]
+            pairs.append(LayerPair(target, source, sum(norms) / len(norms)))
+    return sorted(pairs, key=lambda pair: -pair.distance)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "phi3", "gpt2"])
+def test_the_whole_method_sentence_by_sentence(architecture: str) -> None:
+    """Calibration, ranking and search: the same pairs in the same order, the same cosines."""
+    model = tiny_model(architecture)
+    ranking, plain = ranking_of(model), plain_ranking(model)
+    assert [(p.target, p.source) for p in ranking.pairs] == [(p.target, p.source) for p in plain]
+    ours = [pair.distance for pair in ranking.pairs]
+    assert ours == pytest.approx([pair.distance for pair in plain], rel=1e-4)
+    sources, trace = plain_greedy(model, plain, 3, 0.6)
+    (result,) = greedy(
+        ranking.pairs, NUM_LAYERS, [0.5], advance=Evaluator(model, WINDOWS).advance, threshold=0.6
+    )
+    assert result.kv_source_layers == tuple(sources)
+    steps = [(s.target, s.source, s.accepted) for s in result.trace]
+    assert steps == [(target, source, accepted) for target, source, _, accepted in trace]
+    cosines = [step.cosine for step in result.trace]
+    assert cosines == pytest.approx([cosine for _, _, cosine, _ in trace], abs=1e-4)
+
+
 PAIRS = tuple(LayerPair(t, s, float(t - s)) for t in range(7, 0, -1) for s in range(t))
 
 

@@ -1,0 +1,127 @@
+"""Two ``result.json`` of the same configuration, value by value.
+
+Times, addresses and ids are no results and are left out; so are sentences, which say again what the
+values say. A sharing map is one value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Verdict = Literal["exact", "within tolerance", "differs", "missing", "new"]
+
+_SURROUNDINGS = ("versions", "texts")
+_LEFT_OUT = {
+    *("schema", "command", "mlflow_run_id", "mlflow_compare_url", "study", "threads"),
+    *("notes", "where_from", *_SURROUNDINGS),
+    # What a clock or the rest of the machine decides; keys with "seconds" in them are left out too.
+    *("decode_tokens_per_second", "resident_bytes", "peak_memory_bytes", "speedup"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One value, recorded and again; None where one side lacks it. ``off``: relative difference."""
+
+    path: str
+    recorded: Any
+    again: Any
+    verdict: Verdict
+    off: float | None = None
+
+    @property
+    def matches(self) -> bool:
+        return self.verdict in ("exact", "within tolerance")
+
+    @property
+    def section(self) -> str:
+        """The part of ``result.json`` it is in."""
+        return self.path.partition("[")[0].partition(".")[0]
+
+
+def compare_results(
+    recorded: Mapping[str, Any], again: Mapping[str, Any], tolerance: float
+) -> list[Value]:
+    """Every value of either side, in the order of the first.
+
+    tolerance: the largest relative difference of two numbers that match.
+    """
+    before, after = dict(_leaves(recorded)), dict(_leaves(again))
+    return [_value(path, before, after, tolerance) for path in {**before, **after}]
+
+
+def differing_surroundings(
+    recorded: Mapping[str, Any], again: Mapping[str, Any]
+) -> list[tuple[str, str, str]]:
+    """(what, recorded, now) of versions, machine, commit and texts that are not the same."""
+    found = []
+    for part in _SURROUNDINGS:
+        before, after = recorded.get(part, {}), again.get(part, {})
+        for name in {**before, **after}:
+            pair = (str(before.get(name, "")), str(after.get(name, "")))
+            if pair[0] != pair[1]:
+                found.append((f"{part}.{name}", *pair))
+    return found
+
+
+def summary(values: Sequence[Value]) -> list[list[str]]:
+    """Header and rows: how many values of each section match, and the farthest off."""
+    rows = [["values of", "exact", "within tolerance", "differ", "farthest off"]]
+    for section in dict.fromkeys(value.section for value in values):
+        held = [value for value in values if value.section == section]
+        exact = sum(value.verdict == "exact" for value in held)
+        near = sum(value.verdict == "within tolerance" for value in held)
+        off = max((value.off for value in held if value.off is not None), default=0.0)
+        differ = len(held) - exact - near
+        rows.append([section, str(exact), str(near), str(differ), f"{off:.1e}" if off else "0"])
+    return rows
+
+
+def values_table(values: Sequence[Value]) -> list[list[str]]:
+    """Header and rows, one per value."""
+    rows = [["value", "recorded", "now", "verdict"]]
+    for value in values:
+        off = f" by {value.off:.1e}" if value.off else ""
+        rows.append([value.path, _text(value.recorded), _text(value.again), value.verdict + off])
+    return rows
+
+
+def _text(value: Any) -> str:
+    return "–" if value is None else repr(value) if isinstance(value, float) else str(value)
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key == "kv_source_layers":
+                yield f"{path}.{key}".lstrip("."), "_".join(map(str, item))
+            elif key not in _LEFT_OUT and "seconds" not in key:
+                yield from _leaves(item, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{path}[{index}]")
+    else:
+        yield path, value
+
+
+def _value(
+    path: str, before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float
+) -> Value:
+    if path not in after:
+        return Value(path, before[path], None, "missing")
+    if path not in before:
+        return Value(path, None, after[path], "new")
+    old, new = before[path], after[path]
+    if old == new:
+        return Value(path, old, new, "exact")
+    if not (_is_number(old) and _is_number(new)) or type(old) is type(new) is int:
+        return Value(path, old, new, "differs")
+    off = abs(new - old) / abs(old) if old else math.inf
+    return Value(path, old, new, "within tolerance" if off <= tolerance else "differs", off)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

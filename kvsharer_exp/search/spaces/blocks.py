@@ -1,0 +1,86 @@
+"""Contiguous groups of layers, each reading its first, as in cross-layer attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+
+from kvsharer_exp.search.spaces.base import Space, from_pairs, refuse_a_single_map
+from kvsharer_exp.sharing_map import SharingMap
+
+
+@dataclass(frozen=True)
+class Blocks(Space):
+    """The model cut into contiguous groups; in each, the layers read the group's first.
+
+    ``cut_T`` starts a group at layer T. Where attention types are mixed, a layer reads the first
+    of the group that it may. Groups lose their last targets until ``num_shared`` are left; when
+    the cuts leave no layer to share they are taken as not made. CLA shares so with groups of
+    equal size, https://arxiv.org/abs/2405.12981.
+
+    The ranking decides which group loses its last target: the one whose last pair stands last.
+    """
+
+    def __post_init__(self) -> None:
+        if self.max_shared > 1:
+            return
+        layers = range(self.ranking.num_layers)
+        one_group = (
+            set(layers[1:]) - set(range(first + 1, last + 1))
+            for first in layers
+            for last in layers[first + 1 :]
+        )
+        refuse_a_single_map("blocks", (self._decode(cuts, 1) for cuts in one_group))
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        cuts = {
+            f"cut_{layer}": CategoricalDistribution((False, True))
+            for layer in range(1, self.ranking.num_layers)
+        }
+        return {"num_shared": IntDistribution(1, self.max_shared), **cuts}
+
+    def decode(self, params: Mapping[str, Any]) -> SharingMap:
+        layers = range(1, self.ranking.num_layers)
+        cuts = {layer for layer in layers if params[f"cut_{layer}"]}
+        return self._decode(cuts, params["num_shared"])
+
+    def encode(self, sharing_map: SharingMap) -> dict[str, Any] | None:
+        if not 0 < len(sharing_map.targets) <= self.max_shared:
+            return None
+        # A group needs to reach from its source to its last target: cut everywhere else.
+        joined = {
+            layer
+            for target in sharing_map.targets
+            for layer in range(sharing_map.kv_source_layers[target] + 1, target + 1)
+        }
+        layers = range(1, self.ranking.num_layers)
+        params: dict[str, Any] = {f"cut_{layer}": layer not in joined for layer in layers}
+        params = {"num_shared": len(sharing_map.targets), **params}
+        return params if self.decode(params) == sharing_map else None
+
+    def _decode(self, cuts: Set[int], num_shared: int) -> SharingMap:
+        groups = self._groups(cuts) or self._groups(set())
+        while sum(map(len, groups)) > num_shared:
+            last = max(groups, key=lambda group: self.setting.places[group[-1]])
+            last.pop()
+            if not last:
+                groups.remove(last)
+        return from_pairs(self.ranking.num_layers, (pair for group in groups for pair in group))
+
+    def _groups(self, cuts: Set[int]) -> list[list[tuple[int, int]]]:
+        """The (target, source) pairs of every group that has any, by layer."""
+        groups: list[list[tuple[int, int]]] = []
+        owners: list[int] = []
+        for layer in range(self.ranking.num_layers):
+            if layer == 0 or layer in cuts:
+                owners = []
+                groups.append([])
+            source = next((o for o in owners if (layer, o) in self.setting.places), None)
+            if source is None:
+                owners.append(layer)
+            else:
+                groups[-1].append((layer, source))
+        return [group for group in groups if group]

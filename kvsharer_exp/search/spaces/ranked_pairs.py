@@ -1,0 +1,72 @@
+"""Accept bits along the ranking: the space in which the paper's greedy walks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+
+from kvsharer_exp.errors import InputError
+from kvsharer_exp.search.spaces.base import Space, or_first_pair, refuse_a_single_map
+from kvsharer_exp.sharing_map import SharingMap
+
+
+@dataclass(frozen=True)
+class RankedPairs(Space):
+    """Accept bits along the ranking, as the paper's greedy walks it.
+
+    ``accept_T_S`` says whether layer T reads layer S when the walk comes to that pair; the walk
+    stops at ``num_shared`` targets. When no bit is set the first pair is shared.
+
+    The ranking decides which pairs have a bit (its first ``num_pairs``, and those of the seeds)
+    and, being the order of the walk, which of them win when more are set than ``num_shared``.
+
+    Args:
+        num_pairs: pairs from the dissimilar end that have a bit, >= 1.
+    """
+
+    num_pairs: int = 64
+
+    def __post_init__(self) -> None:
+        if self.num_pairs < 1:
+            raise InputError(f"search_space.options.num_pairs={self.num_pairs}: give at least 1")
+        if len(self.pairs) == 1:
+            full = SharingMap.identity(self.ranking.num_layers)
+            refuse_a_single_map("ranked_pairs", [full.share(*self.pairs[0])])
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The pairs that have a bit, in ranking order."""
+        wanted = {(p.target, p.source) for p in self.ranking.pairs[: self.num_pairs]}
+        for seed in self.setting.seeds:
+            wanted |= {(target, seed.kv_source_layers[target]) for target in seed.targets}
+        return tuple(pair for pair in self.setting.places if pair in wanted)
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        bits = {_bit(*pair): CategoricalDistribution((False, True)) for pair in self.pairs}
+        return {"num_shared": IntDistribution(1, self.max_shared), **bits}
+
+    def decode(self, params: Mapping[str, Any]) -> SharingMap:
+        sharing_map = SharingMap.identity(self.ranking.num_layers)
+        for target, source in self.pairs:
+            if len(sharing_map.targets) == params["num_shared"]:
+                break
+            if params[_bit(target, source)] and target not in sharing_map.targets:
+                sharing_map = sharing_map.share(target, source)
+        return or_first_pair(sharing_map, self.ranking)
+
+    def encode(self, sharing_map: SharingMap) -> dict[str, Any] | None:
+        chosen = {(target, sharing_map.kv_source_layers[target]) for target in sharing_map.targets}
+        if not 0 < len(chosen) <= self.max_shared or not chosen <= set(self.pairs):
+            return None
+        return {
+            "num_shared": len(chosen),
+            **{_bit(*pair): pair in chosen for pair in self.pairs},
+        }
+
+
+def _bit(target: int, source: int) -> str:
+    return f"accept_{target}_{source}"

@@ -1,0 +1,83 @@
+"""Search spaces by name: our own, and those of other packages by entry point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kvsharer_exp.errors import InputError
+from kvsharer_exp.plugins import find_part
+from kvsharer_exp.records import DissimilarityRanking
+from kvsharer_exp.search.greedy import Advance
+from kvsharer_exp.search.spaces.base import SearchSpace, SpaceSetting, refuse_a_single_map
+from kvsharer_exp.search.spaces.blocks import Blocks
+from kvsharer_exp.search.spaces.greedy_knobs import GreedyKnobs
+from kvsharer_exp.search.spaces.layer_sources import LayerSources
+from kvsharer_exp.search.spaces.random_keys import RandomKeys
+from kvsharer_exp.search.spaces.ranked_pairs import RankedPairs
+from kvsharer_exp.search.spaces.suffix import Suffix
+from kvsharer_exp.sharing_map import SharingMap
+
+GROUP = "kvsharer_exp.search_spaces"
+
+SPACES: dict[str, Callable[..., SearchSpace]] = {
+    "layer_sources": LayerSources,
+    "ranked_pairs": RankedPairs,
+    "random_keys": RandomKeys,
+    "greedy_knobs": GreedyKnobs,
+    "blocks": Blocks,
+    "suffix": Suffix,
+}
+
+
+def find_space(kind: str) -> Callable[..., SearchSpace]:
+    """The class of the space ``kind``; called with a `SpaceSetting` and the space's options.
+
+    Raises:
+        InputError: no such space, two packages that bring one of this name, or one whose entry
+            point cannot be loaded.
+    """
+    return find_part(kind, SPACES, group=GROUP, key="search_space.kind")
+
+
+def make_space(
+    kind: str,
+    ranking: DissimilarityRanking,
+    *,
+    max_shared: int,
+    seeds: Sequence[SharingMap] = (),
+    rank: Callable[[str, float], DissimilarityRanking] | None = None,
+    advance: Advance | None = None,
+    reset: Callable[[], None] = lambda: None,
+    **options: Any,
+) -> SearchSpace:
+    """The space ``kind`` for this ranking; the other arguments are those of `SpaceSetting`.
+
+    Raises:
+        InputError: no such space, an unknown option, fewer pairs than ``max_shared`` needs, or
+            a space that holds a single map.
+    """
+    create = find_space(kind)
+    targets = {pair.target for pair in ranking.pairs}
+    if len(targets) < max_shared:
+        raise InputError(
+            f"{max_shared} shared layers asked, but only {len(targets)} layers of this model may "
+            "read another: lower compression.ratios"
+        )
+    if len(ranking.pairs) == 1:
+        only = ranking.pairs[0]
+        full = SharingMap.identity(ranking.num_layers)
+        refuse_a_single_map(kind, [full.share(only.target, only.source)])
+    setting = SpaceSetting(ranking, max_shared, tuple(seeds), rank, advance, reset)
+    try:
+        space = create(setting, **options)
+    except TypeError as error:
+        raise InputError(
+            f"search_space {kind} does not take these options ({error}): see search_spaces/"
+        ) from error
+    if not isinstance(space, SearchSpace):
+        raise InputError(
+            f"search_space.kind={kind} makes a {type(space).__name__}, which is no search space: "
+            "give it ranking, max_shared, distributions, decode and encode"
+        )
+    return space

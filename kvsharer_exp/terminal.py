@@ -1,0 +1,141 @@
+"""What is printed, on any terminal: piped, 40 columns wide, without colour, without UTF-8.
+
+``NO_COLOR``, ``COLUMNS`` and ``TERM=dumb`` are rich's to honour (https://rich.readthedocs.io).
+"""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from collections.abc import Container, Iterator, Sequence
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+LINE_CHARACTERS = 200  # of an error message
+_PLAIN = {"–": "-", "—": "-", "→": "->", "←": "<-", "×": "x", "…": "...", "·": "|", "±": "+-"}
+
+
+def settle_streams() -> None:
+    """Print what the encoding lacks as ASCII (``→`` as ``->``) instead of failing."""
+    codecs.register_error("plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)  # a notebook's stream has none
+        if reconfigure is not None:
+            reconfigure(errors="plain")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(character, "?") for character in lacking), error.end
+
+
+def make_console() -> Console:
+    """The console of a command: long lines are left to the terminal, so that paths stay whole.
+
+    Nothing moves where the output is no terminal, even when ``FORCE_COLOR`` asks for colour.
+    """
+    moves = None if sys.stdout.isatty() else False
+    return Console(highlight=False, emoji=False, soft_wrap=True, force_interactive=moves)
+
+
+def one_line(text: str, limit: int = LINE_CHARACTERS) -> str:
+    """``text`` on one line of at most ``limit`` characters; what gives way is the middle, as a
+    message names the value first and the way out last."""
+    text = " ".join(text.split())
+    if len(text) <= limit:
+        return text
+    end = limit // 2
+    return f"{text[: limit - end - 3]} … {text[-end:]}"
+
+
+class TurningTable:
+    """A table in which no number is cut: cells break between words only.
+
+    Too wide for that, it loses its frame and long names break after slashes; still too wide, it
+    is turned: columns become rows, with as many side by side as there is room for.
+    """
+
+    def __init__(self, *header: str) -> None:
+        self._rows: list[Sequence[str]] = [header]
+        self._ends: set[int] = set()
+
+    def add_row(self, *cells: str, end_section: bool = False) -> None:
+        """A row of as many cells as the header has; ``end_section``: a line below it."""
+        if end_section:
+            self._ends.add(len(self._rows))
+        self._rows.append(cells)
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
+        room = options.max_width
+        broken = [[_break_name(cell) for cell in row] for row in self._rows]
+        if _width(self._rows, _FRAMED) <= room:
+            yield _table(self._rows, room, _FRAMED, self._ends)
+        elif _width(broken, _BARE) <= room:
+            yield _table(broken, room, _BARE, self._ends)
+        else:
+            for block in _turned(broken, room):
+                yield _table(block, room, _BARE)
+                yield Text()
+
+
+_FRAMED, _BARE = 3, 2  # characters between two columns
+
+
+def _turned(rows: Sequence[Sequence[str]], room: int) -> list[list[Sequence[str]]]:
+    """The table as blocks: the header as the first column of each, beside rows that fit."""
+    blocks: list[list[Sequence[str]]] = []
+    held: list[Sequence[str]] = []
+    for row in rows[1:]:
+        if held and _width(list(zip(rows[0], *held, row, strict=True)), _BARE) > room:
+            blocks.append(list(zip(rows[0], *held, strict=True)))
+            held = []
+        held.append(row)
+    return [*blocks, list(zip(rows[0], *held, strict=True))]
+
+
+def _table(
+    rows: Sequence[Sequence[str]], room: int, between: int, ends: Container[int] = ()
+) -> Table:
+    framed = between == _FRAMED
+    table = Table(
+        box=box.HEAVY_HEAD if framed else box.SIMPLE_HEAD,
+        show_edge=framed,
+        pad_edge=framed,
+        padding=(0, 1) if framed else (0, 1, 0, 0),
+    )
+    widths = _word_widths(rows)
+    left = room - _width(rows, between)
+    for part in (rows[1:], rows):  # room that is left goes to whole lines: values, then labels
+        for index, cells in enumerate(zip(*part, strict=True)):
+            wanted = max(len(line) for cell in cells for line in [*cell.splitlines(), ""])
+            more = max(0, min(wanted - widths[index], left))
+            widths[index] += more
+            left -= more
+    for label, width in zip(rows[0], widths, strict=True):
+        table.add_column(Text(label), width=width, overflow="fold")
+    for number, row in enumerate(rows[1:], start=1):
+        table.add_row(*map(Text, row), end_section=number in ends)  # Text: "[" is no markup
+    return table
+
+
+def _break_name(cell: str) -> str:
+    return cell.replace("/", "/\n") if len(cell) > 12 else cell
+
+
+def _width(rows: Sequence[Sequence[str]], between: int) -> int:
+    """Of the table, in characters, with every column as narrow as its longest word."""
+    widths = _word_widths(rows)
+    edges = 4 if between == _FRAMED else 0
+    return sum(widths) + between * (len(widths) - 1) + edges
+
+
+def _word_widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    columns = zip(*rows, strict=True)
+    return [max(len(word) for cell in column for word in [*cell.split(), ""]) for column in columns]

@@ -1,0 +1,110 @@
+"""Runs of a store, read back: which there are, what they left, and the closest to a wrong id."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvsharer_exp.tracking.server import UI, runs_page
+from kvsharer_exp.tracking.store import open_store, quiet
+
+_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """One run of a command, or one of its children (``parent_id``); ``digest``: of its map."""
+
+    run_id: str
+    name: str
+    status: str
+    command: str
+    model: str
+    experiment: str
+    digest: str
+    parent_id: str
+    url: str
+
+
+class Runs:
+    """Reads runs of any experiment of a store; `recent` and `closest` of one experiment."""
+
+    def __init__(self, client: Any, experiment_id: str) -> None:
+        self._client = client
+        self._experiment_id = experiment_id
+        uri = client.tracking_uri
+        self._host = uri.rstrip("/") if uri.startswith("http") else UI
+
+    @classmethod
+    def open(cls, uri: str, experiment: str, artifacts: str) -> Runs:
+        """See `Tracker.open`.
+
+        Raises:
+            InputError: the store cannot be opened.
+        """
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        return cls(*open_store(uri, experiment, artifacts))
+
+    def find(self, run_id: str) -> StoredRun | None:
+        """The run with this id; None when there is none, or it was deleted."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+        return self._stored(run) if run.info.lifecycle_stage == "active" else None
+
+    def recent(self) -> list[StoredRun]:
+        """Runs of commands, newest first."""
+        found = self._client.search_runs(
+            [self._experiment_id],
+            filter_string="tags.command != ''",
+            order_by=["attributes.start_time DESC"],
+            max_results=_PAGE,
+        )
+        return [self._stored(run) for run in found]
+
+    def closest(self, run_id: str) -> str:
+        """The id of a command's run that begins with ``run_id`` or is most like it; else empty."""
+        known = [run.run_id for run in self.recent()]
+        begin = [one for one in known if run_id and one.startswith(run_id.lower())]
+        near = begin or difflib.get_close_matches(run_id, known, n=1, cutoff=0.7)
+        return near[0] if near else ""
+
+    def text(self, run_id: str, path: str) -> str | None:
+        """The artifact ``path`` of a run, UTF-8; None when it has none."""
+        content = self._read(run_id, path) if path in self._files(run_id) else None
+        return None if content is None else content.decode()
+
+    def pictures(self, run_id: str) -> dict[str, bytes]:
+        """File name → PNG, of those the run left."""
+        names = [name for name in self._files(run_id) if name.endswith(".png")]
+        return {name: self._read(run_id, name) for name in sorted(names)}
+
+    def _files(self, run_id: str) -> list[str]:
+        return [file.path for file in self._client.list_artifacts(run_id) if not file.is_dir]
+
+    def _read(self, run_id: str, path: str) -> bytes:
+        with tempfile.TemporaryDirectory() as folder, quiet():
+            return Path(self._client.download_artifacts(run_id, path, folder)).read_bytes()
+
+    def _stored(self, run: Any) -> StoredRun:
+        tags = run.data.tags
+        return StoredRun(
+            run_id=run.info.run_id,
+            name=run.info.run_name or "",
+            status=run.info.status,
+            command=tags.get("command", ""),
+            model=tags.get("model", ""),
+            experiment=tags.get("experiment", ""),
+            digest=tags.get("digest", ""),
+            parent_id=tags.get("mlflow.parentRunId", ""),
+            url=runs_page(self._host, run.info.experiment_id, run.info.run_id),
+        )

@@ -1,0 +1,126 @@
+"""Opening a store: made when it is not there, refused in one line when it cannot be used."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from kvsharer_exp.errors import InputError
+
+_LOCAL = "sqlite:///"
+_MESSAGE = 200  # characters of our own errors
+
+
+def open_store(uri: str, experiment: str, artifacts: str) -> tuple[Any, str]:
+    """(client, experiment id), see `Tracker.open`."""
+    check_writable(uri)
+    # No usage data to a third party unless the user says so; read when mlflow is imported.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    with _impatient(), _store_errors(uri), quiet(logging.CRITICAL):
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            local = uri.startswith(_LOCAL)
+            location = (Path(artifacts).resolve() / experiment).as_uri() if local else None
+            return client, client.create_experiment(experiment, artifact_location=location)
+        if found.lifecycle_stage != "active":
+            raise InputError(
+                f"MLflow experiment {experiment} is deleted: run `mlflow experiments restore "
+                f"-x {found.experiment_id}`, or give another tracking.experiment"
+            )
+        return client, found.experiment_id
+
+
+def check_writable(uri: str) -> None:
+    """The folder of a local database, made, and the file one that SQLite can write to.
+
+    Asked first: MLflow tries ten times in 100 s to open what is no file, and reads happily from
+    what it cannot write.
+
+    Raises:
+        InputError: read-only, locked, or no database.
+    """
+    if not uri.startswith(_LOCAL):
+        return
+    file = Path(uri.partition("?")[0].removeprefix(_LOCAL))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for path in (file.parent, file):
+            if path.exists() and not os.access(path, os.W_OK):
+                raise PermissionError(f"{path.name} is read-only")
+        if file.exists():
+            with closing(sqlite3.connect(file)) as database:  # waits 5 s for a lock
+                database.execute("begin immediate")
+    except (sqlite3.Error, OSError) as error:
+        raise _refusal(uri, str(error)) from error
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """A server that does not answer fails in seconds inside, not after MLflow's minutes."""
+    settings = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    added = {key: value for key, value in settings.items() if key not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for key in added:
+            del os.environ[key]
+
+
+@contextmanager
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """MLflow's and Alembic's chatter below ``level`` is off inside."""
+    loggers = [logging.getLogger(name) for name in ("mlflow", "mlflow.store.db.utils", "alembic")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, old in zip(loggers, before, strict=True):
+            logger.setLevel(old)
+
+
+@contextmanager
+def _store_errors(uri: str) -> Iterator[None]:
+    """Whatever a store raises when it cannot be opened (also: no driver for it), as one line."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        raise is_outdated(uri, str(error)) or _refusal(uri, str(error)) from error
+
+
+def is_outdated(uri: str, text: str) -> InputError | None:
+    """The way out where MLflow says, somewhere in ``text``, that the store has another schema."""
+    if "out-of-date database schema" not in " ".join(text.split()):
+        return None
+    # Cut short the command would not run.
+    upgrade = f"`mlflow db upgrade {uri if len(uri) < 90 else '<tracking.uri>'}`"
+    return InputError(
+        f"MLflow store was made by another MLflow: run {upgrade} once, or use the newer MLflow "
+        "that made it"
+    )
+
+
+def _refusal(uri: str, text: str) -> InputError:
+    way = "make it reachable and writable, or give another tracking.uri"
+    reason = re.sub(r"\(sqlite3\.\w+\)\s*|\s*[\[(](SQL:|Background).*", "", " ".join(text.split()))
+    start = f"MLflow store {_short(uri, 60)} cannot be opened ("
+    reason = _short(reason, _MESSAGE - len(start) - len(way) - 3)
+    return InputError(f"{start}{reason}): {way}")
+
+
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,46 @@
+"""CPU, memory, disk, network and GPU of a long run, sampled by MLflow's own monitor."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from kvsharer_exp.tracking.store import quiet
+
+AFTER_SECONDS = 600.0
+_EVERY_SECONDS = 30
+
+
+class SystemMetrics:
+    """Starts sampling a run once it has lasted ``after_seconds``: a short one has none.
+
+    https://mlflow.org/docs/latest/system-metrics/; GPUs need ``nvidia-ml-py``.
+    """
+
+    def __init__(self, uri: str, run_id: str, after_seconds: float = AFTER_SECONDS) -> None:
+        self._uri, self._run_id = uri, run_id
+        self._monitor: Any = None
+        self._timer = threading.Timer(after_seconds, self._start)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _start(self) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        with quiet():
+            monitor = SystemMetricsMonitor(
+                self._run_id,
+                sampling_interval=_EVERY_SECONDS,
+                resume_logging=True,
+                tracking_uri=self._uri,
+            )
+            monitor.start()
+        self._monitor = monitor
+
+    def stop(self) -> None:
+        """No sample is taken after this."""
+        self._timer.cancel()
+        self._timer.join()
+        if self._monitor is not None:
+            with quiet():
+                self._monitor.finish()

@@ -1,0 +1,306 @@
+"""Which search finds the best maps for equal numbers of evaluated tokens?
+
+    python tests/benchmarks/search_efficiency.py [--model smollm2] [--tokens 100000] [--seeds 5]
+
+Every sampler searches the same space with the same stages until it has evaluated ``--tokens``
+calibration tokens (windows × tokens of every stage a map went through); the greedy walks of both
+orders stand beside them with the tokens they need. Per method: hypervolume (reference: all KV, 2
+nats), best KL per number of shared layers, and the perplexity of those maps on held-out text over
+the full cache's; mean and 95 % interval over seeds. A seed changes the sampler and the calibration
+windows. Writes ``search_efficiency.json``, ``.md`` and ``.png`` to ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kvsharer_exp.machine import settle
+
+settle()
+
+import torch  # noqa: E402
+
+from kvsharer_exp.calibration import layer_means  # noqa: E402
+from kvsharer_exp.evaluator import Evaluator  # noqa: E402
+from kvsharer_exp.figures.style import CYCLE, GREY, empty, save_png  # noqa: E402
+from kvsharer_exp.footprint import footprint  # noqa: E402
+from kvsharer_exp.front import GrowingFront, best_per_size  # noqa: E402
+from kvsharer_exp.models import load_model  # noqa: E402
+from kvsharer_exp.ranking import distance_matrix, rank  # noqa: E402
+from kvsharer_exp.records import DissimilarityRanking, TrialResult  # noqa: E402
+from kvsharer_exp.report import to_markdown  # noqa: E402
+from kvsharer_exp.scoring import perplexity  # noqa: E402
+from kvsharer_exp.search.greedy import (  # noqa: E402
+    adjacent_pairs,
+    greedy,
+    num_targets,
+    ordered_pairs,
+    trailing_layers,
+)
+from kvsharer_exp.search.samplers import make_sampler  # noqa: E402
+from kvsharer_exp.search.spaces import make_space  # noqa: E402
+from kvsharer_exp.search.stages import FIT, SCREEN, StagedScorer  # noqa: E402
+from kvsharer_exp.search.study import open_study, run_search  # noqa: E402
+from kvsharer_exp.sharing.runtime import share_kv  # noqa: E402
+from kvsharer_exp.sharing_map import SharingMap  # noqa: E402
+from kvsharer_exp.statistics import t_interval  # noqa: E402
+from kvsharer_exp.texts import split_texts, token_windows  # noqa: E402
+
+REFERENCE = (1.0, -2.0)
+# Name → sampler, and whether it starts from the greedy maps and simple layouts.
+SEARCHES = {
+    "random": ("random", False),
+    "tpe": ("tpe", False),
+    "tpe, seeded": ("tpe", True),
+    "nsgaii, seeded": ("nsgaii", True),
+    "evolution": ("evolution", False),
+    "evolution, seeded": ("evolution", True),
+    "beam": ("beam", False),
+}
+OPTIONS = {"tpe": {"multivariate": True}, "nsgaii": {"population_size": 20}}
+
+
+class Bench:
+    """One calibration seed: ranking, evaluator, greedy maps."""
+
+    def __init__(self, model: Any, tokenizer: Any, options: argparse.Namespace, seed: int) -> None:
+        self.model, self.options, self.seed = model, options, seed
+        parts = split_texts()
+        windows = token_windows(
+            parts.calibration,
+            tokenizer,
+            num_windows=options.windows,
+            window_tokens=options.window_tokens,
+            seed=seed,
+        )
+        matrix = distance_matrix(model, layer_means(model, windows), distance="euclidean_flat")
+        self.ranking = rank(matrix, model_id=options.model, distance="euclidean_flat")
+        self.evaluator = Evaluator(model, windows)
+        self.sizes = sorted({*options.sizes, *_asked(self.ranking)})
+        self.greedy = {order: self._walk(order) for order in ("dissimilar", "similar")}
+
+    def _walk(self, order: str) -> dict[int, SharingMap]:
+        layers = self.ranking.num_layers
+        self.evaluator.reset()
+        found = greedy(
+            ordered_pairs(self.ranking, order),
+            layers,
+            [size / layers for size in self.sizes],
+            advance=self.evaluator.advance,
+            max_candidates=3 * max(self.sizes),
+        )
+        self.evaluator.reset()
+        self.candidates = {**getattr(self, "candidates", {}), order: found[-1].candidates}
+        return {
+            r.requested: SharingMap(r.kv_source_layers) for r in found if r.found == r.requested
+        }
+
+    def seeds(self) -> list[tuple[str, SharingMap]]:
+        pairs, layers = self.ranking.pairs, self.ranking.num_layers
+        both = [("greedy", m) for maps in self.greedy.values() for m in maps.values()]
+        simple = [
+            (make.__name__, make(pairs, layers, size))
+            for make in (trailing_layers, adjacent_pairs)
+            for size in self.sizes
+        ]
+        return [*both, *simple]
+
+    def tokens(self, result: TrialResult) -> int:
+        """Calibration tokens a map was evaluated on."""
+        screened = SCREEN in result.scores and FIT not in result.scores
+        windows = min(8, self.options.windows) if screened else self.options.windows
+        return windows * self.options.window_tokens
+
+    def search(self, sampler: str, seeded: bool) -> list[TrialResult]:
+        spent = 0
+
+        def is_over(result: TrialResult) -> bool:
+            nonlocal spent
+            spent += self.tokens(result)
+            return spent >= self.options.tokens
+
+        space = make_space("layer_sources", self.ranking, max_shared=max(self.sizes))
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            open_study("bench", storage=None, folder=Path(folder)) as study,
+        ):
+            return run_search(
+                study,
+                space,
+                StagedScorer(self.model, self.evaluator, fitness={"kl": 1.0}),
+                sampler=make_sampler(
+                    sampler, space=space, seed=self.seed, **OPTIONS.get(sampler, {})
+                ),
+                footprint=lambda sharing_map: footprint(self.model, sharing_map),
+                seeds=self.seeds() if seeded else (),
+                on_result=is_over,
+            )
+
+    def walked(self, order: str) -> list[TrialResult]:
+        """The maps of a greedy walk as if they were trials, their KL measured afterwards."""
+        scorer = StagedScorer(self.model, self.evaluator, fitness={"kl": 1.0}, screen_batches=0)
+        found = []
+        for number, sharing_map in enumerate(self.greedy[order].values()):
+            size = footprint(self.model, sharing_map)
+            outcome = scorer(sharing_map, size, ())
+            found.append(
+                TrialResult(
+                    number, {}, sharing_map, outcome.scores, size, outcome.status, "fit", 0.0,
+                    outcome.score,
+                )
+            )  # fmt: skip
+        return found
+
+
+def _asked(ranking: DissimilarityRanking) -> list[int]:
+    return [num_targets(ratio, ranking.num_layers) for ratio in (0.125, 0.25, 0.375)]
+
+
+class HeldOut:
+    """Perplexity of maps over the full cache's on text no search saw; each map once."""
+
+    def __init__(self, model: Any, tokenizer: Any, num_windows: int) -> None:
+        self._model = model
+        self._windows = token_windows(
+            split_texts().report, tokenizer, num_windows=num_windows, window_tokens=256, seed=0
+        )
+        self._known: dict[SharingMap, float] = {}
+
+    def __call__(self, sharing_map: SharingMap) -> float:
+        for shared in (SharingMap.identity(sharing_map.num_layers), sharing_map):
+            if shared not in self._known:
+                with torch.inference_mode(), share_kv(self._model, shared):
+                    self._known[shared] = perplexity(self._model, self._windows)
+        return self._known[sharing_map] / self._known[SharingMap.identity(sharing_map.num_layers)]
+
+
+def measure(bench: Bench, held_out: HeldOut, method: str) -> dict[str, Any]:
+    started = time.perf_counter()
+    if method.endswith("greedy"):
+        order = "dissimilar" if method.startswith("paper") else "similar"
+        found = bench.walked(order)
+        spent = [bench.candidates[order] * bench.options.windows * bench.options.window_tokens]
+        curve = [(spent[0], GrowingFront(found, REFERENCE).volumes[-1])]
+    else:
+        found = bench.search(*SEARCHES[method])
+        volumes, spent_so_far, curve = GrowingFront(found, REFERENCE).volumes, 0, []
+        for result, volume in zip(found, volumes, strict=True):
+            spent_so_far += bench.tokens(result)
+            curve.append((spent_so_far, volume))
+    seconds = time.perf_counter() - started
+    best = {
+        size: result for size, result in best_per_size(found).items() if size in bench.options.sizes
+    }
+    return {
+        "method": method,
+        "seed": bench.seed,
+        "maps": len(found),
+        "tokens": curve[-1][0],
+        "seconds": seconds,
+        "hypervolume": curve[-1][1],
+        "curve": curve,
+        "kl": {str(size): result.scores["kl"] for size, result in best.items()},
+        "perplexity_ratio": {str(s): held_out(r.sharing_map) for s, r in best.items()},
+        "maps_by_size": {str(s): str(r.sharing_map) for s, r in best.items()},
+    }
+
+
+def table(rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> str:
+    """Markdown: one row per method, mean ± half the 95 % interval over seeds."""
+
+    def cell(values: Iterable[float | None]) -> str:
+        known = [value for value in values if value is not None]
+        if not known:
+            return "–"
+        interval = t_interval(known) if len(known) > 1 else None
+        half = f" ± {interval.high - interval.mean:.2g}" if interval is not None else ""
+        return f"{sum(known) / len(known):.3f}{half}"
+
+    lines = [
+        [
+            *("method", "tokens", "maps", "hypervolume"),
+            *[f"KL, {size} shared" for size in sizes],
+            *[f"ppl ratio, {size}" for size in sizes],
+        ]
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method]
+        mean = {key: round(sum(r[key] for r in mine) / len(mine)) for key in ("tokens", "maps")}
+        lines.append(
+            [
+                *(method, f"{mean['tokens']:,}", str(mean["maps"])),
+                cell(row["hypervolume"] for row in mine),
+                *[cell(row["kl"].get(str(size)) for row in mine) for size in sizes],
+                *[cell(row["perplexity_ratio"].get(str(size)) for row in mine) for size in sizes],
+            ]
+        )
+    return to_markdown(lines)
+
+
+def figure(rows: Sequence[dict[str, Any]]) -> Any:
+    """Hypervolume over evaluated tokens: mean over seeds, the band from lowest to highest."""
+    drawn, axes = empty(7.4, 4.6)
+    colours = [*CYCLE, GREY]
+    names = [m for m in dict.fromkeys(r["method"] for r in rows) if m in SEARCHES]
+    for method, colour in zip(names, colours, strict=False):
+        curves = [row["curve"] for row in rows if row["method"] == method]
+        steps = sorted({tokens for curve in curves for tokens, _ in curve})
+        heights = [
+            [max((v for t, v in curve if t <= step), default=0.0) for curve in curves]
+            for step in steps
+        ]
+        means = [sum(values) / len(values) for values in heights]
+        axes.plot(steps, means, color=colour, label=method)
+        low, high = [min(values) for values in heights], [max(values) for values in heights]
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+    for method, marker in (("paper greedy", "s"), ("similar-first greedy", "^")):
+        points = [row["curve"][-1] for row in rows if row["method"] == method]
+        if points:
+            xs, ys = zip(*points, strict=True)
+            axes.scatter(xs, ys, marker=marker, color="black", s=24, label=method, zorder=3)
+    axes.set(xlabel="calibration tokens evaluated", ylabel="hypervolume of the front")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return drawn
+
+
+def main() -> None:
+    methods = ["paper greedy", "similar-first greedy", *SEARCHES]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--tokens", type=int, default=100_000)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--windows", type=int, default=30)
+    parser.add_argument("--window-tokens", type=int, default=64)
+    parser.add_argument("--heldout-windows", type=int, default=24)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 7])
+    parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
+    parser.add_argument("--out", type=Path, default=Path("outputs/search_efficiency"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = load_model(options.model, dtype=options.dtype)
+    held_out = HeldOut(model, tokenizer, options.heldout_windows)
+    rows: list[dict[str, Any]] = []
+    for seed in range(options.seeds):
+        bench = Bench(model, tokenizer, options, seed)
+        for method in options.methods:
+            rows.append(measure(bench, held_out, method))
+            shown = {k: v for k, v in rows[-1].items() if k not in ("curve", "maps_by_size")}
+            print(json.dumps(shown), flush=True)
+            settings = {k: str(v) for k, v in vars(options).items()}
+            content = json.dumps({"options": settings, "rows": rows}, indent=1)
+            (options.out / "search_efficiency.json").write_text(content + "\n")
+    text = table(rows, options.sizes)
+    (options.out / "search_efficiency.md").write_text(text)
+    (options.out / "search_efficiency.png").write_bytes(save_png(figure(rows)))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

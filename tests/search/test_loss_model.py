@@ -1,0 +1,69 @@
+"""The model of pair losses: recovers what adds up, knows what it does not know."""
+
+import numpy as np
+import pytest
+
+from kvsharer_exp.records import DissimilarityRanking, LayerPair
+from kvsharer_exp.search.loss_model import LossModel
+from kvsharer_exp.sharing_map import SharingMap
+
+LAYERS = 10
+PAIRS = tuple(LayerPair(t, s, float(t + s)) for t in range(LAYERS) for s in range(t))
+RANKING = DissimilarityRanking("m", "d", LAYERS, PAIRS)
+IDENTITY = SharingMap.identity(LAYERS)
+DICE = np.random.default_rng(0)
+TRUE = {(p.target, p.source): float(np.exp(DICE.normal(-2, 0.7))) for p in PAIRS}
+
+
+def loss(sharing_map: SharingMap) -> float:
+    return sum(TRUE[t, sharing_map.kv_source_layers[t]] for t in sharing_map.targets)
+
+
+SINGLES = [IDENTITY.share(p.target, p.source) for p in PAIRS]
+
+
+def estimate(model: LossModel) -> np.ndarray:
+    return model.draw(np.random.default_rng(0), scale=0.0)
+
+
+def test_pairs_seen_alone_are_known_and_their_sum_is_predicted() -> None:
+    model = LossModel(RANKING)
+    model.fit(SINGLES, [loss(single) for single in SINGLES])
+    wanted = [TRUE[pair] for pair in model.pairs]
+    assert np.abs(np.log(estimate(model) / wanted)).max() < 0.35
+    assert np.corrcoef(np.log(estimate(model)), np.log(wanted))[0, 1] > 0.97
+    both = IDENTITY.share(5, 0).share(8, 2)
+    assert estimate(model)[model.indices(both)].sum() == pytest.approx(loss(both), rel=0.2)
+
+
+def test_sums_alone_teach_which_pairs_are_dear() -> None:
+    model, maps = LossModel(RANKING), []
+    for _ in range(150):
+        shared = IDENTITY
+        for index in DICE.permutation(len(PAIRS)):
+            pair = PAIRS[index]
+            if len(shared.targets) < 3 and pair.target not in shared.targets:
+                shared = shared.share(pair.target, pair.source)
+        maps.append(shared)
+    model.fit(maps, [loss(shared) for shared in maps])
+    wanted = [TRUE[pair] for pair in model.pairs]
+    assert np.corrcoef(np.log(estimate(model)), np.log(wanted))[0, 1] > 0.75
+
+
+def test_draws_spread_where_nothing_was_seen_and_not_where_it_was() -> None:
+    model = LossModel(RANKING)
+    seen = IDENTITY.share(9, 4)
+    model.fit([seen] * 5, [0.1] * 5)
+    rng = np.random.default_rng(1)
+    logs = np.log([model.draw(rng) for _ in range(200)]).std(0)
+    place = model.indices(seen)[0]
+    assert logs[place] < 0.1
+    assert logs[model.indices(IDENTITY.share(1, 0))[0]] > 0.5
+    assert logs[place] < logs[model.indices(IDENTITY.share(9, 3))[0]] < 0.6  # a neighbour
+
+
+def test_the_first_fit_does_not_depend_on_the_scale_of_losses() -> None:
+    small, large = LossModel(RANKING), LossModel(RANKING)
+    small.fit(SINGLES[:9], [1e-3 * loss(single) for single in SINGLES[:9]])
+    large.fit(SINGLES[:9], [loss(single) for single in SINGLES[:9]])
+    assert np.argsort(estimate(small))[:3].tolist() == np.argsort(estimate(large))[:3].tolist()

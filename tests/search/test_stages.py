@@ -1,0 +1,101 @@
+"""The stages: who is stopped, what the score is made of, how far cheap and dear stages agree."""
+
+import math
+from statistics import variance
+
+import pytest
+import torch
+
+from kvsharer_exp.errors import InputError
+from kvsharer_exp.evaluator import Evaluator
+from kvsharer_exp.records import Footprint, TrialResult
+from kvsharer_exp.search.stages import (
+    FIT,
+    SCREEN,
+    StagedScorer,
+    agreements,
+    learned_margin,
+)
+from kvsharer_exp.sharing_map import SharingMap
+from tests.tiny import NUM_LAYERS, tiny_model
+
+WINDOWS = torch.randint(100, (6, 8), generator=torch.Generator().manual_seed(0))
+IDENTITY = SharingMap.identity(NUM_LAYERS)
+MAPS = [IDENTITY.share(t, s) for t in range(1, NUM_LAYERS) for s in range(t)]
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Evaluator:
+    return Evaluator(tiny_model("llama"), WINDOWS, batch_size=2)
+
+
+def scorer(evaluator: Evaluator, **more) -> StagedScorer:
+    return StagedScorer(tiny_model("llama"), evaluator, **({"fitness": {"kl": 1.0}} | more))
+
+
+def result(
+    number: int, screen: float, fit: float, score: float | None = None, kv: float = 0.5
+) -> TrialResult:
+    score = -fit if score is None else score
+    scores = {SCREEN: screen, FIT: fit}
+    size = Footprint(1, kv, 0)
+    return TrialResult(number, {}, MAPS[0], scores, size, "complete", "fit", 0.0, score)
+
+
+def test_each_fitness_is_minus_its_loss_and_weights_add_them(evaluator: Evaluator) -> None:
+    shared, size = MAPS[-1], Footprint(1, 0.5, 0)
+    measured, full = evaluator.score(shared), evaluator.full_scores
+    more_nll = math.log(measured.perplexity) - math.log(full.perplexity)
+    expected = {"kl": measured.kl, "cosine": 1 - measured.cosine, "perplexity": max(0, more_nll)}
+    for name, loss in expected.items():
+        outcome = scorer(evaluator, fitness={name: 1.0})(shared, size, [])
+        assert outcome.score == pytest.approx(-loss, abs=1e-9)
+    both = scorer(evaluator, fitness={"kl": 2.0, "cosine": 0.5})
+    assert both(shared, size, []).score == pytest.approx(
+        -2 * expected["kl"] - 0.5 * expected["cosine"]
+    )
+    assert both.reference_score == -4.5
+    assert outcome.scores["kl/variance"] == pytest.approx(variance(measured.kls))
+
+
+def test_a_map_beaten_on_the_first_windows_stops_there(evaluator: Evaluator) -> None:
+    shared, size = MAPS[-1], Footprint(1, 0.5, 0)
+    first = evaluator.score(shared, batches=slice(0, 1)).kl
+    stopped = scorer(evaluator, margin=0.1)(shared, size, [result(0, first / 2, first / 2)])
+    assert (stopped.status, stopped.stage_reached, stopped.score) == (
+        "screened_out",
+        "screen",
+        None,
+    )
+    assert f"{first:.3g} on the first windows" in stopped.reason
+    # One that keeps more KV is no rival, and one within the margin does not stop it.
+    for rival in (result(0, first / 2, 1.0, kv=0.9), result(0, first / 1.05, 1.0)):
+        assert scorer(evaluator, margin=0.1)(shared, size, [rival]).status == "complete"
+
+
+def test_the_margin_is_learned_from_how_far_the_stages_differ() -> None:
+    agree = [result(i, 0.1 * i, 0.12 * i) for i in range(1, 30)]
+    differ = [result(i, 0.1 * i, 0.12 * i * (1.5 if i % 2 else 0.7)) for i in range(1, 30)]
+    assert learned_margin(agree) == pytest.approx(0, abs=1e-6)
+    logs = math.log(1.5 / 0.7) / 2  # half the distance of two values is near their deviation
+    assert learned_margin(differ) == pytest.approx(math.exp(2 * 2**0.5 * logs) - 1, rel=0.1)
+    assert learned_margin(differ[:9]) == 0.25  # too few to learn from
+
+
+def test_agreement_is_kendalls_tau_between_the_stages() -> None:
+    same = [result(i, 0.1 * i, 0.2 * i) for i in range(1, 6)]
+    assert [a.to_dict() for a in agreements(same, {"kl": 1.0})] == [
+        {"cheap": "screen", "dear": "fit", "maps": 5, "kendall_tau": 1.0}
+    ]
+    tasks = [result(i, 0.1 * i, 0.2 * i, score=-1 + 0.1 * i) for i in range(1, 6)]
+    screen, fit = agreements(tasks, {"kl": 1.0, "lm_eval": 1.0})
+    assert (screen.kendall_tau, fit.dear, fit.kendall_tau) == (1.0, "tasks", -1.0)
+    assert agreements(same[:2], {"kl": 1.0})[0].kendall_tau is None
+
+
+@pytest.mark.parametrize("fitness", [{"klx": 1.0}, {}])
+def test_an_unknown_fitness_is_refused(evaluator: Evaluator, fitness: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="choose one of kl, perplexity, cosine, lm_eval"):
+        scorer(evaluator, fitness=fitness)
+    with pytest.raises(InputError, match="needs tasks"):
+        scorer(evaluator, fitness={"lm_eval": 1.0})

@@ -1,0 +1,111 @@
+"""Another package adds a space and a sampler; a broken one is named (spaces: test_spaces.py)."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import optuna
+import pytest
+
+from kvsharer_exp.cli import main
+from kvsharer_exp.errors import InputError
+from kvsharer_exp.plugins import find_part
+from kvsharer_exp.search import samplers
+from kvsharer_exp.search.samplers import SAMPLERS, make_sampler
+from kvsharer_exp.search.spaces import make_space
+from kvsharer_exp.sharing_map import SharingMap
+from tests.commands.test_commands import QUICK
+from tests.search.test_spaces import LINE, check_encoded
+
+EXAMPLE = Path(__file__).parent / "plugin_example"
+PROJECT = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+
+
+def metadata(folder: Path, name: str, entries: dict[str, dict[str, str]]) -> None:
+    """What an installer writes beside a package: its name and its entry points by group."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    lines = [
+        line
+        for group, parts in entries.items()
+        for line in (f"[{group}]", *[f"{part} = {value}" for part, value in parts.items()])
+    ]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example package as if installed: importable, its entry points those of its pyproject."""
+    metadata(tmp_path / "site", PROJECT["name"], PROJECT["entry-points"])
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+
+
+def test_the_space_of_the_example(example) -> None:
+    space = make_space("window", LINE, max_shared=3)
+    decoded = space.decode({"first": 4, "length": 2})
+    assert decoded == SharingMap.identity(8).share(4, 3).share(5, 3)
+    assert check_encoded(space, decoded)
+    assert space.encode(SharingMap.identity(8).share(2, 1).share(5, 1)) is None
+
+
+def test_the_sampler_of_the_example(example) -> None:
+    space = make_space("window", LINE, max_shared=3)
+    study = optuna.create_study(sampler=make_sampler("front_mix", space=space, seed=0, anew=0))
+    first = study.ask(space.distributions())
+    study.tell(first, 1.0)
+    assert study.ask(space.distributions()).params == first.params
+    with pytest.raises(InputError, match="sampler front_mix does not take these options"):
+        make_sampler("front_mix", space=space, seed=0, elites=4)
+    with pytest.raises(InputError, match=r"sampler\.kind=frontmix is unknown: did you mean front_"):
+        make_sampler("frontmix", space=space, seed=0)
+
+
+def lines_of_the_example() -> list[str]:
+    text = (EXAMPLE / "README.md").read_text()
+    return [line for line in text.splitlines() if line.startswith("kvsharer ")]
+
+
+@pytest.mark.parametrize("line", lines_of_the_example())
+def test_the_example_searches_as_its_readme_says(
+    line: str, example, tmp_path: Path, monkeypatch, store
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = line.split()[1:]
+    few = ["study.n_trials=12", "scoring.report.tasks=[]", "scoring.search.tasks=[]"]
+    assert main([*QUICK, *store, *few, "hydra.run.dir=run", *words]) == 0
+    result = json.loads(Path("run/result.json").read_text())
+    assert (result["search_space"], result["sampler"]) == ("window", "front_mix")
+    assert result["trials"]["complete"] > 0
+
+
+def test_our_own_parts_come_first(tmp_path: Path, monkeypatch) -> None:
+    name = next(iter(SAMPLERS))
+    metadata(tmp_path, "intruder", {samplers.GROUP: {name: "intruder:sampler"}})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert find_part(name, SAMPLERS, group=samplers.GROUP, key="k") is SAMPLERS[name]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("their_missing_module:sampler", "ModuleNotFoundError"),
+        ("their_module:nothing", "AttributeError"),
+        ("their_module:no_sampler", "makes a list, which is no Optuna sampler"),
+        ("their_module:hungry", "does not take these options"),
+    ],
+)
+def test_a_broken_sampler_is_named(value: str, reason: str, tmp_path, monkeypatch) -> None:
+    (tmp_path / "their_module.py").write_text(
+        "def no_sampler(seed, space): return []\ndef hungry(seed, space, more): ...\n"
+    )
+    metadata(tmp_path, "theirs", {samplers.GROUP: {"broken": value}})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError) as refused:
+        make_sampler("broken", space=make_space("layer_sources", LINE, max_shared=2), seed=0)
+    message = str(refused.value)
+    assert "broken" in message
+    assert reason in message
+    assert len(message) <= 200
+    assert "\n" not in message
