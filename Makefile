@@ -4,7 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help install sweep ui test slow check docs format lint types clean
+BENCH := tests/benchmarks
+ABLATE = $(BIN)/kvsharer ablate model.dtype=bfloat16 hydra.run.dir=outputs/results
+
+.PHONY: help install sweep ui test slow check docs results search-efficiency evaluator-cost format lint types clean
 
 help:
 	@echo "make sweep   set up, then search sharing maps for the embedded SmolLM2-135M (ARGS='...' adds overrides)"
@@ -12,6 +15,7 @@ help:
 	@echo "make test    set up, then run the default tests"
 	@echo "make check   format, lint, import rules, types, tests"
 	@echo "make slow    the tests that take minutes"
+	@echo "make results run the experiments behind RESULTS.md again (about an hour)"
 	@echo "make docs    write docs/api.md from the docstrings"
 
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -34,6 +38,21 @@ slow: install
 	$(BIN)/python -m pytest -m slow
 
 check: lint types test
+
+search-efficiency: install
+	$(BIN)/python $(BENCH)/search_efficiency.py --dtype bfloat16 --out docs/results/search_efficiency
+
+evaluator-cost: install
+	$(BIN)/python $(BENCH)/evaluator.py
+
+results: search-efficiency
+	for question in acceptance threshold distance; do $(ABLATE)/smollm2-$$question \
+	  +experiment=question_$$question model=smollm2 || exit 1; done
+	$(ABLATE)/gemma3_270m-acceptance +experiment=question_acceptance model=gemma3_270m \
+	  heldout.num_windows=8 ablate.draws=3 ablate.max_candidates=40
+	for run in outputs/results/*; do kept=docs/results/$$(basename $$run); mkdir -p $$kept && \
+	  cp $$run/*.md $$run/*.png $$run/result.json $$kept/ || exit 1; done
+	$(BIN)/python docs/make_results.py
 
 docs: install
 	$(BIN)/python docs/make_api.py

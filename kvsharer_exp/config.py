@@ -164,7 +164,6 @@ class ScoringConfig:
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
-            _one_of("scoring.fitness", name, ("kl", "cosine", "perplexity", "lm_eval"))
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
                 raise InputError(f"scoring.fitness={{{name}: {weight}}}: give a weight above 0")
         if not self.weights:

@@ -1,8 +1,8 @@
-"""Parts that other packages bring, by entry point: search spaces and samplers.
+"""Parts that other packages bring, by entry point: search spaces, samplers, scorers.
 
 A package names its part in a group of ours (``kvsharer_exp.search_spaces``,
-``kvsharer_exp.samplers``); once it is installed the name works like one of our own. Ours come
-first: a package cannot replace them. tests/plugin_example/ is such a package.
+``kvsharer_exp.samplers``, ``kvsharer_exp.scorers``); once it is installed the name works like one
+of our own. Ours come first: a package cannot replace them. tests/plugin_example/ is such a package.
 """
 
 from __future__ import annotations

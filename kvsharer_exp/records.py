@@ -125,6 +125,10 @@ class CandidateScores(_Json):
             self.cosines + other.cosines, self.kls + other.kls, self.nlls + other.nlls
         )
 
+    def first(self, windows: int) -> CandidateScores:
+        """Those of the first ``windows``."""
+        return CandidateScores(self.cosines[:windows], self.kls[:windows], self.nlls[:windows])
+
     @property
     def cosine(self) -> float:
         return fmean(self.cosines)

@@ -65,7 +65,6 @@ REFUSALS = {
     "compression.ratios=[0.01]": "compression 0.01 asks for 0 of",
     "search.threshold=3": "search.threshold=3",
     "model.dtype=float99": "float99",
-    "scoring.fitness=klx": "scoring.fitness=klx is unknown: did you mean kl?",
     "scoring.report.tasks=[wiki_clozee]": "did you mean wiki_cloze",
     "scoring.report.tasks=[wiki_cloze_search]": "wiki_cloze_search",
     "tracking.uri=sqlite:////proc/nope/x.db": "tracking",

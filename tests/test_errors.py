@@ -114,6 +114,8 @@ COMMAND_LINES = {
     "sweep study.name=a/b": "a/b",
     "sweep calibration.num_windows=0": "calibration.num_windows=0",
     "sweep calibration.states=q": "calibration.states=q",
+    "sweep scoring.fitness=klx": "scoring.fitness=klx is unknown: did you mean kl?",
+    "sweep scoring.fitness={kl:0}": "scoring.fitness={kl: 0}: give a weight above 0",
     "sweep scoring.fitness=lm_eval scoring.search.tasks=[]": "lm_eval",
     "sweep model.dtype=float99": "float99",
     "search search.order=up": "search.order=up",

@@ -77,6 +77,7 @@ def test_the_example_searches_as_its_readme_says(
     assert main([*QUICK, *store, *few, "hydra.run.dir=run", *words]) == 0
     result = json.loads(Path("run/result.json").read_text())
     assert (result["search_space"], result["sampler"]) == ("window", "front_mix")
+    assert result["fitness"] == ("worst_window" if "worst_window" in line else "kl")
     assert result["trials"]["complete"] > 0
 
 

@@ -97,15 +97,21 @@ def _score_intervals(
         return {}
     found = {}
     for result in results:
-        if result.score is not None and result.sharing_map.targets:
-            low, high = kl_interval(session, result)
+        interval = kl_interval(session, result)
+        if result.score is not None and result.sharing_map.targets and interval is not None:
+            low, high = interval
             found[result.sharing_map.digest] = (-high, -low)
     return found
 
 
-def kl_interval(session: Session, result: TrialResult) -> tuple[float, float]:
-    """95 % interval of a map's KL over calibration windows (Student's t, not below 0)."""
+def kl_interval(session: Session, result: TrialResult) -> tuple[float, float] | None:
+    """95 % interval of a map's KL over calibration windows (Student's t, not below 0).
+
+    None for a single window, and for a study begun before variances were kept.
+    """
     windows = session.evaluator.num_windows
+    if windows < 2 or "kl/variance" not in result.scores:
+        return None
     half = t_quantile(CONFIDENCE, windows - 1) * math.sqrt(result.scores["kl/variance"] / windows)
     return max(0.0, result.scores["kl"] - half), result.scores["kl"] + half
 

@@ -31,7 +31,7 @@ from kvsharer_exp.scoring import retained
 from kvsharer_exp.search.greedy import num_targets
 from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.spaces import SearchSpace, find_space, make_space
-from kvsharer_exp.search.stages import StagedScorer, agreements, learned_margin
+from kvsharer_exp.search.stages import StagedScorer, agreements, find_fitness, learned_margin
 from kvsharer_exp.search.study import count_cached, open_study, results, run_search
 from kvsharer_exp.sharing_map import SharingMap
 
@@ -39,6 +39,8 @@ from kvsharer_exp.sharing_map import SharingMap
 def run(config: Config) -> None:
     """Write ``result.json`` with the front; everything else is in MLflow."""
     find_space(config.search_space.kind)
+    for name in config.scoring.weights:
+        find_fitness(name)
     if config.study.seeds is not None:
         read_seeds(Path(config.study.seeds))
     with open_session(config) as session:
@@ -69,6 +71,12 @@ def _sweep(session: Session, study: optuna.Study, max_shared: int, given: Sequen
     log_ranking(session)
     seeds = seeds_of(session, study, given)
     space = _space(session, max_shared, [sharing_map for _, sharing_map in seeds])
+    outside = sum(space.encode(sharing_map) is None for _, sharing_map in given)
+    if outside:
+        session.say(
+            f"{outside} of {len(given)} maps of study.seeds are left out: "
+            f"{config.search_space.kind} holds none such with 1 to {max_shared} shared layers"
+        )
     sampler = make_sampler(
         config.sampler.kind,
         space=space,
@@ -256,6 +264,7 @@ def _report(
         scores = {**result.scores, **reported}
         scores = {name: value for name, value in scores.items() if name in full}
         session.say(f"{size_of(result)} shared ({result.origin}): report scores done")
+        kl = kl_interval(session, result)
         return FrontEntry(
             kv_source_layers=sharing_map.kv_source_layers,
             digest=sharing_map.digest,
@@ -265,7 +274,7 @@ def _report(
             retained=retained(scores, full),
             mlflow_run_id=held.get(run_key(sharing_map), ""),
             origin=result.origin,
-            intervals={"kl": list(kl_interval(session, result)), **intervals},
+            intervals={**({"kl": list(kl)} if kl is not None else {}), **intervals},
         )
 
     ratios = session.config.compression.ratios

@@ -18,15 +18,52 @@ from torch import nn
 
 from kvsharer_exp.errors import InputError
 from kvsharer_exp.evaluator import Evaluator
+from kvsharer_exp.plugins import find_part
 from kvsharer_exp.records import CandidateScores, Footprint, Status, TrialResult
 from kvsharer_exp.scoring import TaskScorer, retained
 from kvsharer_exp.sharing.runtime import share_kv
 from kvsharer_exp.sharing_map import SharingMap
 from kvsharer_exp.statistics import kendall
 
-# Where the hypervolume is measured from besides all KV kept: a loss no useful map exceeds (2 nats
-# of KL or of loss, no similarity at all, nothing retained).
-FITNESSES = {"kl": 2.0, "perplexity": 2.0, "cosine": 1.0, "lm_eval": 1.0}
+
+@dataclass(frozen=True, slots=True)
+class Fitness:
+    """A loss that a search minimises: 0 for the full cache, higher is worse.
+
+    ``loss``: from a map's windows and the full cache's on the same windows; None: from lm-eval,
+    in the last stage. ``reference``: a loss no useful map exceeds; the hypervolume is measured
+    from there. Another package adds one by an entry point of the group ``kvsharer_exp.scorers``.
+    """
+
+    reference: float
+    loss: Callable[[CandidateScores, CandidateScores], float] | None
+
+
+def _more_nll(shared: CandidateScores, full: CandidateScores) -> float:
+    return max(0.0, fmean(shared.nlls) - fmean(full.nlls))
+
+
+GROUP = "kvsharer_exp.scorers"
+
+FITNESSES: dict[str, Fitness] = {
+    "kl": Fitness(2.0, lambda shared, full: shared.kl),
+    "perplexity": Fitness(2.0, _more_nll),
+    "cosine": Fitness(1.0, lambda shared, full: 1 - shared.cosine),
+    "lm_eval": Fitness(1.0, None),
+}
+
+
+def find_fitness(name: str) -> Fitness:
+    """One of ours, or of another package.
+
+    Raises:
+        InputError: no such fitness, or one that is none.
+    """
+    found = find_part(name, FITNESSES, group=GROUP, key="scoring.fitness")
+    if not isinstance(found, Fitness):
+        raise InputError(f"scoring.fitness={name} is no search.stages.Fitness: give a name that is")
+    return found
+
 
 SCREEN, FIT = "screen/loss", "fit/loss"
 # Before so many maps passed both stages nothing is known of how far they agree.
@@ -50,6 +87,7 @@ class StagedScorer:
     Args:
         fitness: what the score is minus the loss of, with weights: ``kl`` (nats), ``perplexity``
             (increase of the loss, nats), ``cosine`` (1 - cosine), ``lm_eval`` (1 - mean retained).
+            ``reference_score`` is that of the losses' references.
         screen_batches: batches of calibration windows in the first stage; 0 leaves it out.
         margin: a map is screened out when its loss exceeds (1 + margin) × that of a complete
             map with no more KV, on the same windows. None: learned, see `learned_margin`.
@@ -65,12 +103,7 @@ class StagedScorer:
         screen_batches: int = 1,
         margin: float | None = None,
     ) -> None:
-        unknown = sorted(fitness.keys() - FITNESSES.keys())
-        if unknown or not fitness:
-            raise InputError(
-                f"scoring.fitness={', '.join(unknown) or 'nothing'} is unknown: "
-                f"choose one of {', '.join(FITNESSES)}"
-            )
+        parts = {name: find_fitness(name) for name in fitness}
         if "lm_eval" in fitness and tasks is None:
             raise InputError(
                 "scoring.fitness=lm_eval needs tasks: name some in scoring.search.tasks"
@@ -78,14 +111,10 @@ class StagedScorer:
         self._model, self._evaluator, self._tasks = model, evaluator, tasks
         self._fitness, self._screen_batches, self._margin = fitness, screen_batches, margin
         # Tasks are too dear for the first stages: KL stands for them.
-        self._cheap = {name: w for name, w in fitness.items() if name != "lm_eval"} or {"kl": 1.0}
-        self._losses = _losses(evaluator)
+        cheap = [(w, parts[n].loss) for n, w in fitness.items() if parts[n].loss is not None]
+        self._cheap = cheap or [(1.0, FITNESSES["kl"].loss)]
+        self.reference_score = -sum(w * parts[n].reference for n, w in fitness.items())
         self.full_tasks = tasks.score() if tasks is not None else {}
-
-    @property
-    def reference_score(self) -> float:
-        """Where the hypervolume of this fitness is measured from."""
-        return -sum(weight * FITNESSES[name] for name, weight in self._fitness.items())
 
     def __call__(
         self, sharing_map: SharingMap, size: Footprint, results: Sequence[TrialResult]
@@ -132,7 +161,8 @@ class StagedScorer:
         return Outcome(scores, "complete", stage, score)
 
     def _loss(self, measured: CandidateScores) -> float:
-        return sum(weight * self._losses[name](measured) for name, weight in self._cheap.items())
+        full = self._evaluator.full_scores.first(len(measured.cosines))
+        return sum(weight * loss(measured, full) for weight, loss in self._cheap if loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,20 +208,6 @@ def learned_margin(results: Sequence[TrialResult]) -> float:
     if len(logs) < _TAUGHT:
         return _FIRST_MARGIN
     return math.exp(2 * math.sqrt(2) * stdev(logs)) - 1
-
-
-def _losses(evaluator: Evaluator) -> dict[str, Callable[[CandidateScores], float]]:
-    """Each fitness as a loss: 0 for the full cache, higher is worse."""
-
-    def more_nll(scores: CandidateScores) -> float:
-        full = evaluator.full_scores.nlls[: len(scores.nlls)]
-        return max(0.0, (sum(scores.nlls) - sum(full)) / len(full))
-
-    return {
-        "kl": lambda scores: scores.kl,
-        "cosine": lambda scores: 1 - scores.cosine,
-        "perplexity": more_nll,
-    }
 
 
 def _mean_retained(

@@ -1,13 +1,14 @@
 """Which search finds the best maps for equal numbers of evaluated tokens?
 
-    python tests/benchmarks/search_efficiency.py [--model smollm2] [--tokens 100000] [--seeds 5]
+    python tests/benchmarks/search_efficiency.py [--model smollm2] [--tokens 120000]
 
 Every sampler searches the same space with the same stages until it has evaluated ``--tokens``
 calibration tokens (windows × tokens of every stage a map went through); the greedy walks of both
 orders stand beside them with the tokens they need. Per method: hypervolume (reference: all KV, 2
 nats), best KL per number of shared layers, and the perplexity of those maps on held-out text over
 the full cache's; mean and 95 % interval over seeds. A seed changes the sampler and the calibration
-windows. Writes ``search_efficiency.json``, ``.md`` and ``.png`` to ``--out``.
+windows. Writes ``search_efficiency.json``, ``.md`` and ``.png`` to ``--out``; run again, it goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -274,8 +275,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--tokens", type=int, default=100_000)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=120_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--windows", type=int, default=30)
     parser.add_argument("--window-tokens", type=int, default=64)
     parser.add_argument("--heldout-windows", type=int, default=24)
@@ -286,16 +287,21 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load_model(options.model, dtype=options.dtype)
     held_out = HeldOut(model, tokenizer, options.heldout_windows)
-    rows: list[dict[str, Any]] = []
-    for seed in range(options.seeds):
-        bench = Bench(model, tokenizer, options, seed)
-        for method in options.methods:
+    settings = {k: v for k, v in vars(options).items() if k not in ("seeds", "methods", "out")}
+    record = options.out / "search_efficiency.json"
+    held = json.loads(record.read_text()) if record.exists() else {}
+    rows: list[dict[str, Any]] = held["rows"] if held.get("options") == settings else []
+    for seed in options.seeds:
+        done = {row["method"] for row in rows if row["seed"] == seed}
+        left = [method for method in options.methods if method not in done]
+        bench = Bench(model, tokenizer, options, seed) if left else None
+        for method in left:
+            assert bench is not None
             rows.append(measure(bench, held_out, method))
             shown = {k: v for k, v in rows[-1].items() if k not in ("curve", "maps_by_size")}
             print(json.dumps(shown), flush=True)
-            settings = {k: str(v) for k, v in vars(options).items()}
-            content = json.dumps({"options": settings, "rows": rows}, indent=1)
-            (options.out / "search_efficiency.json").write_text(content + "\n")
+            record.write_text(json.dumps({"options": settings, "rows": rows}, indent=1) + "\n")
+    rows.sort(key=lambda row: (methods.index(row["method"]), row["seed"]))
     text = table(rows, options.sizes)
     (options.out / "search_efficiency.md").write_text(text)
     (options.out / "search_efficiency.png").write_bytes(save_png(figure(rows)))

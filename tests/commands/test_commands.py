@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from kvsharer_exp.assets import data_dir
 from kvsharer_exp.cli import main
 from kvsharer_exp.sharing_map import SharingMap
 
@@ -151,18 +152,90 @@ def test_spellings_of_the_same_run(run) -> None:
     assert results[0]["front"] == results[1]["front"]
 
 
-@pytest.mark.parametrize("space", ["ranked_pairs", "layer_sources"])
-@pytest.mark.parametrize("sampler", ["tpe", "nsgaii", "random", "evolution"])
-def test_every_space_with_every_sampler(run, space: str, sampler: str) -> None:
+SPACES = sorted(path.stem for path in data_dir("search_spaces").glob("*.yaml"))
+SAMPLERS = sorted(path.stem for path in data_dir("conf").glob("sampler/*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("space", "sampler"),
+    [
+        *((space, "evolution") for space in SPACES),
+        *(("layer_sources", sampler) for sampler in SAMPLERS if sampler != "evolution"),
+    ],
+)
+def test_every_space_and_every_sampler(run, space: str, sampler: str) -> None:
     result = run(
         "sweep",
         f"search_space={space}",
         f"sampler={sampler}",
-        "study.n_trials=14",
+        "study.n_trials=8",
         "study.margin=9",
+        "scoring.search.tasks=[]",
+        "scoring.report.tasks=[]",
     )
-    assert result["trials"]["complete"] == 14
+    few = space in ("suffix", "greedy_knobs")  # hold fewer maps than that on six layers
+    assert (2 if few else 8) <= result["trials"]["complete"] <= 8
     assert result["overhead_seconds_per_trial"] < 10
+    assert result["stages"]["agreement"][0]["maps"] == result["trials"]["complete"]
+    assert result["stages"]["screening_margin"] == 9
+    for entry in result["front"]:
+        low, high = entry["intervals"]["kl"]
+        assert low <= entry["scores"]["kl"] <= high
+        low, high = entry["intervals"]["perplexity/report"]
+        assert low <= entry["scores"]["perplexity/report"] <= high
+
+
+def test_maps_of_a_file_are_scored_and_a_flat_front_ends_the_search(
+    run, tmp_path, store, capsys
+) -> None:
+    quiet = ("scoring.search.tasks=[]", "scoring.report.tasks=[]")
+    given = [[0, 1, 2, 3, 1, 1], [0, 1, 1, 3, 4, 3]]
+    (tmp_path / "maps.json").write_text(json.dumps([*given, [0, 0, 0, 0, 4, 5]]))
+    result = run("sweep", "study.seeds=maps.json", "study.n_trials=30", "study.margin=9", *quiet)
+    tags = [child.data.tags for child in children(store, result["mlflow_run_id"])]
+    origins = {tag["kv_source_layers"]: tag["origin"] for tag in tags}
+    assert {origins["_".join(map(str, one))] for one in given} == {"seed file maps.json"}
+    assert "1 of 3 maps of study.seeds are left out" in capsys.readouterr().out
+    # A front of another sweep is a seed file as well; two maps without progress end this one.
+    again = run(
+        "sweep", f"study.seeds={result['folder']}/front.json", "study.patience=2",
+        "study.n_trials=60", "study.name=patient", *quiet,
+    )  # fmt: skip
+    assert sum(again["trials"][s] for s in ("complete", "screened_out")) < 60
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "holds no maps"),
+        ("[[0, 5]]", "holds what is no map"),
+        ('[{"sources": [0]}]', "holds what is no map"),
+        ("[[0, 0, 1, 2]]", "map"),
+        ('{"model": {"id": "other/model"}, "front": [[0, 0, 2, 3, 4, 5]]}', "holds maps of other"),
+    ],
+)
+def test_a_seed_file_that_does_not_fit_is_refused(
+    tmp_path, monkeypatch, store, capfd, content: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "maps.json").write_text(content)
+    assert main([*QUICK, *store, "sweep", "study.seeds=maps.json"]) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert says in error and len(error) <= 200
+
+
+def test_a_budget_too_small_for_one_map_is_refused(tmp_path, monkeypatch, store, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ("sweep", "study.minutes=1e-9", "study.fresh=true")
+    assert main([*QUICK, *store, *arguments]) == 2
+    assert "study.minutes=1e-09 ended before one map was scored" in capfd.readouterr().err
+
+
+def test_weights_of_several_fitnesses(run) -> None:
+    result = run("sweep", "scoring.fitness={kl: 1, cosine: 0.5}", "study.n_trials=6")
+    assert result["fitness"] == "1·kl + 0.5·cosine"
+    assert result["hypervolume_reference"]["score"] == -2.5
 
 
 def test_lm_eval_as_the_fitness(run) -> None:

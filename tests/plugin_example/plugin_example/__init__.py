@@ -1,4 +1,4 @@
-"""One search space and one sampler; `pyproject.toml` makes their names known."""
+"""One search space, one sampler, one scorer; `pyproject.toml` makes their names known."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from optuna.trial import FrozenTrial
 
 from kvsharer_exp.search.spaces import SearchSpace, Space
 from kvsharer_exp.search.spaces.base import or_first_pair
+from kvsharer_exp.search.stages import Fitness
 from kvsharer_exp.sharing_map import SharingMap
+
+WORST_WINDOW = Fitness(reference=4.0, loss=lambda shared, full: max(shared.kls))
+"""KL of the window that suffers most, nats."""
 
 
 @dataclass(frozen=True)
