@@ -16,8 +16,9 @@ from optuna.samplers import BaseSampler
 
 from kvsharer_exp.errors import InputError
 from kvsharer_exp.plugins import find_part
-from kvsharer_exp.search.beam import MapBeam
-from kvsharer_exp.search.evolution import MapEvolution
+from kvsharer_exp.search.beam import Beam
+from kvsharer_exp.search.evolution import Evolution
+from kvsharer_exp.search.map_sampler import MapSampler
 from kvsharer_exp.search.spaces import SearchSpace
 
 
@@ -46,11 +47,11 @@ def _qmc(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
 
 
 def _beam(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
-    return MapBeam(space, seed=seed, **options)
+    return MapSampler(space, Beam(**options), seed=seed)
 
 
 def _evolution(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
-    return MapEvolution(space, seed=seed, **options)
+    return MapSampler(space, Evolution(**options), seed=seed)
 
 
 GROUP = "kvsharer_exp.samplers"

@@ -1,4 +1,4 @@
-"""The map sampler: valid, new, reproducible, and better than chance on a problem with an answer."""
+"""Our map samplers: valid, new, reproducible, better than chance where the answer is known."""
 
 import random
 
@@ -7,7 +7,6 @@ import optuna
 import pytest
 
 from kvsharer_exp.records import DissimilarityRanking, Footprint, LayerPair
-from kvsharer_exp.search.evolution import MapEvolution
 from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.spaces import make_space
 from kvsharer_exp.search.stages import SCREEN, Outcome
@@ -33,6 +32,9 @@ def loss(sharing_map) -> float:
 def score(sharing_map, size, so_far) -> Outcome:
     value = loss(sharing_map)
     return Outcome({SCREEN: value, "kl": value}, "complete", "fit", -value)
+
+
+BOTH = pytest.mark.parametrize("kind", ["evolution", "beam"])
 
 
 def search(folder, kind: str, seed: int, n_trials: int = 120):
@@ -76,9 +78,10 @@ def test_same_seed_same_maps_other_seed_other_maps(tmp_path) -> None:
     assert one == two != other
 
 
-def test_suggests_maps_that_are_new_while_there_are_any(tmp_path) -> None:
+@BOTH
+def test_suggests_maps_that_are_new_while_there_are_any(tmp_path, kind: str) -> None:
     with open_study("s", storage=None, folder=tmp_path) as study:
-        sampler = MapEvolution(SPACE, seed=0)
+        sampler = make_sampler(kind, space=SPACE, seed=0)
         run_search(
             study,
             SPACE,
@@ -90,7 +93,8 @@ def test_suggests_maps_that_are_new_while_there_are_any(tmp_path) -> None:
         assert len(study.trials) == 60  # no draw met a known map
 
 
-def test_a_space_that_holds_few_maps_is_used_up(tmp_path) -> None:
+@BOTH
+def test_a_space_that_holds_few_maps_is_used_up(tmp_path, kind: str) -> None:
     few = DissimilarityRanking("m", "d", LAYERS, RANKING.pairs[:2])
     space = make_space("layer_sources", few, max_shared=1)
     with open_study("s", storage=None, folder=tmp_path) as study:
@@ -98,7 +102,7 @@ def test_a_space_that_holds_few_maps_is_used_up(tmp_path) -> None:
             study,
             space,
             score,
-            sampler=MapEvolution(space, seed=0),
+            sampler=make_sampler(kind, space=space, seed=0),
             footprint=lambda m: Footprint(1, 1.0, 0),
             n_trials=50,
         )
@@ -107,9 +111,10 @@ def test_a_space_that_holds_few_maps_is_used_up(tmp_path) -> None:
     }
 
 
-def test_works_in_a_study_of_its_own_and_beside_other_parameters() -> None:
+@BOTH
+def test_works_in_a_study_of_its_own_and_beside_other_parameters(kind: str) -> None:
     """What any Optuna sampler must do: relative and independent draws, reseeding, no results."""
-    sampler = MapEvolution(SPACE, seed=0)
+    sampler = make_sampler(kind, space=SPACE, seed=0)
     study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
     dice = random.Random(0)
     for _ in range(8):
@@ -120,3 +125,27 @@ def test_works_in_a_study_of_its_own_and_beside_other_parameters() -> None:
         study.tell(trial, (dice.random(), extra))
     sampler.reseed_rng()
     assert study.ask(SPACE.distributions()).params.keys() == SPACE.distributions().keys()
+
+
+def test_a_beam_extends_the_best_maps_measured(tmp_path) -> None:
+    """Every size is tried ``tries`` times a round, by one pair more than a best smaller map."""
+    found = search(tmp_path, "beam", 0, n_trials=2 * 10 * MAX_SHARED)
+    sizes = [len(r.sharing_map.targets) for r in found]
+    assert sizes[:60] == [size for size in range(1, 7) for _ in range(10)]
+    for number, result in enumerate(found[10:60], 10):
+        size = len(result.sharing_map.targets)
+        before = [r for r in found[:number] if len(r.sharing_map.targets) == size - 1]
+        best = sorted(before, key=lambda r: -r.score)[:2]
+        parents = {
+            one.sharing_map.share(t, s)
+            for one in best
+            for t in range(LAYERS)
+            for s in range(t)
+            if t not in one.sharing_map.targets
+        }
+        assert result.sharing_map in parents
+    assert best_sum(found) < best_sum(search(tmp_path, "random", 0, n_trials=120))
+
+
+def best_sum(found) -> float:
+    return float(best(found).sum())
