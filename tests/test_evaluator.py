@@ -1,9 +1,12 @@
 """The evaluator's shortcuts give the numbers of a plain evaluation, and skip what they claim."""
 
+import copy
 import random
 
 import pytest
 import torch
+from accelerate import dispatch_model
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kvsharer_exp.evaluator import Evaluator
@@ -152,3 +155,22 @@ def test_what_is_kept_fits_the_budget_and_a_walk_runs_each_layer_once(num_layers
     assert 0.5 * budget < evaluator.kept_bytes <= budget
     tight = Evaluator(model, windows, batch_size=4, memory_budget=budget // 3)
     assert tight.kept_bytes <= budget // 3
+
+
+def test_agrees_on_a_model_that_accelerate_dispatched() -> None:
+    """Its hooks replace the blocks' forward; what the evaluator puts there goes away again."""
+    model = copy.deepcopy(tiny_model("llama"))
+    dispatched = dispatch_model(model, {"": "cpu"}, force_hooks=True)
+    for layer in dispatched.model.layers:
+        add_hook_to_module(layer, AlignDevicesHook(io_same_device=True), append=True)
+    hooked = [layer.__dict__["forward"] for layer in dispatched.model.layers]
+    evaluator = Evaluator(dispatched, WINDOWS, batch_size=2)
+    sharing_map = some_map(dispatched, 2)
+    scores = evaluator.score(sharing_map)
+    measured = (scores.cosine, scores.kl, sum(scores.nlls) / len(WINDOWS))
+    assert measured == pytest.approx(plain(tiny_model("llama"), sharing_map), rel=1e-4, abs=1e-5)
+    first = min(sharing_map.targets)
+    before = evaluator.layers_run
+    evaluator.score(sharing_map, batches=slice(0, 1))
+    assert evaluator.layers_run - before == NUM_LAYERS - first
+    assert [layer.__dict__["forward"] for layer in dispatched.model.layers] == hooked

@@ -12,6 +12,7 @@ from kvsharer_exp.statistics import (
     compare_draws,
     half_width,
     holm,
+    kendall,
     mcnemar,
     spearman,
     t_interval,
@@ -174,3 +175,12 @@ def test_spearman_is_of_ranks() -> None:
     assert tied is not None
     assert tied.mean == pytest.approx(1.0)
     assert spearman([1, 1, 1, 1], [1, 2, 3, 4]) is None
+
+
+def test_kendalls_tau_by_hand() -> None:
+    assert kendall([1, 2, 3, 4], [1, 2, 3, 4]) == 1
+    assert kendall([1, 2, 3, 4], [4, 3, 2, 1]) == -1
+    assert kendall([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(4 / 6)  # five pairs agree, one not
+    # τ-b: one tie on one side, so 5 comparable pairs there against 6.
+    assert kendall([1, 1, 2, 3], [1, 2, 3, 4]) == pytest.approx(5 / math.sqrt(5 * 6))
+    assert kendall([1, 1, 1], [1, 2, 3]) is None

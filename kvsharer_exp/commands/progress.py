@@ -20,18 +20,17 @@ from kvsharer_exp.sharing_map import SharingMap
 def progress(
     session: Session, study: optuna.Study, reference: tuple[float, float]
 ) -> Iterator[Callable[[TrialResult], bool]]:
-    """A bar with hypervolume, best loss at the sizes asked for and time left.
+    """A bar with hypervolume, best loss at the sizes asked for, maps screened out and time left.
 
     Yields what logs each result to MLflow and says whether the search may end.
     """
     config, tracker = session.config, session.tracker
     found = list(results(study))
     front = GrowingFront(found, reference)
-    asked = [num_targets(ratio, session.num_layers) for ratio in config.compression.ratios]
+    sizes = [num_targets(ratio, session.num_layers) for ratio in config.compression.ratios]
     wanted = config.study.n_trials if config.study.minutes is None else None
     bar = Progress(
-        TextColumn("search"),
-        BarColumn(),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TextColumn("{task.fields[state]}"),
         TimeRemainingColumn(),
@@ -55,11 +54,11 @@ def progress(
 
     def state(volume: float) -> str:
         stopped = sum(result.status == "screened_out" for result in found)
-        lowest = ", ".join(f"{size}: {-(best[size] or 0.0):.2g}" for size in asked if size in best)
-        words = [f"hv {volume:.3f}", f"{stopped} screened out", f"loss at {lowest}"]
+        losses = [f"{n}: {-(best[n] or 0.0):.2g}" for n in sorted(set(sizes)) if n in best]
+        words = [f"hv {volume:.3f}", *losses, f"{stopped} screened out"]
         if config.study.minutes is not None:
             left = config.study.minutes - (session.seconds - started) / 60
-            words.append(f"{max(0.0, left):.0f} min left")
+            words.append(f"{max(0.0, left):.0f} min")
         return " · ".join(words)
 
     def on_result(result: TrialResult) -> bool:
