@@ -220,7 +220,7 @@ def table(rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> str:
         if not known:
             return "–"
         interval = t_interval(known) if len(known) > 1 else None
-        half = f" ± {interval.high - interval.mean:.2g}" if interval is not None else ""
+        half = f" ± {interval.high - interval.mean:.3f}" if interval is not None else ""
         return f"{sum(known) / len(known):.3f}{half}"
 
     lines = [
