@@ -50,6 +50,9 @@ results: search-efficiency
 	  +experiment=question_$$question model=smollm2 || exit 1; done
 	$(ABLATE)/gemma3_270m-acceptance +experiment=question_acceptance model=gemma3_270m \
 	  heldout.num_windows=8 ablate.draws=3 ablate.max_candidates=40
+	for question in threshold distance; do $(ABLATE)/gemma3_270m-$$question \
+	  +experiment=question_$$question model=gemma3_270m \
+	  heldout.num_windows=8 ablate.max_candidates=20 || exit 1; done
 	for run in outputs/results/*; do kept=docs/results/$$(basename $$run); mkdir -p $$kept && \
 	  cp $$run/*.md $$run/*.png $$run/result.json $$kept/ || exit 1; done
 	$(BIN)/python docs/make_results.py

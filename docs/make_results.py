@@ -16,7 +16,8 @@ RESULTS = Path("docs/results")
 
 def section(folder: Path) -> str:
     """The tables of a run and its pictures."""
-    tables = [path.read_text(encoding="utf-8").strip() for path in sorted(folder.glob("*.md"))]
+    texts = [path.read_text(encoding="utf-8").strip() for path in sorted(folder.glob("*.md"))]
+    tables = [re.sub(r"^# ", "### ", text) for text in texts]
     pictures = sorted(path.relative_to(ROOT).as_posix() for path in folder.glob("*.png"))
     return "\n\n".join([*tables, *[f"![{Path(path).stem}]({path})" for path in pictures]])
 

@@ -52,6 +52,7 @@ from kvsharer_exp.sharing.runtime import share_kv  # noqa: E402
 from kvsharer_exp.sharing_map import SharingMap  # noqa: E402
 from kvsharer_exp.statistics import t_interval  # noqa: E402
 from kvsharer_exp.texts import split_texts, token_windows  # noqa: E402
+from kvsharer_exp.tracking import environment  # noqa: E402
 
 REFERENCE = (1.0, -2.0)
 # Name → sampler, and whether it starts from the greedy maps and simple layouts.
@@ -300,7 +301,12 @@ def main() -> None:
             rows.append(measure(bench, held_out, method))
             shown = {k: v for k, v in rows[-1].items() if k not in ("curve", "maps_by_size")}
             print(json.dumps(shown), flush=True)
-            record.write_text(json.dumps({"options": settings, "rows": rows}, indent=1) + "\n")
+            record.write_text(
+                json.dumps(
+                    {"options": settings, "environment": environment(), "rows": rows}, indent=1
+                )
+                + "\n"
+            )
     rows.sort(key=lambda row: (methods.index(row["method"]), row["seed"]))
     text = table(rows, options.sizes)
     (options.out / "search_efficiency.md").write_text(text)
