@@ -10,7 +10,7 @@ from typing import Any
 
 from kvsharer_exp.benchmark import check_length, measure
 from kvsharer_exp.commands.evaluate import read_map
-from kvsharer_exp.commands.session import Session, open_session, start_run
+from kvsharer_exp.commands.session import Session, identify, open_session, start_run
 from kvsharer_exp.config import Config
 from kvsharer_exp.figures import bench_figure, save_png
 from kvsharer_exp.footprint import footprint
@@ -60,9 +60,7 @@ def _measure(session: Session, sharing_map: SharingMap) -> None:
     session.tracker.log_bytes(session.run_id, picture, "bench.png")
     session.finish(
         {
-            "kv_source_layers": list(sharing_map.kv_source_layers),
-            "digest": sharing_map.digest,
-            "num_shared": len(sharing_map.targets),
+            **identify(sharing_map),
             "footprint": footprint(session.model, sharing_map).to_dict(),
             "threads": _threads(),
             "cells": cells,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from kvsharer_exp.commands.session import Session, fit_scores, open_session, start_run
+from kvsharer_exp.commands.session import Session, fit_scores, identify, open_session, start_run
 from kvsharer_exp.config import Config
 from kvsharer_exp.errors import InputError
 from kvsharer_exp.footprint import footprint, measured_footprint
@@ -48,9 +48,7 @@ def run(config: Config) -> None:
         )
         session.finish(
             {
-                "kv_source_layers": list(sharing_map.kv_source_layers),
-                "digest": sharing_map.digest,
-                "num_shared": len(sharing_map.targets),
+                **identify(sharing_map),
                 "scores": scores,
                 "retained": kept,
                 "full": {"scores": full},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kvsharer_exp.assets import ASSETS
 from kvsharer_exp.commands.evaluate import read_map
-from kvsharer_exp.commands.session import Session, fit_scores, open_session, start_run
+from kvsharer_exp.commands.session import Session, fit_scores, identify, open_session, start_run
 from kvsharer_exp.config import Config
 from kvsharer_exp.export import check_destination, check_model, write_export
 from kvsharer_exp.footprint import footprint, measured_footprint
@@ -64,9 +64,7 @@ def run(config: Config) -> None:
         session.console.print(f"export   {path}", markup=False)
         session.finish(
             {
-                "kv_source_layers": list(sharing_map.kv_source_layers),
-                "digest": sharing_map.digest,
-                "num_shared": len(sharing_map.targets),
+                **identify(sharing_map),
                 "scores": scores,
                 "retained": kept,
                 "full": {"scores": full},

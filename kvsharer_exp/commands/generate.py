@@ -15,7 +15,7 @@ from rich.text import Text
 from kvsharer_exp.assets import shorten
 from kvsharer_exp.benchmark import check_length
 from kvsharer_exp.commands.evaluate import read_map
-from kvsharer_exp.commands.session import Session, open_session, start_run
+from kvsharer_exp.commands.session import Session, identify, open_session, start_run
 from kvsharer_exp.config import Config, GenerateConfig
 from kvsharer_exp.errors import InputError
 from kvsharer_exp.models import adds_bos
@@ -45,9 +45,7 @@ def run(config: Config) -> None:
         session.tracker.log_dict(session.run_id, {"answers": answers}, "answers.json")
         session.finish(
             {
-                "kv_source_layers": list(sharing_map.kv_source_layers),
-                "digest": sharing_map.digest,
-                "num_shared": len(sharing_map.targets),
+                **identify(sharing_map),
                 "max_new_tokens": config.generate.max_new_tokens,
                 "chat": config.generate.chat,
                 "answers": answers,

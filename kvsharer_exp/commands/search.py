@@ -9,7 +9,8 @@ from kvsharer_exp.commands.session import Session, open_session, start_run
 from kvsharer_exp.config import Config
 from kvsharer_exp.figures import acceptance_figure, save_png
 from kvsharer_exp.records import GreedyResult, GreedyStep
-from kvsharer_exp.search.greedy import greedy, num_targets, ordered_pairs
+from kvsharer_exp.search.arms import Walker
+from kvsharer_exp.search.greedy import num_targets
 from kvsharer_exp.terminal import TurningTable
 
 
@@ -53,18 +54,14 @@ def walk(
         if step.accepted:
             session.say(f"{order}: {step.target} reads {step.source}, {count} shared")
 
-    session.evaluator.reset()
-    found = greedy(
-        ordered_pairs(session.ranking, order, session.config.seed),
-        session.num_layers,
-        ratios,
-        advance=session.evaluator.advance if settings.acceptance else None,
+    walker = Walker(
+        session.evaluator,
+        session.ranking,
         threshold=settings.threshold,
         max_candidates=max_candidates,
-        on_step=on_step,
     )
-    session.evaluator.reset()
-    return found
+    arm = f"{order}_{'tested' if settings.acceptance else 'untested'}"
+    return walker.run(arm, ratios, seed=session.config.seed, on_step=on_step)
 
 
 def _show(session: Session, found: Sequence[GreedyResult]) -> None:

@@ -251,6 +251,15 @@ class Session:
         self.console.print(f"next     {then}", markup=False)
 
 
+def identify(sharing_map: SharingMap) -> dict[str, Any]:
+    """The keys by which every ``result.json`` names its map."""
+    return {
+        "kv_source_layers": list(sharing_map.kv_source_layers),
+        "digest": sharing_map.digest,
+        "num_shared": len(sharing_map.targets),
+    }
+
+
 def fit_scores(measured: CandidateScores) -> dict[str, float]:
     """The calibration scores under their public names."""
     return {

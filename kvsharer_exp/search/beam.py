@@ -30,8 +30,8 @@ class Beam:
 
     def propose(self, memory: Memory, rng: np.random.Generator) -> Iterator[SharingMap]:
         sizes = range(1, memory.space.max_shared + 1)
-        tried = {size: memory.count(size) for size in sizes}
-        rounds = min(tried.values()) // self.tries
+        tried = memory.counts()
+        rounds = min(tried[size] for size in sizes) // self.tries
         for more in range(rounds + 1, rounds + 4):
             for size in sizes:
                 if tried[size] < more * self.tries:

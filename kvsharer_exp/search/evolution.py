@@ -43,7 +43,7 @@ class Evolution:
 
     def _sizes(self, memory: Memory, rng: np.random.Generator) -> Iterator[int]:
         """Sizes to try: single layers first, they teach most for their price; then all alike."""
-        if memory.count(1) < memory.space.ranking.num_layers:
+        if memory.counts()[1] < memory.space.ranking.num_layers:
             yield 1
         yield from rng.integers(1, memory.space.max_shared + 1, size=3).tolist()
 

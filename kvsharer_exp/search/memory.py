@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import optuna
 
@@ -41,9 +43,9 @@ class Memory:
     def known(self) -> set[SharingMap]:
         return {result.sharing_map for result in self._results.values()}
 
-    def count(self, size: int) -> int:
-        """Maps of ``size`` targets tried so far."""
-        return sum(len(shared.targets) == size for shared in self.known)
+    def counts(self) -> Counter[int]:
+        """How many maps of each size were tried so far."""
+        return Counter(len(shared.targets) for shared in self.known)
 
     def best(self, each: int) -> dict[int, list[SharingMap]]:
         """The ``each`` best complete maps of every size, best first; size 0 is the full cache."""

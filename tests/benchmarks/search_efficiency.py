@@ -37,11 +37,10 @@ from kvsharer_exp.ranking import distance_matrix, rank  # noqa: E402
 from kvsharer_exp.records import DissimilarityRanking, TrialResult  # noqa: E402
 from kvsharer_exp.report import to_markdown  # noqa: E402
 from kvsharer_exp.scoring import perplexity  # noqa: E402
+from kvsharer_exp.search.arms import Walker  # noqa: E402
 from kvsharer_exp.search.greedy import (  # noqa: E402
     adjacent_pairs,
-    greedy,
     num_targets,
-    ordered_pairs,
     trailing_layers,
 )
 from kvsharer_exp.search.samplers import make_sampler  # noqa: E402
@@ -85,27 +84,20 @@ class Bench:
         self.ranking = rank(matrix, model_id=options.model, distance="euclidean_flat")
         self.evaluator = Evaluator(model, windows)
         self.sizes = sorted({*options.sizes, *_asked(self.ranking)})
-        self.greedy = {order: self._walk(order) for order in ("dissimilar", "similar")}
-
-    def _walk(self, order: str) -> dict[int, SharingMap]:
-        layers = self.ranking.num_layers
-        self.evaluator.reset()
-        found = greedy(
-            ordered_pairs(self.ranking, order),
-            layers,
-            [size / layers for size in self.sizes],
-            advance=self.evaluator.advance,
-            max_candidates=3 * max(self.sizes),
-        )
-        self.evaluator.reset()
-        self.candidates = {**getattr(self, "candidates", {}), order: found[-1].candidates}
-        return {
-            r.requested: SharingMap(r.kv_source_layers) for r in found if r.found == r.requested
+        walker = Walker(self.evaluator, self.ranking, max_candidates=3 * max(self.sizes))
+        ratios = [size / self.ranking.num_layers for size in self.sizes]
+        self.walks = {
+            order: walker.run(f"{order}_tested", ratios) for order in ("dissimilar", "similar")
         }
+
+    def maps(self, order: str) -> list[SharingMap]:
+        """Those of a greedy walk that have as many targets as asked for."""
+        walk = self.walks[order]
+        return [SharingMap(r.kv_source_layers) for r in walk if r.found == r.requested]
 
     def seeds(self) -> list[tuple[str, SharingMap]]:
         pairs, layers = self.ranking.pairs, self.ranking.num_layers
-        both = [("greedy", m) for maps in self.greedy.values() for m in maps.values()]
+        both = [("greedy", m) for order in self.walks for m in self.maps(order)]
         simple = [
             (make.__name__, make(pairs, layers, size))
             for make in (trailing_layers, adjacent_pairs)
@@ -148,7 +140,7 @@ class Bench:
         """The maps of a greedy walk as if they were trials, their KL measured afterwards."""
         scorer = StagedScorer(self.model, self.evaluator, fitness={"kl": 1.0}, screen_batches=0)
         found = []
-        for number, sharing_map in enumerate(self.greedy[order].values()):
+        for number, sharing_map in enumerate(self.maps(order)):
             size = footprint(self.model, sharing_map)
             outcome = scorer(sharing_map, size, ())
             found.append(
@@ -187,7 +179,9 @@ def measure(bench: Bench, held_out: HeldOut, method: str) -> dict[str, Any]:
     if method.endswith("greedy"):
         order = "dissimilar" if method.startswith("paper") else "similar"
         found = bench.walked(order)
-        spent = [bench.candidates[order] * bench.options.windows * bench.options.window_tokens]
+        spent = [
+            bench.walks[order][-1].candidates * bench.options.windows * bench.options.window_tokens
+        ]
         curve = [(spent[0], GrowingFront(found, REFERENCE).volumes[-1])]
     else:
         found = bench.search(*SEARCHES[method])
