@@ -39,7 +39,8 @@ class ModelConfig:
 
 @dataclass
 class CalibrationConfig:
-    """Windows for layer means, the acceptance test and the fitness. ``path``: wikipedia, news,
+    """Windows for layer means and the acceptance test, as in the paper; ``scoring`` has those of
+    the fitness, cut from the same text. ``path``: wikipedia, news,
     a .txt (one passage a line), a .jsonl with "text", or hub:<dataset>[/<config>][:<split>]."""
 
     path: str = "wikipedia"
@@ -51,7 +52,7 @@ class CalibrationConfig:
     def __post_init__(self) -> None:
         _at_least("calibration.num_windows", self.num_windows, 1)
         _at_least("calibration.window_tokens", self.window_tokens, 2)
-        distances = ("euclidean_flat", "euclidean_token", "cosine", "cka")
+        distances = ("euclidean_flat", "euclidean_token", "cosine", "cka", "block_output")
         _one_of("calibration.distance", self.distance, distances)
         _one_of("calibration.states", self.states, ("kv", "k", "v"))
 
@@ -111,17 +112,18 @@ class StudyConfig:
     ones included; ``minutes`` ends the search phase of this run instead. ``patience``: so many maps
     in a row that add less than 0.1 % to the hypervolume end it earlier. ``storage``: an RDB URL or
     a journal file (default: a journal under ``tracking.folder``). ``seeds``: a file with maps to
-    start from (a list of maps, or a front.json or result.json of a sweep). ``margin``: of the
-    screening stage (default: learned)."""
+    start from (a list of maps, or a front.json or result.json of a sweep). A map is scored on
+    ``screen_windows`` of the scoring windows first; one that looks beaten there by more than
+    ``margin`` (default: learned) stops. 0 leaves that stage out."""
 
     name: str | None = None
-    n_trials: int = 100
+    n_trials: int = 60
     minutes: float | None = None
     storage: str | None = None
     fresh: bool = False
     patience: int | None = None
     seeds: str | None = None
-    screen_windows: int = 8
+    screen_windows: int = 2
     margin: float | None = None
 
     def __post_init__(self) -> None:
@@ -153,9 +155,12 @@ class TasksConfig:
 class ScoringConfig:
     """What the search optimises and what the report measures; the two may not overlap, except
     for tasks named in ``allow_overlap``. ``fitness``: kl, cosine, perplexity or lm_eval, or several
-    with weights, like ``{kl: 1, lm_eval: 0.5}``."""
+    with weights, like ``{kl: 1, lm_eval: 0.5}``. Its windows are longer than the calibration's:
+    short ones favour maps that fail further on."""
 
     fitness: Any = "kl"
+    num_windows: int = 12
+    window_tokens: int = 256
     batch_size: int = 8
     memory_budget_gib: float = 2.0
     search: TasksConfig = field(default_factory=TasksConfig)
@@ -168,6 +173,8 @@ class ScoringConfig:
                 raise InputError(f"scoring.fitness={{{name}: {weight}}}: give a weight above 0")
         if not self.weights:
             raise InputError("scoring.fitness is empty: give kl, or weights like {kl: 1}")
+        _at_least("scoring.num_windows", self.num_windows, 1)
+        _at_least("scoring.window_tokens", self.window_tokens, 2)
         _at_least("scoring.batch_size", self.batch_size, 1)
         if self.memory_budget_gib < 0:
             raise InputError("scoring.memory_budget_gib is negative: give GiB, 0 keeps nothing")

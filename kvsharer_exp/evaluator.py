@@ -40,15 +40,16 @@ class _Base:
     states: list[_States]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Reference:
-    """The full model on one batch: hidden (batch, tokens, hidden_size), entropies (batch, tokens)
-    and if they fit the next-token probabilities (batch, tokens, vocabulary), float32."""
+    """The full model on one batch: hidden (batch, tokens, hidden_size); once a KL is asked for the
+    entropies (batch, tokens) of its next-token distributions and, if they fit, their probabilities
+    (batch, tokens, vocabulary), float32."""
 
     hidden: torch.Tensor
-    entropies: torch.Tensor
     last_output: Any
-    probabilities: torch.Tensor | None
+    entropies: torch.Tensor | None = None
+    probabilities: torch.Tensor | None = None
 
 
 class Evaluator:
@@ -58,7 +59,7 @@ class Evaluator:
         model: a causal language model in eval mode.
         windows: token ids (num_windows, window_tokens).
         batch_size: windows per forward.
-        memory_budget: bytes for kept states. Layer states that do not fit are not kept (every
+        memory_budget: bytes for what is kept. Layer states that do not fit are not kept (every
             candidate then runs all layers); reference probabilities that do not fit are made
             again from the kept last layer.
     """
@@ -212,21 +213,26 @@ class Evaluator:
     def _refer(self, index: int) -> _Reference:
         states = _States()
         identity = self._full.sharing_map
-        hidden, raw = self._run(index, identity, 0, _States(), states, True)
-        assert raw is not None
+        hidden, _ = self._run(index, identity, 0, _States(), states, False)
         if self._keeps_states:
             self._full.states[index] = states
-        probabilities = raw.float().softmax(-1)
-        entropies = torch.stack([torch.special.entr(p).sum(-1) for p in probabilities])
-        kept = probabilities if self._keeps_probabilities else None
-        return _Reference(hidden, entropies, states.outputs[self.num_layers - 1], kept)
+        return _Reference(hidden, states.outputs[self.num_layers - 1])
 
-    def _probabilities(self, index: int) -> torch.Tensor:
+    def _distributions(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The reference's next-token probabilities and their entropies."""
         reference = self._references[index]
-        if reference.probabilities is not None:
-            return reference.probabilities
-        with _skip(self._layers, reference.last_output):
-            return self._forward(self._batches[index], True)[1].float().softmax(-1)  # type: ignore[union-attr]
+        probabilities = reference.probabilities
+        if probabilities is None:
+            with _skip(self._layers, reference.last_output):
+                raw = self._forward(self._batches[index], True)[1]
+            assert raw is not None
+            probabilities = raw.float().softmax(-1)
+            if self._keeps_probabilities:
+                reference.probabilities = probabilities
+        if reference.entropies is None:
+            sums = [torch.special.entr(p).sum(-1) for p in probabilities]
+            reference.entropies = torch.stack(sums)
+        return probabilities, reference.entropies
 
     def _compare(
         self, index: int, hidden: torch.Tensor, raw: torch.Tensor | None
@@ -240,11 +246,7 @@ class Evaluator:
         kls, nlls = [], []
         # One window at a time: the vocabulary makes these the largest tensors here.
         for tokens, logits, p, entropy in zip(
-            self._batches[index],
-            raw,
-            self._probabilities(index),
-            self._references[index].entropies,
-            strict=True,
+            self._batches[index], raw, *self._distributions(index), strict=True
         ):
             q = logits.float().log_softmax(-1)
             kl = -entropy - torch.linalg.vecdot(p, q)

@@ -47,6 +47,7 @@ DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], float]] = {
     "cosine": cosine,
     "cka": cka,
 }
+BLOCK_OUTPUT = "block_output"  # `calibration.block_errors`: no distance of means, but ranks too
 STATES = {"kv": ("keys", "values"), "k": ("keys",), "v": ("values",)}
 
 

@@ -357,9 +357,12 @@ def token_windows(
     num_windows: int,
     window_tokens: int,
     seed: int,
+    at_most: bool = False,
     add_bos: bool = False,
 ) -> torch.Tensor:
     """Windows of equal length, ``(num_windows, window_tokens)`` int64, none overlapping another.
+
+    ``at_most``: fewer, even none, where the text gives no more.
 
     Paragraphs of a document that are shorter than a window are joined with a blank line. Every
     stretch gives its first window before any gives a second one; their order is drawn by ``seed``.
@@ -379,19 +382,20 @@ def token_windows(
     body = window_tokens - len(bos)
     stretches = list(_stretches(passages, tokenizer, body))
     available = sum(len(stretch) // body for stretch in stretches)
-    if available < num_windows:
+    if available < num_windows and not at_most:
         raise InputError(
             f"text gives {available} windows of {window_tokens} tokens, {num_windows} are asked: "
             "give more text, or fewer or shorter windows"
         )
     random.Random(seed).shuffle(stretches)
+    num_windows = min(num_windows, available)
     windows: list[list[int]] = []
     start = 0
     while len(windows) < num_windows:
         full = (s[start : start + body] for s in stretches if len(s) >= start + body)
         windows += [bos + tokens for tokens in full]
         start += body
-    return torch.tensor(windows[:num_windows], dtype=torch.long)
+    return torch.tensor(windows[:num_windows], dtype=torch.long).view(-1, window_tokens)
 
 
 def _stretches(passages: Sequence[Passage], tokenizer: Any, body: int) -> Iterator[list[int]]:

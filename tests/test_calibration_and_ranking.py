@@ -6,9 +6,12 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from kvsharer_exp.calibration import LayerMeans, layer_means
+from kvsharer_exp.calibration import LayerMeans, block_errors, layer_means
 from kvsharer_exp.ranking import DISTANCES, cka, distance_matrix, euclidean_token, rank
-from tests.tiny import ARCHITECTURES, NUM_LAYERS, tiny_model, tokens
+from kvsharer_exp.sharing.architectures import attention_layers, may_share
+from kvsharer_exp.sharing.runtime import share_kv
+from kvsharer_exp.sharing_map import SharingMap
+from tests.tiny import ARCHITECTURES, NUM_LAYERS, hooks, tiny_model, tokens
 
 WINDOWS = tokens(batch=5, length=7)
 
@@ -31,6 +34,35 @@ def test_means_are_the_caches_averaged_window_by_window(architecture: str) -> No
     assert measured == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-2)
     assert means.num_windows == 5
     assert means.keys[0].shape[1] == 7
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_block_errors_are_those_of_the_whole_model_under_one_pair(architecture: str) -> None:
+    """Beside the plain way: the block's output in two forwards, with and without the pair."""
+    model = tiny_model(architecture)
+    layers = attention_layers(model)
+    before = hooks(model)
+    matrix = block_errors(model, WINDOWS, batch_size=2)
+    identity = SharingMap.identity(NUM_LAYERS)
+
+    def output(sharing_map: SharingMap, block: torch.nn.Module) -> torch.Tensor:
+        seen = []
+        handle = block.register_forward_hook(lambda module, args, out: seen.append(out))
+        with torch.inference_mode(), share_kv(model, sharing_map):
+            model(WINDOWS, use_cache=False)
+        handle.remove()
+        return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+
+    for target in layers:
+        for source in layers:
+            error = matrix[target.index][source.index]
+            assert math.isnan(error) != may_share(target, source)
+            if may_share(target, source) and target.index >= NUM_LAYERS - 2:
+                own = output(identity, target.block)
+                shared = output(identity.share(target.index, source.index), target.block)
+                expected = (shared - own).square().sum(-1) / own.square().sum(-1)
+                assert error == pytest.approx(expected.mean().item(), rel=1e-3)
+    assert hooks(model) == before  # nothing is left in the model
 
 
 def means_of(*layers: torch.Tensor) -> LayerMeans:

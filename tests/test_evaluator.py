@@ -117,6 +117,16 @@ def test_batches_add_up_to_the_whole() -> None:
     assert len(parts.kls) == evaluator.num_windows == len(WINDOWS)
 
 
+def test_a_walk_by_cosine_keeps_no_probabilities() -> None:
+    model = tiny_model("qwen3")
+    evaluator = Evaluator(model, WINDOWS, batch_size=2)
+    sharing_map = some_map(model)
+    evaluator.advance(sharing_map, lambda scores: False)
+    before = evaluator.kept_bytes
+    evaluator.score(sharing_map)
+    assert evaluator.kept_bytes == before + WINDOWS.numel() * model.config.vocab_size * 4
+
+
 def test_leaves_the_model_as_it_was() -> None:
     model = tiny_model("llama")
     with torch.inference_mode():

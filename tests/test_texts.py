@@ -253,6 +253,16 @@ def test_windows_have_equal_length_and_do_not_overlap() -> None:
     assert len({tuple(row) for row in more.tolist()}) == 30
 
 
+def test_at_most_so_many_windows_are_had_where_the_text_is_short() -> None:
+    passages = [Passage(words(f"p{n}w", 20), f"doc{n}") for n in range(5)]
+    asked = {"tokenizer": WordTokenizer(), "seed": 0, "at_most": True}
+    all_of_it = token_windows(passages, num_windows=99, window_tokens=8, **asked)
+    assert all_of_it.shape == (10, 8)
+    some = token_windows(passages, num_windows=4, window_tokens=8, **asked)
+    assert torch.equal(all_of_it[:4], some)
+    assert token_windows(passages, num_windows=4, window_tokens=50, **asked).shape == (0, 50)
+
+
 def test_windows_repeat_and_change_with_the_seed() -> None:
     passages = [Passage(words(f"p{n}w", 20), f"doc{n}") for n in range(20)]
     first, same, other = (

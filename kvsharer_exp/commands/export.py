@@ -78,7 +78,7 @@ def run(config: Config) -> None:
 
 def _scores(session: Session, sharing_map: SharingMap) -> dict[str, float]:
     """As `evaluate`, without lm-eval tasks."""
-    measured = fit_scores(session.evaluator.score(sharing_map))
+    measured = fit_scores(session.scoring_evaluator.score(sharing_map))
     return measured | session.report_scores(sharing_map, tasks=False)
 
 

@@ -105,11 +105,11 @@ def _score_intervals(
 
 
 def kl_interval(session: Session, result: TrialResult) -> tuple[float, float] | None:
-    """95 % interval of a map's KL over calibration windows (Student's t, not below 0).
+    """95 % interval of a map's KL over scoring windows (Student's t, not below 0).
 
     None for a single window, and for a study begun before variances were kept.
     """
-    windows = session.evaluator.num_windows
+    windows = session.scoring_evaluator.num_windows
     if windows < 2 or "kl/variance" not in result.scores:
         return None
     half = t_quantile(CONFIDENCE, windows - 1) * math.sqrt(result.scores["kl/variance"] / windows)
@@ -130,5 +130,7 @@ def _asked(session: Session, found: Sequence[TrialResult]) -> dict[str, str]:
         "compression ratios": ", ".join(f"{ratio:g}" for ratio in config.compression.ratios),
         "calibrated on": f"{config.calibration.num_windows} × {config.calibration.window_tokens} "
         f"tokens of {config.calibration.path}",
+        "scored on": f"{session.scoring_evaluator.num_windows} × {config.scoring.window_tokens} "
+        "tokens of the same text",
         "reported on": ", ".join([*report, *config.scoring.report.tasks]),
     }

@@ -13,8 +13,15 @@ from kvsharer_exp.assets import shorten
 from kvsharer_exp.commands.search import walk
 from kvsharer_exp.commands.session import Session
 from kvsharer_exp.errors import InputError
+from kvsharer_exp.ranking import BLOCK_OUTPUT, rank
 from kvsharer_exp.records import GreedyResult
-from kvsharer_exp.search.greedy import adjacent_pairs, num_targets, trailing_layers
+from kvsharer_exp.search.greedy import (
+    adjacent_pairs,
+    greedy,
+    num_targets,
+    ordered_pairs,
+    trailing_layers,
+)
 from kvsharer_exp.sharing.architectures import attention_layers, check_map
 from kvsharer_exp.sharing_map import SharingMap, SharingMapError
 
@@ -75,11 +82,11 @@ def check_seeds(session: Session) -> list[Seed]:
 
 
 def seeds_of(session: Session, study: optuna.Study, given: Sequence[Seed]) -> list[Seed]:
-    """The paper's maps and simple layouts, made once a study, then the ``given``.
+    """The paper's maps, likely ones and simple layouts, made once a study; then the ``given``.
 
     The paper's first and largest first, so that none is screened out. Per compression ratio, and
-    for one and two layers: the paper's greedy map, the similar-first map, trailing layers, adjacent
-    pairs.
+    for one and two layers: the paper's greedy map, the pairs of least block error, the
+    similar-first map, trailing layers, adjacent pairs.
     """
     kept = study.user_attrs.get("seeds")
     if kept is None:
@@ -101,8 +108,11 @@ def _make(session: Session) -> list[Seed]:
     pairs = session.ranking.pairs
     # From the similar end most pairs fail once many layers are shared: a seed is not worth that.
     similar = walk(session, "similar", ratios, max_candidates=3 * sizes[0])
+    errors = rank(session.block_errors, model_id=session.ranking.model_id, distance=BLOCK_OUTPUT)
+    least = greedy(ordered_pairs(errors, "similar"), layers, ratios, advance=None)
     return [
         *greedy_seeds(PAPER, walk(session, "dissimilar", ratios)),
+        *greedy_seeds("least block error", least),
         *greedy_seeds("similar-first greedy", [r for r in similar if r.found == r.requested]),
         *[("trailing layers", trailing_layers(pairs, layers, size)) for size in sizes],
         *[("adjacent pairs", adjacent_pairs(pairs, layers, size)) for size in sizes],

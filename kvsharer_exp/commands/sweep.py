@@ -82,12 +82,13 @@ def _sweep(session: Session, study: optuna.Study, max_shared: int, given: Sequen
         space=space,
         seed=config.seed,
         trials_so_far=len(study.get_trials(deepcopy=False)),
+        errors=session.block_errors,
         **config.sampler.options,
     )
     search_tasks = session.tasks[0]
     scorer = StagedScorer(
         session.model,
-        session.evaluator,
+        session.scoring_evaluator,
         fitness=config.scoring.weights,
         tasks=session.task_scorer(search_tasks, config.scoring.search.limit)
         if search_tasks
@@ -146,6 +147,7 @@ def _sweep(session: Session, study: optuna.Study, max_shared: int, given: Sequen
             },
             "stages": {
                 "agreement": [a.to_dict() for a in agreements(found, config.scoring.weights)],
+                "windows": session.scoring_evaluator.num_windows,
                 "screening_margin": learned_margin(found)
                 if config.study.margin is None
                 else config.study.margin,
@@ -195,6 +197,7 @@ def _identity(session: Session) -> dict[str, Any]:
         "search_space": asdict(config.search_space),
         "sampler": asdict(config.sampler),
         "screen": [config.study.screen_windows, config.study.margin],
+        "windows": [config.scoring.num_windows, config.scoring.window_tokens],
         "fitness": config.scoring.fitness,
         "search_tasks": asdict(config.scoring.search),
         "seed": config.seed,
@@ -255,7 +258,7 @@ def _report(
         return scores, intervals
 
     identity = SharingMap.identity(session.num_layers)
-    full = fit_scores(session.evaluator.full_scores) | full_tasks | report_of(identity)[0]
+    full = fit_scores(session.scoring_evaluator.full_scores) | full_tasks | report_of(identity)[0]
     held = study.user_attrs
 
     def entry_of(result: TrialResult) -> FrontEntry:

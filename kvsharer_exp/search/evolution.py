@@ -1,9 +1,10 @@
 """Evolution whose offspring are ordered by what trials taught.
 
-An archive keeps the best maps of every size (number of shared layers). For a drawn size, offspring
-are made from the archive by adding, dropping, moving and swapping targets and by crossing two
-maps. A `LossModel` orders them, with losses of pairs drawn from its posterior (Thompson sampling),
-so that what is uncertain gets tried; the map that looks best under the draw is one of them. The
+An archive keeps the best maps of every size (number of shared layers). Losses of pairs are drawn
+from the posterior of a `LossModel` (Thompson sampling), so that what is uncertain gets tried. Half
+of the sizes are those whose best map the draw promises to improve most, the others any. Offspring
+of that size are made from the archive by adding, dropping, moving and swapping targets and by
+crossing two maps; the draw orders them, and the map that looks best under it is one of them. The
 cheap ``screen`` stage then decides who is scored on all tokens: staged selection as in EvoPress,
 https://arxiv.org/abs/2410.14649.
 """
@@ -35,17 +36,20 @@ class Evolution:
 
     def propose(self, memory: Memory, rng: np.random.Generator) -> Iterator[SharingMap]:
         archive = memory.best(self.elites)
-        for size in self._sizes(memory, rng):
+        # Where nothing is known of the pairs single layers first: they teach most for their price.
+        young = not memory.model.told and memory.counts()[1] < memory.space.ranking.num_layers
+        for attempt in range(4):
             costs = memory.model.draw(rng, self.explore)
-            made = {_favourite(memory, costs, size), *self._make(memory, rng, archive, size)}
+            favourites = _favourites(memory, costs)
+            if young and attempt == 0:
+                size = 1
+            elif rng.random() < 0.5:
+                size = _most_promising(memory, costs, favourites)
+            else:
+                size = int(rng.integers(1, memory.space.max_shared + 1))
+            made = {*favourites.values(), *self._make(memory, rng, archive, size)}
             made = {child for child in made if len(child.targets) == size}
             yield from sorted(made, key=lambda m: (memory.cost(costs, m), m.kv_source_layers))
-
-    def _sizes(self, memory: Memory, rng: np.random.Generator) -> Iterator[int]:
-        """Sizes to try: single layers first, they teach most for their price; then all alike."""
-        if memory.counts()[1] < memory.space.ranking.num_layers:
-            yield 1
-        yield from rng.integers(1, memory.space.max_shared + 1, size=3).tolist()
 
     def _make(
         self,
@@ -98,9 +102,10 @@ def _add(
     return child.share(target, source)
 
 
-def _favourite(memory: Memory, costs: np.ndarray, size: int) -> SharingMap:
-    """The cheapest pairs that fit together: no source is a target."""
+def _favourites(memory: Memory, costs: np.ndarray) -> dict[int, SharingMap]:
+    """By size, the cheapest pairs that fit together: no source is a target."""
     child = memory.identity
+    found: dict[int, SharingMap] = {}
     targets: set[int] = set()
     read: set[int] = set()
     for index in np.argsort(costs, kind="stable"):
@@ -109,6 +114,18 @@ def _favourite(memory: Memory, costs: np.ndarray, size: int) -> SharingMap:
             child = child.share(target, source)
             targets.add(target)
             read.add(source)
-        if len(targets) == size:
+            found[len(targets)] = child
+        if len(targets) == memory.space.max_shared:
             break
-    return child
+    return found
+
+
+def _most_promising(memory: Memory, costs: np.ndarray, favourites: dict[int, SharingMap]) -> int:
+    """The size whose favourite is expected to beat the best map so far by the largest factor."""
+    lowest, known = memory.lowest(), memory.known
+    factors = {
+        size: lowest.get(size, np.inf) / memory.cost(costs, favourite)
+        for size, favourite in favourites.items()
+        if favourite not in known
+    }
+    return max(factors or favourites, key=lambda size: factors.get(size, 0.0))

@@ -3,7 +3,8 @@
 Measured on SmolLM2 (435 single pairs, 360 maps of 2 to 9 targets, KL): the loss of a map is close
 to the sum of the losses of its pairs, times a factor that grows slowly with their number; the log
 of the rest has a standard deviation of 0.09. The log loss of a pair is smooth in target and source
-layer. So: a Gaussian prior over the log losses of all pairs, smooth over layers, and maps as
+layer, and follows the log of its block error (`calibration.block_errors`) but for a factor of the
+target. So: a Gaussian prior over the log losses of all pairs, smooth over layers, and maps as
 observations of the log of their sum, linearised where the estimate stands (Gauss-Newton; the
 posterior is Laplace's).
 """
@@ -17,31 +18,47 @@ import numpy as np
 from kvsharer_exp.records import DissimilarityRanking
 from kvsharer_exp.sharing_map import SharingMap
 
-# Of log losses. Fitted to the single pairs by marginal likelihood, rounded.
-_TARGET_SD, _SOURCE_SD, _PAIR_SD = 0.8, 0.35, 0.25
+# Standard deviations of log losses by target, by source and by pair, and of what block errors leave
+# unsaid of them. Fitted to the single pairs by marginal likelihood, rounded.
+_UNTOLD, _TOLD = (0.8, 0.35, 0.25), (0.4, 0.1, 0.1)
+_SLOPE_SD = 0.4  # of the slope of log loss over log block error; its mean is 1
 _SMOOTH, _REACH = 0.9, 3.0  # part of the variance that neighbours have in common; layers
 _CENTRE_SD, _GROWTH_SD = 2.0, 0.2  # of all pairs; of the exponent of the number of targets
 _NOISE_SD = 0.1
+_TINY = 1e-9  # the least block error that counts: two layers may hold the same KV
 _STEPS = 2  # each fit starts where the one before ended
 
 
 class LossModel:
     """Log loss of every pair of ``ranking`` that may share, with its uncertainty.
 
-    A map of n targets is predicted to lose n ** growth × the sum of its pairs' losses.
+    A map of n targets is predicted to lose n ** growth × the sum of its pairs' losses. With
+    ``errors`` (``[target][source]``, `calibration.block_errors`) the order of the pairs is known
+    beforehand, but for what scored maps correct.
     """
 
-    def __init__(self, ranking: DissimilarityRanking) -> None:
+    def __init__(
+        self,
+        ranking: DissimilarityRanking,
+        errors: Sequence[Sequence[float]] | None = None,
+    ) -> None:
         self.pairs = [(pair.target, pair.source) for pair in ranking.pairs]
         self._index = {pair: i for i, pair in enumerate(self.pairs)}
         targets, sources = (np.array(side) for side in zip(*self.pairs, strict=True))
-        covariance = _TARGET_SD**2 * _alike(targets) + _SOURCE_SD**2 * _alike(sources)
-        covariance += _PAIR_SD**2 * np.eye(len(self.pairs)) + _CENTRE_SD**2
+        self.told = errors is not None
+        by_target, by_source, by_pair = _TOLD if self.told else _UNTOLD
+        covariance = by_target**2 * _alike(targets) + by_source**2 * _alike(sources)
+        covariance += by_pair**2 * np.eye(len(self.pairs)) + _CENTRE_SD**2
+        expected = np.zeros(len(self.pairs))
+        if errors is not None:
+            expected = np.log([max(errors[target][source], _TINY) for target, source in self.pairs])
+            expected -= expected.mean()
+            covariance += _SLOPE_SD**2 * np.outer(expected, expected)
         size = len(self.pairs) + 1  # the last unknown is the growth
         self._prior = np.zeros((size, size))
         self._prior[:-1, :-1] = np.linalg.inv(covariance)
         self._prior[-1, -1] = 1 / _GROWTH_SD**2
-        self.mean = np.zeros(size)
+        self.mean = self._expected = np.append(expected, 0.0)
         self._root = _root_of_inverse(self._prior)
 
     def fit(self, maps: Sequence[SharingMap], losses: Sequence[float]) -> None:
@@ -51,16 +68,25 @@ class LossModel:
         for row, shared in enumerate(maps):
             members[row, self.indices(shared)] = True
         log_sizes = np.log(members.sum(1))
-        if not self.mean.any():
-            self.mean[:-1] = (outcomes - log_sizes).mean()
+        if self.mean is self._expected:  # the level is what they do not tell: start from it
+            sums = np.where(members, np.exp(self.mean[:-1]), 0.0).sum(1)
+            self.mean = self._expected + np.append(
+                np.full(len(self.pairs), (outcomes - np.log(sums)).mean()), 0.0
+            )
         for _ in range(_STEPS):
             parts = np.where(members, np.exp(self.mean[:-1]), 0.0)
             sums = parts.sum(1)
             slopes = np.column_stack([parts / sums[:, None], log_sizes])
             rest = outcomes - np.log(sums) - log_sizes * self.mean[-1] + slopes @ self.mean
             precision = self._prior + slopes.T @ slopes / _NOISE_SD**2
-            self.mean = np.linalg.solve(precision, slopes.T @ rest / _NOISE_SD**2)
+            known = slopes.T @ rest / _NOISE_SD**2 + self._prior @ self._expected
+            self.mean = np.linalg.solve(precision, known)
         self._root = _root_of_inverse(precision)
+
+    @property
+    def growth(self) -> float:
+        """The exponent of the number of targets."""
+        return float(self.mean[-1])
 
     def indices(self, sharing_map: SharingMap) -> list[int]:
         """Which pairs the map uses."""

@@ -5,7 +5,7 @@ https://optuna.readthedocs.io/en/stable/reference/samplers/generated/optuna.samp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,11 +27,19 @@ class Strategy(Protocol):
 class MapSampler(BaseSampler):
     """Samples parameters of ``space`` that decode to what ``strategy`` proposes.
 
-    ``space``: any whose ``encode`` takes most maps (``layer_sources`` takes all).
+    ``space``: any whose ``encode`` takes most maps (``layer_sources`` takes all). ``errors``: the
+    block errors of its pairs, where they are known.
     """
 
-    def __init__(self, space: SearchSpace, strategy: Strategy, *, seed: int) -> None:
-        self._memory, self._strategy = Memory(space), strategy
+    def __init__(
+        self,
+        space: SearchSpace,
+        strategy: Strategy,
+        *,
+        seed: int,
+        errors: Sequence[Sequence[float]] | None = None,
+    ) -> None:
+        self._memory, self._strategy = Memory(space, errors), strategy
         self._rng = np.random.default_rng(seed)
         self._independent = RandomSampler(seed=seed)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean
 
 import numpy as np
 import optuna
@@ -10,16 +13,19 @@ import optuna
 from kvsharer_exp.records import TrialResult
 from kvsharer_exp.search.loss_model import LossModel
 from kvsharer_exp.search.spaces import SearchSpace
-from kvsharer_exp.search.stages import SCREEN
+from kvsharer_exp.search.stages import FIT, SCREEN
 from kvsharer_exp.sharing_map import SharingMap
 
 
 class Memory:
-    """Read from the study's trials, so a resumed study remembers as much."""
+    """Read from the study's trials, so a resumed study remembers as much.
 
-    def __init__(self, space: SearchSpace) -> None:
+    ``errors``: what is known of the pairs before the first trial, see `LossModel`.
+    """
+
+    def __init__(self, space: SearchSpace, errors: Sequence[Sequence[float]] | None = None) -> None:
         self.space = space
-        self.model = LossModel(space.ranking)
+        self.model = LossModel(space.ranking, errors)
         self._results: dict[int, TrialResult] = {}
 
     def update(self, study: optuna.Study) -> None:
@@ -29,7 +35,7 @@ class Memory:
                 result = TrialResult.from_json(trial.user_attrs["result"])
                 if result.status != "failed":
                     self._results[trial.number] = result
-        losses = [(r.sharing_map, _loss(r)) for r in self._results.values()]
+        losses = _losses(list(self._results.values()))
         seen = [(shared, loss) for shared, loss in losses if shared.targets and loss > 0]
         if seen:
             maps, values = zip(*seen, strict=True)
@@ -58,11 +64,28 @@ class Memory:
                 kept.append(result.sharing_map)
         return found
 
+    def lowest(self) -> dict[int, float]:
+        """The least loss of the complete maps of every size."""
+        found: dict[int, float] = {}
+        for result in self._results.values():
+            if result.score is not None:
+                size = len(result.sharing_map.targets)
+                found[size] = min(found.get(size, math.inf), -result.score)
+        return found
+
     def cost(self, costs: np.ndarray, sharing_map: SharingMap) -> float:
-        """Sum of ``costs`` (one for each pair of the model) over the map's pairs."""
-        return float(costs[self.model.indices(sharing_map)].sum())
+        """The loss of a map if its pairs lose ``costs`` (one for each pair of the model)."""
+        pairs = self.model.indices(sharing_map)
+        return float(len(pairs) ** self.model.growth * costs[pairs].sum())
 
 
-def _loss(result: TrialResult) -> float:
-    """The loss on the first windows, which every map has; minus the score without that stage."""
-    return result.scores.get(SCREEN, -(result.score or 0.0))
+def _losses(results: Sequence[TrialResult]) -> list[tuple[SharingMap, float]]:
+    """Every map with its loss on all windows; of one that stopped before, what is expected there:
+    its screen loss times the ratio of the two that others had."""
+    both = [(r.scores[SCREEN], r.scores[FIT]) for r in results if {SCREEN, FIT} <= r.scores.keys()]
+    logs = [math.log(fit / screen) for screen, fit in both if fit and screen]
+    ratio = math.exp(fmean(logs)) if logs else 1.0
+    return [
+        (r.sharing_map, r.scores.get(FIT, ratio * r.scores.get(SCREEN, -(r.score or 0.0))))
+        for r in results
+    ]

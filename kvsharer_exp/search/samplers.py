@@ -1,4 +1,4 @@
-"""Optuna samplers by name; one plain dict of factories.
+"""Optuna samplers by name: a plain dict of factories, and our own strategies.
 
 Another package adds one by an entry point of the group ``kvsharer_exp.samplers``: name → factory,
 called with a seed, the search space and the options of ``sampler.options``.
@@ -7,7 +7,8 @@ called with a seed, the search space and the options of ``sampler.options``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import optuna
@@ -18,7 +19,7 @@ from kvsharer_exp.errors import InputError
 from kvsharer_exp.plugins import find_part
 from kvsharer_exp.search.beam import Beam
 from kvsharer_exp.search.evolution import Evolution
-from kvsharer_exp.search.map_sampler import MapSampler
+from kvsharer_exp.search.map_sampler import MapSampler, Strategy
 from kvsharer_exp.search.spaces import SearchSpace
 
 
@@ -46,12 +47,14 @@ def _qmc(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
         )
 
 
-def _beam(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
-    return MapSampler(space, Beam(**options), seed=seed)
-
-
-def _evolution(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
-    return MapSampler(space, Evolution(**options), seed=seed)
+def _ours(
+    strategy: Callable[..., Strategy],
+    errors: Sequence[Sequence[float]] | None,
+    seed: int,
+    space: SearchSpace,
+    **options: Any,
+) -> BaseSampler:
+    return MapSampler(space, strategy(**options), seed=seed, errors=errors)
 
 
 GROUP = "kvsharer_exp.samplers"
@@ -62,22 +65,28 @@ SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "gp": _gp,
     "random": _random,
     "qmc": _qmc,
-    "evolution": _evolution,
-    "beam": _beam,
 }
+STRATEGIES: dict[str, Callable[..., Strategy]] = {"evolution": Evolution, "beam": Beam}
 
 
 def make_sampler(
-    kind: str, *, space: SearchSpace, seed: int, trials_so_far: int = 0, **options: Any
+    kind: str,
+    *,
+    space: SearchSpace,
+    seed: int,
+    trials_so_far: int = 0,
+    errors: Sequence[Sequence[float]] | None = None,
+    **options: Any,
 ) -> BaseSampler:
-    """The sampler ``kind`` for maps of ``space``.
+    """The sampler ``kind`` for maps of ``space``; our own use the pairs' block ``errors``.
 
     A resumed study draws anew: its seed depends on the trials so far.
 
     Raises:
         InputError: no such sampler, an option it does not take, or one that is no sampler.
     """
-    create = find_part(kind, SAMPLERS, group=GROUP, key="sampler.kind")
+    ours = {name: partial(_ours, make, errors) for name, make in STRATEGIES.items()}
+    create = find_part(kind, SAMPLERS | ours, group=GROUP, key="sampler.kind")
     try:
         sampler = create(seed * 1_000_003 + trials_so_far, space, **options)
     except (TypeError, ValueError) as error:

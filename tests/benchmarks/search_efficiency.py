@@ -4,10 +4,12 @@
 
 Every sampler searches the same space with the same stages until it has evaluated ``--tokens``
 calibration tokens (windows × tokens of every stage a map went through); the greedy walks of both
-orders stand beside them with the tokens they need. Per method: hypervolume (reference: all KV, 2
-nats), best KL per number of shared layers, and the perplexity of those maps on held-out text over
-the full cache's; mean and 95 % interval over seeds. A seed changes the sampler and the calibration
-windows. Writes ``search_efficiency.json``, ``.md`` and ``.png`` to ``--out``; run again, it goes on
+orders stand beside them with the tokens they need. "Seeded" searches start from the greedy maps,
+simple layouts and the maps of least block error, and our samplers know the block errors, whose cost
+is counted (a pair is one block's work). Per method: hypervolume (reference: all KV, 2 nats), best
+KL per number of shared layers, and the perplexity of those maps on held-out text over the full
+cache's; mean and 95 % interval over seeds. A seed changes the sampler and the calibration windows.
+Writes ``search_efficiency.json``, ``.md`` and ``.png`` to ``--out``; run again, it goes on
 where it stopped.
 """
 
@@ -27,20 +29,23 @@ settle()
 
 import torch  # noqa: E402
 
-from kvsharer_exp.calibration import layer_means  # noqa: E402
+from kvsharer_exp.calibration import block_errors, layer_means  # noqa: E402
+from kvsharer_exp.commands.session import ERROR_WINDOWS  # noqa: E402
 from kvsharer_exp.evaluator import Evaluator  # noqa: E402
 from kvsharer_exp.figures.style import CYCLE, GREY, empty, save_png  # noqa: E402
 from kvsharer_exp.footprint import footprint  # noqa: E402
 from kvsharer_exp.front import GrowingFront, best_per_size  # noqa: E402
 from kvsharer_exp.models import load_model  # noqa: E402
-from kvsharer_exp.ranking import distance_matrix, rank  # noqa: E402
+from kvsharer_exp.ranking import BLOCK_OUTPUT, distance_matrix, rank  # noqa: E402
 from kvsharer_exp.records import DissimilarityRanking, TrialResult  # noqa: E402
 from kvsharer_exp.report import to_markdown  # noqa: E402
 from kvsharer_exp.scoring import perplexity  # noqa: E402
 from kvsharer_exp.search.arms import Walker  # noqa: E402
 from kvsharer_exp.search.greedy import (  # noqa: E402
     adjacent_pairs,
+    greedy,
     num_targets,
+    ordered_pairs,
     trailing_layers,
 )
 from kvsharer_exp.search.samplers import make_sampler  # noqa: E402
@@ -54,7 +59,7 @@ from kvsharer_exp.texts import split_texts, token_windows  # noqa: E402
 from kvsharer_exp.tracking import environment  # noqa: E402
 
 REFERENCE = (1.0, -2.0)
-# Name → sampler, and whether it starts from the greedy maps and simple layouts.
+# Name → sampler, and whether it is seeded.
 SEARCHES = {
     "random": ("random", False),
     "tpe": ("tpe", False),
@@ -63,12 +68,13 @@ SEARCHES = {
     "evolution": ("evolution", False),
     "evolution, seeded": ("evolution", True),
     "beam": ("beam", False),
+    "beam, seeded": ("beam", True),
 }
 OPTIONS = {"tpe": {"multivariate": True}, "nsgaii": {"population_size": 20}}
 
 
 class Bench:
-    """One calibration seed: ranking, evaluator, greedy maps."""
+    """One calibration seed: ranking, evaluator, greedy maps, block errors."""
 
     def __init__(self, model: Any, tokenizer: Any, options: argparse.Namespace, seed: int) -> None:
         self.model, self.options, self.seed = model, options, seed
@@ -83,6 +89,9 @@ class Bench:
         matrix = distance_matrix(model, layer_means(model, windows), distance="euclidean_flat")
         self.ranking = rank(matrix, model_id=options.model, distance="euclidean_flat")
         self.evaluator = Evaluator(model, windows)
+        few = windows[:ERROR_WINDOWS]
+        self.errors = block_errors(model, few)
+        self.error_tokens = len(self.ranking.pairs) * few.numel() // self.ranking.num_layers
         self.sizes = sorted({*options.sizes, *_asked(self.ranking)})
         walker = Walker(self.evaluator, self.ranking, max_candidates=3 * max(self.sizes))
         ratios = [size / self.ranking.num_layers for size in self.sizes]
@@ -103,7 +112,11 @@ class Bench:
             for make in (trailing_layers, adjacent_pairs)
             for size in self.sizes
         ]
-        return [*both, *simple]
+        errors = rank(self.errors, model_id="", distance=BLOCK_OUTPUT)
+        ratios = [size / layers for size in self.sizes]
+        least = greedy(ordered_pairs(errors, "similar"), layers, ratios, advance=None)
+        found = [("least block error", SharingMap(result.kv_source_layers)) for result in least]
+        return [*found, *both, *simple]
 
     def tokens(self, result: TrialResult) -> int:
         """Calibration tokens a map was evaluated on."""
@@ -112,7 +125,7 @@ class Bench:
         return windows * self.options.window_tokens
 
     def search(self, sampler: str, seeded: bool) -> list[TrialResult]:
-        spent = 0
+        spent = self.error_tokens if seeded else 0
 
         def is_over(result: TrialResult) -> bool:
             nonlocal spent
@@ -129,7 +142,11 @@ class Bench:
                 space,
                 StagedScorer(self.model, self.evaluator, fitness={"kl": 1.0}),
                 sampler=make_sampler(
-                    sampler, space=space, seed=self.seed, **OPTIONS.get(sampler, {})
+                    sampler,
+                    space=space,
+                    seed=self.seed,
+                    errors=self.errors if seeded else None,
+                    **OPTIONS.get(sampler, {}),
                 ),
                 footprint=lambda sharing_map: footprint(self.model, sharing_map),
                 seeds=self.seeds() if seeded else (),
@@ -184,8 +201,10 @@ def measure(bench: Bench, held_out: HeldOut, method: str) -> dict[str, Any]:
         ]
         curve = [(spent[0], GrowingFront(found, REFERENCE).volumes[-1])]
     else:
-        found = bench.search(*SEARCHES[method])
-        volumes, spent_so_far, curve = GrowingFront(found, REFERENCE).volumes, 0, []
+        sampler, seeded = SEARCHES[method]
+        found = bench.search(sampler, seeded)
+        spent_so_far = bench.error_tokens if seeded else 0
+        volumes, curve = GrowingFront(found, REFERENCE).volumes, []
         for result, volume in zip(found, volumes, strict=True):
             spent_so_far += bench.tokens(result)
             curve.append((spent_so_far, volume))

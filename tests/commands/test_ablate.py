@@ -193,7 +193,8 @@ def test_experiments_cover_the_paper_and_its_reviewers() -> None:
     assert set(EXPERIMENTS) == {
         *("paper_main", "paper_ppl", "paper_random", "paper_order", "paper_calibration_set"),
         *("paper_calibration_size", "paper_search_time", "paper_memory_speed"),
-        *("question_acceptance", "question_distance", "question_threshold", "question_too_few"),
+        *("question_acceptance", "question_block_error", "question_distance"),
+        *("question_threshold", "question_too_few"),
     }
 
 

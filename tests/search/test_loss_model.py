@@ -67,3 +67,27 @@ def test_the_first_fit_does_not_depend_on_the_scale_of_losses() -> None:
     small.fit(SINGLES[:9], [1e-3 * loss(single) for single in SINGLES[:9]])
     large.fit(SINGLES[:9], [loss(single) for single in SINGLES[:9]])
     assert np.argsort(estimate(small))[:3].tolist() == np.argsort(estimate(large))[:3].tolist()
+
+
+def test_block_errors_order_the_pairs_until_losses_say_otherwise() -> None:
+    errors = [[TRUE.get((t, s), float("nan")) ** 0.8 for s in range(LAYERS)] for t in range(LAYERS)]
+    wanted = np.log([TRUE[p.target, p.source] for p in PAIRS])
+    model = LossModel(RANKING, errors)
+    assert np.corrcoef(np.log(estimate(model)), wanted)[0, 1] > 0.999
+    # Layer 9 is much dearer than its errors say: a few of its pairs teach that of all of them.
+    seen = [IDENTITY.share(9, s) for s in (0, 3, 6)] + [IDENTITY.share(t, 0) for t in (2, 5)]
+    factor = {9: 4.0}
+    before = estimate(model)
+    model.fit(seen, [loss(m) * factor.get(m.targets[0], 1.0) for m in seen])
+    ratio = {
+        pair: after / b for pair, after, b in zip(model.pairs, estimate(model), before, strict=True)
+    }
+    level = np.mean([ratio[t, s] for t in (2, 5) for s in range(t)])
+    assert all(ratio[9, s] > 2 * level for s in range(9))
+
+
+def test_equal_keys_and_values_have_no_block_error_and_that_is_no_trouble() -> None:
+    model = LossModel(RANKING, [[0.0] * LAYERS for _ in range(LAYERS)])
+    model.fit(SINGLES, [loss(single) for single in SINGLES])
+    wanted = np.log([TRUE[pair] for pair in model.pairs])
+    assert np.corrcoef(np.log(estimate(model)), wanted)[0, 1] > 0.9

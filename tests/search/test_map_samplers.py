@@ -37,13 +37,13 @@ def score(sharing_map, size, so_far) -> Outcome:
 BOTH = pytest.mark.parametrize("kind", ["evolution", "beam"])
 
 
-def search(folder, kind: str, seed: int, n_trials: int = 120):
+def search(folder, kind: str, seed: int, n_trials: int = 120, **known):
     with open_study(f"{kind}-{seed}", storage=None, folder=folder) as study:
         return run_search(
             study,
             SPACE,
             score,
-            sampler=make_sampler(kind, space=SPACE, seed=seed),
+            sampler=make_sampler(kind, space=SPACE, seed=seed, **known),
             footprint=lambda m: Footprint(1, len(m.owners) / LAYERS, 0),
             n_trials=n_trials,
         )
@@ -65,6 +65,19 @@ def test_beats_random_at_every_size_and_finds_the_cheap_layers(tmp_path) -> None
     assert wins.tolist() == [3] * MAX_SHARED
     optimum = [min(loss(SPACE_MAP.share(t, s)) for t in range(LAYERS) for s in range(t))]
     assert best(search(tmp_path, "evolution", 9))[0] == pytest.approx(optimum[0], rel=0.35)
+
+
+def test_block_errors_save_most_of_the_trials(tmp_path) -> None:
+    """Errors that follow the losses of pairs, but for a factor of the target: a third does."""
+    factors = np.random.default_rng(1).lognormal(0, 0.4, LAYERS)
+    errors = [
+        [factors[t] * loss(SPACE_MAP.share(t, s)) if s < t else np.nan for s in range(LAYERS)]
+        for t in range(LAYERS)
+    ]
+    for seed in range(3):
+        told = search(tmp_path / "told", "evolution", seed, 40, errors=errors)
+        untold = search(tmp_path / "untold", "evolution", seed, 120)
+        assert best_sum(told) < 1.05 * best_sum(untold)
 
 
 SPACE_MAP = SharingMap.identity(LAYERS)

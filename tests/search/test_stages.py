@@ -1,6 +1,7 @@
 """The stages: who is stopped, what the score is made of, how far cheap and dear stages agree."""
 
 import math
+import random
 from statistics import variance
 
 import pytest
@@ -75,10 +76,12 @@ def test_a_map_beaten_on_the_first_windows_stops_there(evaluator: Evaluator) -> 
 
 def test_the_margin_is_learned_from_how_far_the_stages_differ() -> None:
     agree = [result(i, 0.1 * i, 0.12 * i) for i in range(1, 30)]
-    differ = [result(i, 0.1 * i, 0.12 * i * (1.5 if i % 2 else 0.7)) for i in range(1, 30)]
+    dice = random.Random(0)
+    differ = [result(i, 0.1 * i, 0.12 * i * math.exp(dice.gauss(0, 0.1))) for i in range(1, 200)]
     assert learned_margin(agree) == pytest.approx(0, abs=1e-6)
-    logs = math.log(1.5 / 0.7) / 2  # half the distance of two values is near their deviation
-    assert learned_margin(differ) == pytest.approx(math.exp(2 * 2**0.5 * logs) - 1, rel=0.1)
+    assert learned_margin(differ) == pytest.approx(math.exp(2 * 2**0.5 * 0.1) - 1, rel=0.2)
+    odd = [result(i, 0.1 * i, 5.0 * i) for i in range(1, 10)]
+    assert learned_margin(differ + odd) == pytest.approx(learned_margin(differ), rel=0.1)
     assert learned_margin(differ[:9]) == 0.25  # too few to learn from
 
 
