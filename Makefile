@@ -46,7 +46,7 @@ evaluator-cost: install
 	$(BIN)/python $(BENCH)/evaluator.py
 
 results: search-efficiency
-	for question in acceptance threshold distance; do $(ABLATE)/smollm2-$$question \
+	for question in acceptance threshold distance block_error; do $(ABLATE)/smollm2-$$question \
 	  +experiment=question_$$question model=smollm2 || exit 1; done
 	$(ABLATE)/gemma3_270m-acceptance +experiment=question_acceptance model=gemma3_270m \
 	  heldout.num_windows=8 ablate.draws=3 ablate.max_candidates=40

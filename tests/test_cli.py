@@ -64,6 +64,8 @@ REFUSALS = {
     "compression.ratios=[1.5]": "compression.ratios=1.5",
     "compression.ratios=[0.01]": "compression 0.01 asks for 0 of",
     "search.threshold=3": "search.threshold=3",
+    "scoring.num_windows=0": "scoring.num_windows=0: give at least 1",
+    "scoring.window_tokens=1": "scoring.window_tokens=1: give at least 2",
     "model.dtype=float99": "float99",
     "scoring.report.tasks=[wiki_clozee]": "did you mean wiki_cloze",
     "scoring.report.tasks=[wiki_cloze_search]": "wiki_cloze_search",

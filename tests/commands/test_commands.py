@@ -185,6 +185,25 @@ def test_every_space_and_every_sampler(run, space: str, sampler: str) -> None:
         assert low <= entry["scores"]["perplexity/report"] <= high
 
 
+def test_passages_too_short_for_the_scoring_windows(run, tmp_path, capsys) -> None:
+    """A line is its own document: maps are then scored on the calibration windows."""
+    lines = [" ".join(f"w{number}{word}" for word in "abcdefghij") for number in range(40)]
+    (tmp_path / "short.txt").write_text("\n".join(lines))
+    shared = ("evaluate", "map=0_1_2_3_0_5", "calibration.path=short.txt")
+    fallen = run(*shared)
+    assert "maps are scored on the calibration windows" in " ".join(capsys.readouterr().out.split())
+    asked = run(*shared, "scoring.num_windows=4", "scoring.window_tokens=24")
+    assert fallen["scores"]["kl"] == pytest.approx(asked["scores"]["kl"], rel=1e-5)
+    assert "windows of" not in capsys.readouterr().out
+
+
+def test_a_ranking_by_block_error(run) -> None:
+    result = run("search", "calibration.distance=block_output", "search.order=similar")
+    trace = result["results"][-1]["trace"]
+    assert [step["distance"] for step in trace] == sorted(step["distance"] for step in trace)
+    assert all(0 < step["distance"] for step in trace)
+
+
 def test_maps_of_a_file_are_scored_and_a_flat_front_ends_the_search(
     run, tmp_path, store, capsys
 ) -> None:
