@@ -65,12 +65,13 @@ class Memory:
         return found
 
     def lowest(self) -> dict[int, float]:
-        """The least loss of the complete maps of every size."""
+        """The least loss of the complete maps of every size, as the model counts losses."""
         found: dict[int, float] = {}
         for result in self._results.values():
             if result.score is not None:
                 size = len(result.sharing_map.targets)
-                found[size] = min(found.get(size, math.inf), -result.score)
+                loss = result.scores.get(FIT, -result.score)
+                found[size] = min(found.get(size, math.inf), loss)
         return found
 
     def cost(self, costs: np.ndarray, sharing_map: SharingMap) -> float:

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from kvsharer_exp.errors import InputError
 from kvsharer_exp.records import DissimilarityRanking, Footprint, LayerPair
 from kvsharer_exp.search.greedy import trailing_layers
-from kvsharer_exp.search.samplers import SAMPLERS, make_sampler
+from kvsharer_exp.search.samplers import SAMPLERS, STRATEGIES, make_sampler
 from kvsharer_exp.search.spaces import SPACES, make_space
 from kvsharer_exp.search.stages import Outcome
 from kvsharer_exp.search.study import count_cached, open_study, results, run_search
@@ -59,7 +59,7 @@ def search(folder, scorer, n_trials: int, *, sampler: str = "random", space=SPAC
 
 # Spaces of at least 25 maps; a Gaussian process takes a second a draw, so it is tried in one.
 KINDS = sorted(SPACES.keys() - {"greedy_knobs", "suffix"})
-BOTH = [(s, k) for s in SAMPLERS for k in KINDS if s != "gp" or k == "ranked_pairs"]
+BOTH = [(s, k) for s in (*SAMPLERS, *STRATEGIES) for k in KINDS if s != "gp" or k == "ranked_pairs"]
 
 
 @pytest.mark.parametrize(("sampler", "kind"), BOTH)
