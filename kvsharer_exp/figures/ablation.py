@@ -95,7 +95,7 @@ def pairs_figure(pairs: Sequence[PairScore], *, threshold: float, title: str) ->
         dots = axes.scatter(ranks, heights, c=targets, s=14, cmap="cividis")
         axes.set_xlabel("rank of the pair (1: most dissimilar)")
     left.axhline(threshold, color=GREY, linestyle="--", label=f"T = {threshold:g}")
-    left.legend(frameon=False, loc="lower right")
+    left.legend(frameon=False, loc="best")
     left.set(ylabel="cosine to the full model's last hidden state", title=title)
     if all(pair.kl > 0 for pair in pairs):
         _log(right)
