@@ -71,17 +71,17 @@ def block_errors(
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     totals = [[0.0 if may_share(t, s) else math.nan for s in layers] for t in layers]
     for batch in windows.split(batch_size):
-        inputs: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        calls: dict[int, tuple[Any, Any, Any]] = {}
         with ExitStack() as undo:
             for layer in layers:
-                remember = partial(_remember, inputs, layer.index)
-                handle = layer.block.register_forward_pre_hook(remember, with_kwargs=True)
+                remember = partial(_remember, calls, layer.index)
+                handle = layer.block.register_forward_hook(remember, with_kwargs=True)
                 undo.callback(handle.remove)
             with install(layers, identity, keep=True) as states:
                 model.base_model(batch.to(device), use_cache=False)  # type: ignore[operator]
         for target in layers:
-            args, kwargs = inputs[target.index]
-            own = _output(target.block(*args, **kwargs))
+            args, kwargs, returned = calls[target.index]
+            own = _output(returned)
             for source in layers:
                 if not may_share(target, source):
                     continue
@@ -95,9 +95,11 @@ def block_errors(
 
 
 def _remember(
-    inputs: dict[int, Any], index: int, block: nn.Module, args: Any, kwargs: dict[str, Any]
+    calls: dict[int, tuple[Any, Any, Any]], index: int, block: nn.Module, *call: Any
 ) -> None:
-    inputs[index] = (args, kwargs)
+    """A forward hook: ``call`` is what the block was given (args, kwargs) and what it returned."""
+    args, kwargs, returned = call
+    calls[index] = args, kwargs, returned
 
 
 def _output(returned: Any) -> torch.Tensor:

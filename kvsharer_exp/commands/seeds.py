@@ -15,13 +15,8 @@ from kvsharer_exp.commands.session import Session
 from kvsharer_exp.errors import InputError
 from kvsharer_exp.ranking import BLOCK_OUTPUT, rank
 from kvsharer_exp.records import GreedyResult
-from kvsharer_exp.search.greedy import (
-    adjacent_pairs,
-    greedy,
-    num_targets,
-    ordered_pairs,
-    trailing_layers,
-)
+from kvsharer_exp.search.arms import Walker
+from kvsharer_exp.search.greedy import adjacent_pairs, num_targets, trailing_layers
 from kvsharer_exp.sharing.architectures import attention_layers, check_map
 from kvsharer_exp.sharing_map import SharingMap, SharingMapError
 
@@ -109,7 +104,7 @@ def _make(session: Session) -> list[Seed]:
     # From the similar end most pairs fail once many layers are shared: a seed is not worth that.
     similar = walk(session, "similar", ratios, max_candidates=3 * sizes[0])
     errors = rank(session.block_errors, model_id=session.ranking.model_id, distance=BLOCK_OUTPUT)
-    least = greedy(ordered_pairs(errors, "similar"), layers, ratios, advance=None)
+    least = Walker(session.evaluator, errors).run("similar_untested", ratios)
     return [
         *greedy_seeds(PAPER, walk(session, "dissimilar", ratios)),
         *greedy_seeds("least block error", least),

@@ -178,7 +178,8 @@ class Session:
             )
         if not len(windows):
             return self.evaluator
-        left = int(scoring.memory_budget_gib * 2**30) - self.evaluator.kept_bytes
+        other = self.__dict__.get("evaluator")  # where the command has none, none is made
+        left = int(scoring.memory_budget_gib * 2**30) - (other.kept_bytes if other else 0)
         return Evaluator(
             self.model,
             windows,

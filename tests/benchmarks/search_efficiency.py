@@ -43,9 +43,7 @@ from kvsharer_exp.scoring import perplexity  # noqa: E402
 from kvsharer_exp.search.arms import Walker  # noqa: E402
 from kvsharer_exp.search.greedy import (  # noqa: E402
     adjacent_pairs,
-    greedy,
     num_targets,
-    ordered_pairs,
     trailing_layers,
 )
 from kvsharer_exp.search.samplers import make_sampler  # noqa: E402
@@ -114,7 +112,7 @@ class Bench:
         ]
         errors = rank(self.errors, model_id="", distance=BLOCK_OUTPUT)
         ratios = [size / layers for size in self.sizes]
-        least = greedy(ordered_pairs(errors, "similar"), layers, ratios, advance=None)
+        least = Walker(self.evaluator, errors).run("similar_untested", ratios)
         found = [("least block error", SharingMap(result.kv_source_layers)) for result in least]
         return [*found, *both, *simple]
 
