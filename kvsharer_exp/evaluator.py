@@ -1,43 +1,27 @@
 """Score a candidate map against the full cache, computing only the layers it changes.
 
-The full model's outputs on the windows are computed once and kept. A candidate that agrees with a
-map whose states are kept up to layer i starts from that map's hidden states (and keys and values)
-at layer i: the layers before it return what they returned then. Only the arithmetic is skipped,
-the model's own forward still runs, so the numbers are those of a plain evaluation.
+The full model's outputs on the windows are computed once and kept. A candidate starts from the
+hidden states (and keys and values) of the longest prefix it has in common with a map scored before
+(`prefix_states`): the layers of that prefix return what they returned then. Only the arithmetic is
+skipped, the model's own forward still runs, so the numbers are those of a plain evaluation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from kvsharer_exp.prefix_states import LayerState, PrefixStates, num_bytes
 from kvsharer_exp.records import CandidateScores
 from kvsharer_exp.sharing.architectures import AttentionLayer, attention_layers, check_map
-from kvsharer_exp.sharing.cache import KeyValue
 from kvsharer_exp.sharing.runtime import install
 from kvsharer_exp.sharing_map import SharingMap
-
-
-@dataclass(slots=True)
-class _States:
-    """What one batch left behind under one map, by layer index."""
-
-    outputs: dict[int, Any] = field(default_factory=dict)  # block outputs
-    key_values: dict[int, KeyValue] = field(default_factory=dict)  # of owners
-
-
-@dataclass(slots=True)
-class _Base:
-    """A map and its states, one per batch."""
-
-    sharing_map: SharingMap
-    states: list[_States]
 
 
 @dataclass(slots=True)
@@ -59,9 +43,9 @@ class Evaluator:
         model: a causal language model in eval mode.
         windows: token ids (num_windows, window_tokens).
         batch_size: windows per forward.
-        memory_budget: bytes for what is kept. Layer states that do not fit are not kept (every
-            candidate then runs all layers); reference probabilities that do not fit are made
-            again from the kept last layer.
+        memory_budget: bytes for what is kept. Reference probabilities that do not fit in half of
+            it are made again from the kept last layer. Layer states have the rest: those not
+            used for longest go, and where one map's do not fit twice, only its first layers' stay.
     """
 
     def __init__(
@@ -77,11 +61,12 @@ class Evaluator:
         device = self._model.get_input_embeddings().weight.device
         self._batches: tuple[torch.Tensor, ...] = windows.to(device).split(batch_size)
         self.layers_run = 0  # counted block forwards, for tests and benchmarks
-        self._keeps_states, self._keeps_probabilities = self._plan(windows.numel(), memory_budget)
-        identity = SharingMap.identity(self.num_layers)
-        self._full = _Base(identity, [_States() for _ in self._batches])
+        self._keeps_probabilities, self._kept_layers, left = self._plan(
+            windows.numel(), memory_budget
+        )
+        self._states = [PrefixStates(left * len(batch) // len(windows)) for batch in self._batches]
+        self._full = SharingMap.identity(self.num_layers)
         self._references = [self._refer(index) for index in range(len(self._batches))]
-        self._base = self._full
 
     @property
     def num_layers(self) -> int:
@@ -93,21 +78,16 @@ class Evaluator:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of the layer states and reference probabilities held now, each tensor once."""
+        """Bytes of the layer states and reference probabilities held now."""
         kept = [r.probabilities for r in self._references if r.probabilities is not None]
-        for states in (*self._full.states, *self._base.states):
-            for output in states.outputs.values():
-                kept.append(output[0] if isinstance(output, tuple) else output)
-            for key_value in states.key_values.values():
-                kept += key_value
-        storages = (tensor.untyped_storage() for tensor in kept)
-        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        return num_bytes(kept) + sum(states.nbytes for states in self._states)
 
     @cached_property
     def full_scores(self) -> CandidateScores:
         """The unshared model's, on all windows; computed at first use."""
-        return self.score(self._full.sharing_map)
+        return self.score(self._full)
 
+    @torch.inference_mode()
     def score(
         self,
         sharing_map: SharingMap,
@@ -119,79 +99,53 @@ class Evaluator:
 
         ``logits=False`` leaves the head out: cosine only.
         """
-        return self._score(sharing_map, batches, logits, None)
-
-    def advance(
-        self, sharing_map: SharingMap, accept: Callable[[CandidateScores], bool]
-    ) -> tuple[CandidateScores, bool]:
-        """Score by cosine; when ``accept`` says yes, later candidates start from this map."""
-        kept = [_States() for _ in self._batches] if self._keeps_states else None
-        scores = self._score(sharing_map, slice(None), False, kept)
-        accepted = accept(scores)
-        if accepted and kept is not None:
-            self._base = _Base(sharing_map, kept)
-        return scores, accepted
-
-    def reset(self) -> None:
-        """Forget the map that `advance` moved to; start from the full model again."""
-        self._base = self._full
-
-    @torch.inference_mode()
-    def _score(
-        self,
-        sharing_map: SharingMap,
-        batches: slice,
-        logits: bool,
-        kept: list[_States] | None,
-    ) -> CandidateScores:
-        check_map(sharing_map, self._layers)
-        base, first = self._nearest(sharing_map)
         scores = CandidateScores(())
         for index in range(len(self._batches))[batches]:
-            keep = kept[index] if kept is not None else None
-            start = base.states[index]
-            hidden, raw = self._run(index, sharing_map, first, start, keep, logits)
+            hidden, raw, states = self._run(index, sharing_map, logits)
+            self._states[index].keep(sharing_map, states)
             scores += self._compare(index, hidden, raw)
         return scores
 
-    def _nearest(self, sharing_map: SharingMap) -> tuple[_Base, int]:
-        """The kept map that agrees with this one longest, and the first layer to compute."""
-        if not self._keeps_states:
-            return self._full, 0
+    @torch.inference_mode()
+    def advance(
+        self, sharing_map: SharingMap, accept: Callable[[CandidateScores], bool]
+    ) -> tuple[CandidateScores, bool]:
+        """Score by cosine; only when ``accept`` says yes are the map's states kept."""
+        scores, kept = CandidateScores(()), []
+        for index in range(len(self._batches)):
+            hidden, _, states = self._run(index, sharing_map, False)
+            scores += self._compare(index, hidden, None)
+            kept.append(states)
+        accepted = accept(scores)
+        if accepted:
+            for known, states in zip(self._states, kept, strict=True):
+                known.keep(sharing_map, states)
+        return scores, accepted
 
-        def first_difference(base: _Base) -> int:
-            pairs = zip(
-                base.sharing_map.kv_source_layers, sharing_map.kv_source_layers, strict=True
-            )
-            return next((i for i, (a, b) in enumerate(pairs) if a != b), self.num_layers)
-
-        best = max((self._full, self._base), key=first_difference)
-        return best, first_difference(best)
+    def reset(self) -> None:
+        """Forget the states of all maps but the full model's."""
+        for states in self._states:
+            states.forget_all_but(self._full)
 
     def _run(
-        self,
-        index: int,
-        sharing_map: SharingMap,
-        first: int,
-        start: _States,
-        keep: _States | None,
-        logits: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Forward of one batch from layer ``first`` on; fills ``keep`` with its states."""
+        self, index: int, sharing_map: SharingMap, logits: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None, list[LayerState]]:
+        """Forward of one batch from the first layer whose state is not kept; its hidden states,
+        logits, and the states worth keeping."""
+        check_map(sharing_map, self._layers)
+        start = self._states[index].longest(sharing_map)
+        first, new = len(start), self._layers[len(start) : self._kept_layers]
         self.layers_run += self.num_layers - first
-        early = {layer: kv for layer, kv in start.key_values.items() if layer < first}
+        shared = {i: s.key_value for i, s in enumerate(start) if s.key_value is not None}
+        outputs: dict[int, Any] = {}
         with ExitStack() as stack:
-            if first:
-                stack.enter_context(_skip(self._layers[:first], start.outputs[first - 1]))
-            shared = stack.enter_context(
-                install(self._layers, sharing_map, shared=dict(early), keep=keep is not None)
-            )
-            if keep is not None:
-                keep.outputs = {i: start.outputs[i] for i in range(first)}
-                keep.key_values = shared
-                stack.enter_context(_record(self._layers[first:], keep.outputs))
+            if start:
+                stack.enter_context(_skip(self._layers[:first], start[-1].output))
+            stack.enter_context(install(self._layers, sharing_map, shared=shared, keep=bool(new)))
+            stack.enter_context(_record(new, outputs))
             hidden, raw = self._forward(self._batches[index], logits)
-        return hidden, raw
+        states = [LayerState(outputs[layer.index], shared.get(layer.index)) for layer in new]
+        return hidden, raw, [*start, *states]
 
     def _forward(
         self, tokens: torch.Tensor, logits: bool
@@ -211,12 +165,11 @@ class Evaluator:
 
     @torch.inference_mode()
     def _refer(self, index: int) -> _Reference:
-        states = _States()
-        identity = self._full.sharing_map
-        hidden, _ = self._run(index, identity, 0, _States(), states, False)
-        if self._keeps_states:
-            self._full.states[index] = states
-        return _Reference(hidden, states.outputs[self.num_layers - 1])
+        last: dict[int, Any] = {}
+        with _record(self._layers[-1:], last):
+            hidden, _, states = self._run(index, self._full, False)
+        self._states[index].keep(self._full, states)
+        return _Reference(hidden, last[self.num_layers - 1])
 
     def _distributions(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The reference's next-token probabilities and their entropies."""
@@ -254,16 +207,20 @@ class Evaluator:
             nlls.append(-q[:-1].gather(-1, tokens[1:, None]).mean(dtype=torch.float64).item())
         return CandidateScores(tuple(cosines), tuple(kls), tuple(nlls))
 
-    def _plan(self, num_tokens: int, budget: int) -> tuple[bool, bool]:
-        """Which of layer states and reference probabilities fit the budget together."""
+    def _plan(self, num_tokens: int, budget: int) -> tuple[bool, int, int]:
+        """Whether reference probabilities are kept, of how many layers the states, and the bytes
+        for those: what is left beside the states of the map under way."""
         config = self._model.config.get_text_config(decoder=True)
-        element = self._model.dtype.itemsize
-        per_token = sum(layer.kv_bytes_per_token for layer in self._layers)
-        per_token += self.num_layers * config.hidden_size * element
-        states = 2 * num_tokens * per_token  # the full model's and the advanced map's
         probabilities = num_tokens * config.vocab_size * 4
-        keeps_states = states <= budget
-        return keeps_states, probabilities + states * keeps_states <= budget
+        keeps_probabilities = 2 * probabilities <= budget
+        budget -= probabilities * keeps_probabilities
+        kept, under_way = 0, 0
+        for layer in self._layers:
+            per_token = config.hidden_size * self._model.dtype.itemsize + layer.kv_bytes_per_token
+            if 2 * (under_way + num_tokens * per_token) > budget:
+                break
+            kept, under_way = kept + 1, under_way + num_tokens * per_token
+        return keeps_probabilities, kept, budget - under_way
 
 
 @contextmanager

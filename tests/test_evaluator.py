@@ -95,16 +95,19 @@ def test_runs_only_the_layers_from_the_first_change_on() -> None:
         action()
         return evaluator.layers_run - before
 
-    first, second = IDENTITY.share(3, 1), IDENTITY.share(3, 1).share(5, 0)
+    first = IDENTITY.share(3, 1)
     assert layers_run(lambda: evaluator.score(IDENTITY)) == 0
-    assert layers_run(lambda: evaluator.score(first)) == 3
     assert layers_run(lambda: evaluator.advance(first, lambda scores: False)) == 3
-    assert layers_run(lambda: evaluator.score(second)) == 3
-    assert layers_run(lambda: evaluator.advance(first, lambda scores: True)) == 3
-    assert layers_run(lambda: evaluator.score(second)) == 1
+    assert layers_run(lambda: evaluator.score(first)) == 3  # refused: not kept
+    assert layers_run(lambda: evaluator.score(first)) == 0
+    assert layers_run(lambda: evaluator.advance(first.share(5, 0), lambda scores: True)) == 1
+    assert layers_run(lambda: evaluator.score(first.share(5, 0))) == 0
+    assert layers_run(lambda: evaluator.score(first.share(5, 1))) == 1
     assert layers_run(lambda: evaluator.score(IDENTITY.share(5, 0))) == 1
+    assert layers_run(lambda: evaluator.score(first.share(4, 0))) == 2
     evaluator.reset()
-    assert layers_run(lambda: evaluator.score(second)) == 3
+    assert layers_run(lambda: evaluator.score(IDENTITY)) == 0
+    assert layers_run(lambda: evaluator.score(first.share(5, 0))) == 3
 
 
 def test_batches_add_up_to_the_whole() -> None:
@@ -124,6 +127,7 @@ def test_a_walk_by_cosine_keeps_no_probabilities() -> None:
     evaluator.advance(sharing_map, lambda scores: False)
     before = evaluator.kept_bytes
     evaluator.score(sharing_map)
+    evaluator.reset()
     assert evaluator.kept_bytes == before + WINDOWS.numel() * model.config.vocab_size * 4
 
 
@@ -140,8 +144,8 @@ def test_leaves_the_model_as_it_was() -> None:
     assert hooks(model) == hanging
 
 
-@pytest.mark.parametrize("num_layers", [12, 40, 80])
-def test_what_is_kept_fits_the_budget_and_a_walk_runs_each_layer_once(num_layers: int) -> None:
+def deep_model(num_layers: int) -> tuple[LlamaForCausalLM, torch.Tensor, int, int]:
+    """The model, windows, and the bytes of one map's states and of the reference on them."""
     config = LlamaConfig(
         vocab_size=64,
         hidden_size=16,
@@ -150,21 +154,42 @@ def test_what_is_kept_fits_the_budget_and_a_walk_runs_each_layer_once(num_layers
         num_attention_heads=2,
         num_key_value_heads=1,
     )
-    model = LlamaForCausalLM(config).eval()
     windows = torch.randint(64, (4, 8))
-    per_token = num_layers * (16 + 2 * 8) * 4
-    budget = 2 * windows.numel() * per_token + windows.numel() * 64 * 4
+    states = windows.numel() * num_layers * (16 + 2 * 8) * 4
+    return LlamaForCausalLM(config).eval(), windows, states, windows.numel() * 64 * 4
+
+
+@pytest.mark.parametrize("num_layers", [12, 40, 80])
+def test_a_walk_runs_each_layer_once_where_two_maps_fit(num_layers: int) -> None:
+    model, windows, states, probabilities = deep_model(num_layers)
+    budget = 3 * states + probabilities
     evaluator = Evaluator(model, windows, batch_size=4, memory_budget=budget)
-    identity = SharingMap.identity(num_layers)
-    shared, candidates = identity, list(range(num_layers - 1, 0, -2))
+    shared, candidates = SharingMap.identity(num_layers), list(range(num_layers - 1, 0, -2))
     for target in candidates:
         shared = shared.share(target, target - 1)
         evaluator.advance(shared, lambda scores: True)
     # Every candidate changes an earlier layer than the one before: those behind run again.
     assert evaluator.layers_run == num_layers + sum(num_layers - t for t in candidates)
-    assert 0.5 * budget < evaluator.kept_bytes <= budget
-    tight = Evaluator(model, windows, batch_size=4, memory_budget=budget // 3)
-    assert tight.kept_bytes <= budget // 3
+
+
+@pytest.mark.parametrize("num_layers", [12, 80])
+@pytest.mark.parametrize("maps", [0.0, 0.1, 1.0, 1.9, 2.5, 7.0])
+def test_what_is_kept_fits_the_budget_and_is_used(num_layers: int, maps: float) -> None:
+    model, windows, states, _ = deep_model(num_layers)
+    budget = int(maps * states)
+    evaluator = Evaluator(model, windows, batch_size=2, memory_budget=budget)
+    dice = random.Random(0)
+    layers_needed = 0
+    for _ in range(40):
+        shared = SharingMap.identity(num_layers)
+        for target in dice.sample(range(1, num_layers), 3):
+            shared = shared.share(target, 0)
+        evaluator.score(shared)
+        layers_needed += 2 * num_layers
+        assert evaluator.kept_bytes <= budget
+    assert (evaluator.layers_run < layers_needed) == (budget >= 2 * states / num_layers)
+    evaluator.reset()
+    assert evaluator.kept_bytes <= budget
 
 
 def test_agrees_on_a_model_that_accelerate_dispatched() -> None:
@@ -176,11 +201,9 @@ def test_agrees_on_a_model_that_accelerate_dispatched() -> None:
     hooked = [layer.__dict__["forward"] for layer in dispatched.model.layers]
     evaluator = Evaluator(dispatched, WINDOWS, batch_size=2)
     sharing_map = some_map(dispatched, 2)
+    before = evaluator.layers_run
     scores = evaluator.score(sharing_map)
+    assert evaluator.layers_run - before == 3 * (NUM_LAYERS - min(sharing_map.targets))
     measured = (scores.cosine, scores.kl, sum(scores.nlls) / len(WINDOWS))
     assert measured == pytest.approx(plain(tiny_model("llama"), sharing_map), rel=1e-4, abs=1e-5)
-    first = min(sharing_map.targets)
-    before = evaluator.layers_run
-    evaluator.score(sharing_map, batches=slice(0, 1))
-    assert evaluator.layers_run - before == NUM_LAYERS - first
     assert [layer.__dict__["forward"] for layer in dispatched.model.layers] == hooked

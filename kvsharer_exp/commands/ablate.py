@@ -153,7 +153,6 @@ def _walk(
 def _pairs(session: Session) -> list[PairScore]:
     most = session.config.ablate.max_candidates
     session.say("scoring pairs of layers shared alone")
-    session.evaluator.reset()
     return pairs_alone(session.evaluator, session.ranking, max_pairs=most)
 
 

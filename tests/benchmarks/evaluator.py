@@ -57,6 +57,7 @@ def cost(model: Any, evaluator: Evaluator, first: int, repeats: int = 5) -> tupl
     sharing_map = SharingMap.identity(evaluator.num_layers).share(first, 0)
     totals, ratios = [], []
     for _ in range(repeats + 1):
+        evaluator.reset()
         inside[0], started = 0.0, time.perf_counter()
         evaluator.score(sharing_map)
         totals.append(time.perf_counter() - started)
