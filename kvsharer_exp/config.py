@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,9 @@ class StudyConfig:
     ones included; ``minutes`` ends the search phase of this run instead. ``patience``: so many maps
     in a row that add less than 0.1 % to the hypervolume end it earlier. ``storage``: an RDB URL or
     a journal file (default: a journal under ``tracking.folder``). ``seeds``: a file with maps to
-    start from (a list of maps, or a front.json or result.json of a sweep). A map is scored on
-    ``screen_windows`` of the scoring windows first; one that looks beaten there by more than
-    ``margin`` (default: learned) stops. 0 leaves that stage out."""
+    start from (a list of maps, or a front.json or result.json of a sweep). A map is scored on the
+    first of the scoring windows before it is on all: where it looks beaten after so many as
+    ``screen_windows`` lists, by more than ``margin`` (default: learned at each), it stops."""
 
     name: str | None = None
     n_trials: int = 60
@@ -123,12 +124,16 @@ class StudyConfig:
     fresh: bool = False
     patience: int | None = None
     seeds: str | None = None
-    screen_windows: int = 2
+    screen_windows: list[int] = field(default_factory=lambda: [2, 8])
     margin: float | None = None
 
     def __post_init__(self) -> None:
         _at_least("study.n_trials", self.n_trials, 1)
-        _at_least("study.screen_windows", self.screen_windows, 0)
+        if any(a >= b for a, b in pairwise([0, *self.screen_windows])):
+            raise InputError(
+                f"study.screen_windows={list(self.screen_windows)}: give rising numbers of "
+                "windows from 1 up, or [] to score every map on all"
+            )
         if self.minutes is not None and self.minutes <= 0:
             raise InputError(f"study.minutes={self.minutes:g}: give minutes above 0, or leave out")
         if self.patience is not None:
@@ -159,10 +164,10 @@ class ScoringConfig:
     short ones favour maps that fail further on."""
 
     fitness: Any = "kl"
-    num_windows: int = 12
+    num_windows: int = 24
     window_tokens: int = 256
     batch_size: int = 8
-    memory_budget_gib: float = 2.0
+    memory_budget_gib: float = 4.0
     search: TasksConfig = field(default_factory=TasksConfig)
     report: TasksConfig = field(default_factory=TasksConfig)
     allow_overlap: list[str] = field(default_factory=list)

@@ -8,10 +8,12 @@ skipped, the model's own forward still runs, so the numbers are those of a plain
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -42,10 +44,12 @@ class Evaluator:
     Args:
         model: a causal language model in eval mode.
         windows: token ids (num_windows, window_tokens).
-        batch_size: windows per forward.
-        memory_budget: bytes for what is kept. Reference probabilities that do not fit in half of
-            it are made again from the kept last layer. Layer states have the rest: those not
-            used for longest go, and where one map's do not fit twice, only its first layers' stay.
+        batch_size: most windows per forward.
+        cuts: numbers of windows after which a batch ends, so that `score` can stop there.
+        memory_budget: bytes for what is kept. Reference probabilities of batches that do not fit
+            in half of it are made again from the kept last layer. Layer states have the rest:
+            those not used for longest go, and where one map's do not fit twice, only those of its
+            first layers stay.
     """
 
     def __init__(
@@ -54,16 +58,19 @@ class Evaluator:
         windows: torch.Tensor,
         *,
         batch_size: int = 8,
-        memory_budget: int = 2 << 30,
+        cuts: Sequence[int] = (),
+        memory_budget: int = 4 << 30,
     ) -> None:
         self._model = cast(Any, model)
         self._layers = attention_layers(model)
         device = self._model.get_input_embeddings().weight.device
-        self._batches: tuple[torch.Tensor, ...] = windows.to(device).split(batch_size)
-        self.layers_run = 0  # counted block forwards, for tests and benchmarks
-        self._keeps_probabilities, self._kept_layers, left = self._plan(
-            windows.numel(), memory_budget
+        ends = sorted({*(cut for cut in cuts if 0 < cut < len(windows)), len(windows)})
+        parts = zip([0, *ends], ends, strict=False)
+        self._batches: tuple[torch.Tensor, ...] = tuple(
+            batch for a, b in parts for batch in windows[a:b].to(device).split(batch_size)
         )
+        self.layers_run = 0  # counted block forwards, for tests and benchmarks
+        self._kept_probabilities, self._kept_layers, left = self._plan(memory_budget)
         self._states = [PrefixStates(left * len(batch) // len(windows)) for batch in self._batches]
         self._full = SharingMap.identity(self.num_layers)
         self._references = [self._refer(index) for index in range(len(self._batches))]
@@ -92,19 +99,32 @@ class Evaluator:
         self,
         sharing_map: SharingMap,
         *,
-        batches: slice = slice(None),
+        windows: slice = slice(None),
         logits: bool = True,
     ) -> CandidateScores:
-        """Scores of ``sharing_map`` on the windows of ``batches`` (in batches, all by default).
+        """Scores of ``sharing_map`` on ``windows``, all by default.
 
         ``logits=False`` leaves the head out: cosine only.
+
+        Raises:
+            ValueError: ``windows`` begin or end within a batch.
         """
         scores = CandidateScores(())
-        for index in range(len(self._batches))[batches]:
+        for index in self._batches_of(windows):
             hidden, raw, states = self._run(index, sharing_map, logits)
             self._states[index].keep(sharing_map, states)
             scores += self._compare(index, hidden, raw)
         return scores
+
+    def _batches_of(self, windows: slice) -> list[int]:
+        asked, found, begin = range(self.num_windows)[windows], [], 0
+        for index, batch in enumerate(self._batches):
+            if begin in asked:
+                found.append(index)
+            begin += len(batch)
+        if sum(len(self._batches[index]) for index in found) != len(asked):
+            raise ValueError(f"{windows} begins or ends within a batch: name its ends in cuts")
+        return found
 
     @torch.inference_mode()
     def advance(
@@ -180,7 +200,7 @@ class Evaluator:
                 raw = self._forward(self._batches[index], True)[1]
             assert raw is not None
             probabilities = raw.float().softmax(-1)
-            if self._keeps_probabilities:
+            if index < self._kept_probabilities:
                 reference.probabilities = probabilities
         if reference.entropies is None:
             sums = [torch.special.entr(p).sum(-1) for p in probabilities]
@@ -207,20 +227,22 @@ class Evaluator:
             nlls.append(-q[:-1].gather(-1, tokens[1:, None]).mean(dtype=torch.float64).item())
         return CandidateScores(tuple(cosines), tuple(kls), tuple(nlls))
 
-    def _plan(self, num_tokens: int, budget: int) -> tuple[bool, int, int]:
-        """Whether reference probabilities are kept, of how many layers the states, and the bytes
-        for those: what is left beside the states of the map under way."""
+    def _plan(self, budget: int) -> tuple[int, int, int]:
+        """Of how many batches the reference probabilities are kept, of how many layers the states,
+        and the bytes for those: what is left beside the states of the map under way."""
         config = self._model.config.get_text_config(decoder=True)
-        probabilities = num_tokens * config.vocab_size * 4
-        keeps_probabilities = 2 * probabilities <= budget
-        budget -= probabilities * keeps_probabilities
-        kept, under_way = 0, 0
-        for layer in self._layers:
-            per_token = config.hidden_size * self._model.dtype.itemsize + layer.kv_bytes_per_token
-            if 2 * (under_way + num_tokens * per_token) > budget:
-                break
-            kept, under_way = kept + 1, under_way + num_tokens * per_token
-        return keeps_probabilities, kept, budget - under_way
+        sizes = [batch.numel() * config.vocab_size * 4 for batch in self._batches]
+        sums = list(accumulate(sizes))
+        batches = bisect_right(sums, budget // 2)
+        budget -= sum(sizes[:batches])
+        num_tokens = sum(batch.numel() for batch in self._batches)
+        per_token = [
+            config.hidden_size * self._model.dtype.itemsize + layer.kv_bytes_per_token
+            for layer in self._layers
+        ]
+        under_way = [num_tokens * size for size in accumulate(per_token)]
+        layers = bisect_right(under_way, budget // 2)
+        return batches, layers, budget - (under_way[layers - 1] if layers else 0)
 
 
 @contextmanager

@@ -113,9 +113,9 @@ def test_runs_only_the_layers_from_the_first_change_on() -> None:
 def test_batches_add_up_to_the_whole() -> None:
     evaluator = Evaluator(tiny_model("qwen3"), WINDOWS, batch_size=2)
     sharing_map = some_map(tiny_model("qwen3"))
-    parts = evaluator.score(sharing_map, batches=slice(0, 1))
+    parts = evaluator.score(sharing_map, windows=slice(0, 2))
     assert len(parts.kls) == 2
-    parts += evaluator.score(sharing_map, batches=slice(1, None))
+    parts += evaluator.score(sharing_map, windows=slice(2, None))
     assert parts == evaluator.score(sharing_map)
     assert len(parts.kls) == evaluator.num_windows == len(WINDOWS)
 
@@ -207,3 +207,15 @@ def test_agrees_on_a_model_that_accelerate_dispatched() -> None:
     measured = (scores.cosine, scores.kl, sum(scores.nlls) / len(WINDOWS))
     assert measured == pytest.approx(plain(tiny_model("llama"), sharing_map), rel=1e-4, abs=1e-5)
     assert [layer.__dict__["forward"] for layer in dispatched.model.layers] == hooked
+
+
+def test_batches_end_at_the_cuts() -> None:
+    model = tiny_model("llama")
+    evaluator = Evaluator(model, WINDOWS, batch_size=4, cuts=[1, 9])
+    sharing_map = some_map(model)
+    whole = Evaluator(model, WINDOWS).score(sharing_map)
+    parts = [evaluator.score(sharing_map, windows=w) for w in (slice(0, 1), slice(1, None))]
+    assert [len(part.kls) for part in parts] == [1, 4]
+    assert (parts[0] + parts[1]).kls == pytest.approx(whole.kls, rel=1e-4, abs=1e-6)
+    with pytest.raises(ValueError, match="within a batch"):
+        evaluator.score(sharing_map, windows=slice(0, 2))

@@ -176,14 +176,13 @@ class Session:
                 f"tokens, scoring.num_windows={scoring.num_windows} are asked"
                 + ("" if len(windows) else ": maps are scored on the calibration windows")
             )
-        if not len(windows):
-            return self.evaluator
         other = self.__dict__.get("evaluator")  # where the command has none, none is made
         left = int(scoring.memory_budget_gib * 2**30) - (other.kept_bytes if other else 0)
         return Evaluator(
             self.model,
-            windows,
-            batch_size=self.config.study.screen_windows or scoring.batch_size,
+            windows if len(windows) else self.calibration_windows,
+            batch_size=scoring.batch_size,
+            cuts=self.config.study.screen_windows,
             memory_budget=max(0, left),
         )
 

@@ -31,7 +31,7 @@ from kvsharer_exp.scoring import retained
 from kvsharer_exp.search.greedy import num_targets
 from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.spaces import SearchSpace, find_space, make_space
-from kvsharer_exp.search.stages import StagedScorer, agreements, find_fitness, learned_margin
+from kvsharer_exp.search.stages import StagedScorer, agreements, find_fitness
 from kvsharer_exp.search.study import count_cached, open_study, results, run_search
 from kvsharer_exp.sharing_map import SharingMap
 
@@ -93,7 +93,7 @@ def _sweep(session: Session, study: optuna.Study, max_shared: int, given: Sequen
         tasks=session.task_scorer(search_tasks, config.scoring.search.limit)
         if search_tasks
         else None,
-        screen_batches=1 if config.study.screen_windows else 0,
+        screen_windows=config.study.screen_windows,
         margin=config.study.margin,
     )
     session.say("scored the full cache")
@@ -148,9 +148,7 @@ def _sweep(session: Session, study: optuna.Study, max_shared: int, given: Sequen
             "stages": {
                 "agreement": [a.to_dict() for a in agreements(found, config.scoring.weights)],
                 "windows": session.scoring_evaluator.num_windows,
-                "screening_margin": learned_margin(found)
-                if config.study.margin is None
-                else config.study.margin,
+                "screening_margins": scorer.margins(found),
             },
             "hypervolume": volumes[-1],
             "hypervolume_reference": {"kv_fraction": reference[0], "score": reference[1]},

@@ -13,7 +13,7 @@ import optuna
 from kvsharer_exp.records import TrialResult
 from kvsharer_exp.search.loss_model import LossModel
 from kvsharer_exp.search.spaces import SearchSpace
-from kvsharer_exp.search.stages import FIT, SCREEN
+from kvsharer_exp.search.stages import FIT, screens
 from kvsharer_exp.sharing_map import SharingMap
 
 
@@ -82,11 +82,20 @@ class Memory:
 
 def _losses(results: Sequence[TrialResult]) -> list[tuple[SharingMap, float]]:
     """Every map with its loss on all windows; of one that stopped before, what is expected there:
-    its screen loss times the ratio of the two that others had."""
-    both = [(r.scores[SCREEN], r.scores[FIT]) for r in results if {SCREEN, FIT} <= r.scores.keys()]
-    logs = [math.log(fit / screen) for screen, fit in both if fit and screen]
-    ratio = math.exp(fmean(logs)) if logs else 1.0
-    return [
-        (r.sharing_map, r.scores.get(FIT, ratio * r.scores.get(SCREEN, -(r.score or 0.0))))
-        for r in results
-    ]
+    its loss in the last stage it saw times the ratio of the two that others had."""
+    ratios: dict[str, float] = {}
+
+    def ratio(stage: str) -> float:
+        if stage not in ratios:
+            both = [(r.scores.get(stage), r.scores.get(FIT)) for r in results]
+            logs = [math.log(fit / cheap) for cheap, fit in both if fit and cheap]
+            ratios[stage] = math.exp(fmean(logs)) if logs else 1.0
+        return ratios[stage]
+
+    def loss(result: TrialResult) -> float:
+        if FIT in result.scores:
+            return result.scores[FIT]
+        seen = screens(result.scores)
+        return ratio(seen[-1]) * result.scores[seen[-1]] if seen else -(result.score or 0.0)
+
+    return [(result.sharing_map, loss(result)) for result in results]

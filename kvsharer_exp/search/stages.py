@@ -1,7 +1,7 @@
 """One candidate through the scoring stages, cheap ones first.
 
-``screen``: a few scoring windows; a map beaten there beyond a margin by one that is no larger stops
-here. ``fit``: all of them. ``tasks``: lm-eval on the search tasks, for maps that
+``screen/<n>``: the first n scoring windows; a map beaten there beyond a margin by one that is no
+larger stops here. ``fit``: all of them. ``tasks``: lm-eval on the search tasks, for maps that
 are still on the front (for every map when lm-eval is part of the fitness). Staged selection after
 EvoPress, https://arxiv.org/abs/2410.14649.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from statistics import fmean, median, variance
 from typing import Any
 
@@ -65,7 +66,20 @@ def find_fitness(name: str) -> Fitness:
     return found
 
 
-SCREEN, FIT = "screen/loss", "fit/loss"
+FIT = "fit/loss"
+
+
+def screen(windows: int) -> str:
+    """The name of the loss on the first ``windows`` scoring windows."""
+    return f"screen/{windows}/loss"
+
+
+def screens(scores: Mapping[str, float]) -> list[str]:
+    """Names of the losses that ``scores`` hold of stages before the last, cheapest first."""
+    names = [name for name in scores if name.startswith("screen/")]
+    return sorted(names, key=lambda name: int(name.split("/")[1]))
+
+
 # Before so many maps passed both stages nothing is known of how far they agree.
 _TAUGHT, _FIRST_MARGIN = 10, 0.25
 
@@ -88,7 +102,8 @@ class StagedScorer:
         fitness: what the score is minus the loss of, with weights: ``kl`` (nats), ``perplexity``
             (increase of the loss, nats), ``cosine`` (1 - cosine), ``lm_eval`` (1 - mean retained).
             ``reference_score`` is that of the losses' references.
-        screen_batches: batches of the evaluator's windows in the first stage; 0 leaves it out.
+        screen_windows: how many of the evaluator's windows the stages before the last have seen;
+            those that are not fewer than all are left out.
         margin: a map is screened out when its loss exceeds (1 + margin) × that of a complete
             map with no more KV, on the same windows. None: learned, see `learned_margin`.
     """
@@ -100,7 +115,7 @@ class StagedScorer:
         *,
         fitness: Mapping[str, float],
         tasks: TaskScorer | None = None,
-        screen_batches: int = 1,
+        screen_windows: Sequence[int] = (),
         margin: float | None = None,
     ) -> None:
         parts = {name: find_fitness(name) for name in fitness}
@@ -109,7 +124,8 @@ class StagedScorer:
                 "scoring.fitness=lm_eval needs tasks: name some in scoring.search.tasks"
             )
         self._model, self._evaluator, self._tasks = model, evaluator, tasks
-        self._fitness, self._screen_batches, self._margin = fitness, screen_batches, margin
+        self._fitness, self._margin = fitness, margin
+        self._screens = [count for count in screen_windows if count < evaluator.num_windows]
         # Tasks are too dear for the first stages: KL stands for them.
         cheap = [(w, parts[n].loss) for n, w in fitness.items() if parts[n].loss is not None]
         self._cheap = cheap or [(1.0, FITNESSES["kl"].loss)]
@@ -126,20 +142,22 @@ class StagedScorer:
             if result.status == "complete" and result.footprint.kv_fraction <= size.kv_fraction
         ]
         scores: dict[str, float] = {}
-        stop = self._screen_batches
         measured = CandidateScores(())
-        if stop:
-            measured = self._evaluator.score(sharing_map, batches=slice(0, stop))
-            scores[SCREEN] = self._loss(measured)
-            limit = min((r.scores[SCREEN] for r in rivals), default=None)
-            margin = learned_margin(results) if self._margin is None else self._margin
-            if limit is not None and scores[SCREEN] > (1 + margin) * limit:
+        for windows, (name, margin) in zip(
+            self._screens, self.margins(results).items(), strict=True
+        ):
+            more = slice(len(measured.cosines), windows)
+            measured += self._evaluator.score(sharing_map, windows=more)
+            scores[name] = self._loss(measured)
+            limit = min((rival.scores[name] for rival in rivals), default=None)
+            if limit is not None and scores[name] > (1 + margin) * limit:
                 reason = (
-                    f"{scores[SCREEN]:.3g} on the first windows, {limit:.3g} with no more KV "
-                    f"(margin {margin:.2g})"
+                    f"{scores[name]:.3g} on the first {windows} windows, {limit:.3g} with no more "
+                    f"KV (margin {margin:.2g})"
                 )
-                return Outcome(scores, "screened_out", "screen", reason=reason)
-        measured += self._evaluator.score(sharing_map, batches=slice(stop, None))
+                return Outcome(scores, "screened_out", f"screen/{windows}", reason=reason)
+        more = slice(len(measured.cosines), None)
+        measured += self._evaluator.score(sharing_map, windows=more)
         scores |= {
             FIT: self._loss(measured),
             "cosine": measured.cosine,
@@ -159,6 +177,14 @@ class StagedScorer:
                 cheap = 0.0 if self._fitness.keys() == {"lm_eval"} else scores[FIT]
                 score = -(self._fitness["lm_eval"] * lost + cheap)
         return Outcome(scores, "complete", stage, score)
+
+    def margins(self, results: Sequence[TrialResult]) -> dict[str, float]:
+        """By stage, the margin after these ``results``."""
+        names = [screen(windows) for windows in self._screens]
+        return {
+            name: learned_margin(results, name) if self._margin is None else self._margin
+            for name in names
+        }
 
     def _loss(self, measured: CandidateScores) -> float:
         full = self._evaluator.full_scores.first(len(measured.cosines))
@@ -180,11 +206,18 @@ class Agreement:
 
 
 def agreements(results: Sequence[TrialResult], fitness: Mapping[str, float]) -> list[Agreement]:
-    """Screen against fit, and, where tasks are part of the fitness, fit against the score."""
-    both = [r for r in results if r.score is not None]
-    found = [_agreement("screen", "fit", [(r.scores.get(SCREEN), r.scores.get(FIT)) for r in both])]
+    """Each stage against the next, and, where tasks are part of the fitness, fit against score."""
+    names = [*screens(results[0].scores), FIT] if results else []
+    found = [
+        _agreement(
+            cheap.removesuffix("/loss"),
+            dear.removesuffix("/loss"),
+            [(r.scores.get(cheap), r.scores.get(dear)) for r in results],
+        )
+        for cheap, dear in pairwise(names)
+    ]
     if "lm_eval" in fitness:
-        ends = [(r.scores.get(FIT), -r.score if r.score is not None else None) for r in both]
+        ends = [(r.scores.get(FIT), None if r.score is None else -r.score) for r in results]
         found.append(_agreement("fit", "tasks", ends))
     return found
 
@@ -197,20 +230,20 @@ def _agreement(
     return Agreement(cheap, dear, len(known), tau)
 
 
-def learned_margin(results: Sequence[TrialResult]) -> float:
-    """How much worse on the first windows a map may be and yet turn out the better one.
+def learned_margin(results: Sequence[TrialResult], name: str) -> float:
+    """How much worse in the stage ``name`` a map may be and yet turn out the better one.
 
-    The log of fit loss over screen loss varies from map to map with some standard deviation s
-    (1.48 × the median deviation: a few bad maps differ far more); two maps differ by √2 s. The
-    margin lets through all but the most surprising 2 %. Of the latest 200.
+    The log of fit loss over that stage's differs between maps of like loss, which are those that
+    compete, with some standard deviation (1.48 × the median difference of neighbours: a few odd
+    maps differ far more). The margin, twice that, lets through all but the most surprising 2 %. Of
+    the latest 200.
     """
-    known = [(r.scores.get(SCREEN), r.scores.get(FIT)) for r in results if r.score is not None]
-    logs = [math.log(fit / screen) for screen, fit in known if screen and fit][-200:]
-    if len(logs) < _TAUGHT:
+    known = [(r.scores.get(FIT), r.scores.get(name)) for r in results]
+    both = sorted([(fit, math.log(fit / cheap)) for fit, cheap in known if fit and cheap][-200:])
+    if len(both) < _TAUGHT:
         return _FIRST_MARGIN
-    middle = median(logs)
-    deviation = 1.4826 * median(abs(value - middle) for value in logs)
-    return math.exp(2 * math.sqrt(2) * deviation) - 1
+    deviation = 1.4826 * median(abs(b - a) for (_, a), (_, b) in pairwise(both))
+    return math.exp(2 * deviation) - 1
 
 
 def _mean_retained(

@@ -48,7 +48,7 @@ from kvsharer_exp.search.greedy import (  # noqa: E402
 )
 from kvsharer_exp.search.samplers import make_sampler  # noqa: E402
 from kvsharer_exp.search.spaces import make_space  # noqa: E402
-from kvsharer_exp.search.stages import FIT, SCREEN, StagedScorer  # noqa: E402
+from kvsharer_exp.search.stages import FIT, StagedScorer  # noqa: E402
 from kvsharer_exp.search.study import open_study, run_search  # noqa: E402
 from kvsharer_exp.sharing.runtime import share_kv  # noqa: E402
 from kvsharer_exp.sharing_map import SharingMap  # noqa: E402
@@ -57,6 +57,7 @@ from kvsharer_exp.texts import split_texts, token_windows  # noqa: E402
 from kvsharer_exp.tracking import environment  # noqa: E402
 
 REFERENCE = (1.0, -2.0)
+SCREEN_WINDOWS = 8  # a whole batch of the evaluator
 # Name → sampler, and whether it is seeded.
 SEARCHES = {
     "random": ("random", False),
@@ -118,8 +119,7 @@ class Bench:
 
     def tokens(self, result: TrialResult) -> int:
         """Calibration tokens a map was evaluated on."""
-        screened = SCREEN in result.scores and FIT not in result.scores
-        windows = min(8, self.options.windows) if screened else self.options.windows
+        windows = self.options.windows if FIT in result.scores else SCREEN_WINDOWS
         return windows * self.options.window_tokens
 
     def search(self, sampler: str, seeded: bool) -> list[TrialResult]:
@@ -138,7 +138,12 @@ class Bench:
             return run_search(
                 study,
                 space,
-                StagedScorer(self.model, self.evaluator, fitness={"kl": 1.0}),
+                StagedScorer(
+                    self.model,
+                    self.evaluator,
+                    fitness={"kl": 1.0},
+                    screen_windows=[SCREEN_WINDOWS],
+                ),
                 sampler=make_sampler(
                     sampler,
                     space=space,
@@ -153,7 +158,7 @@ class Bench:
 
     def walked(self, order: str) -> list[TrialResult]:
         """The maps of a greedy walk as if they were trials, their KL measured afterwards."""
-        scorer = StagedScorer(self.model, self.evaluator, fitness={"kl": 1.0}, screen_batches=0)
+        scorer = StagedScorer(self.model, self.evaluator, fitness={"kl": 1.0})
         found = []
         for number, sharing_map in enumerate(self.maps(order)):
             size = footprint(self.model, sharing_map)

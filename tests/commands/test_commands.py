@@ -14,7 +14,7 @@ LAYERS = 6
 QUICK = (
     *("model=tiny", "calibration.num_windows=4", "calibration.window_tokens=24"),
     *("heldout.num_windows=2", "heldout.window_tokens=32"),
-    *("scoring.report.limit=2", "scoring.search.limit=2", "study.screen_windows=2"),
+    *("scoring.report.limit=2", "scoring.search.limit=2", "study.screen_windows=[2]"),
 )
 
 
@@ -177,7 +177,7 @@ def test_every_space_and_every_sampler(run, space: str, sampler: str) -> None:
     assert (2 if few else 8) <= result["trials"]["complete"] <= 8
     assert result["overhead_seconds_per_trial"] < 10
     assert result["stages"]["agreement"][0]["maps"] == result["trials"]["complete"]
-    assert result["stages"]["screening_margin"] == 9
+    assert result["stages"]["screening_margins"] == {"screen/2/loss": 9}
     for entry in result["front"]:
         low, high = entry["intervals"]["kl"]
         assert low <= entry["scores"]["kl"] <= high

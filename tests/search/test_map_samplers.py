@@ -9,7 +9,7 @@ import pytest
 from kvsharer_exp.records import DissimilarityRanking, Footprint, LayerPair
 from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.spaces import make_space
-from kvsharer_exp.search.stages import SCREEN, Outcome
+from kvsharer_exp.search.stages import Outcome, screen
 from kvsharer_exp.search.study import open_study, run_search
 from kvsharer_exp.sharing_map import SharingMap
 
@@ -31,7 +31,7 @@ def loss(sharing_map) -> float:
 
 def score(sharing_map, size, so_far) -> Outcome:
     value = loss(sharing_map)
-    return Outcome({SCREEN: value, "kl": value}, "complete", "fit", -value)
+    return Outcome({screen(2): value, "kl": value}, "complete", "fit", -value)
 
 
 BOTH = pytest.mark.parametrize("kind", ["evolution", "beam"])

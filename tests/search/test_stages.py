@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from statistics import variance
 
 import pytest
@@ -12,10 +13,11 @@ from kvsharer_exp.evaluator import Evaluator
 from kvsharer_exp.records import Footprint, TrialResult
 from kvsharer_exp.search.stages import (
     FIT,
-    SCREEN,
     StagedScorer,
     agreements,
     learned_margin,
+    screen,
+    screens,
 )
 from kvsharer_exp.sharing_map import SharingMap
 from tests.tiny import NUM_LAYERS, tiny_model
@@ -31,14 +33,16 @@ def evaluator() -> Evaluator:
 
 
 def scorer(evaluator: Evaluator, **more) -> StagedScorer:
-    return StagedScorer(tiny_model("llama"), evaluator, **({"fitness": {"kl": 1.0}} | more))
+    return StagedScorer(
+        tiny_model("llama"), evaluator, **({"fitness": {"kl": 1.0}, "screen_windows": [2]} | more)
+    )
 
 
 def result(
-    number: int, screen: float, fit: float, score: float | None = None, kv: float = 0.5
+    number: int, first: float, fit: float, score: float | None = None, kv: float = 0.5
 ) -> TrialResult:
     score = -fit if score is None else score
-    scores = {SCREEN: screen, FIT: fit}
+    scores = {screen(2): first, FIT: fit}
     size = Footprint(1, kv, 0)
     return TrialResult(number, {}, MAPS[0], scores, size, "complete", "fit", 0.0, score)
 
@@ -61,14 +65,14 @@ def test_each_fitness_is_minus_its_loss_and_weights_add_them(evaluator: Evaluato
 
 def test_a_map_beaten_on_the_first_windows_stops_there(evaluator: Evaluator) -> None:
     shared, size = MAPS[-1], Footprint(1, 0.5, 0)
-    first = evaluator.score(shared, batches=slice(0, 1)).kl
+    first = evaluator.score(shared, windows=slice(0, 2)).kl
     stopped = scorer(evaluator, margin=0.1)(shared, size, [result(0, first / 2, first / 2)])
     assert (stopped.status, stopped.stage_reached, stopped.score) == (
         "screened_out",
-        "screen",
+        "screen/2",
         None,
     )
-    assert f"{first:.3g} on the first windows" in stopped.reason
+    assert f"{first:.3g} on the first 2 windows" in stopped.reason
     # One that keeps more KV is no rival, and one within the margin does not stop it.
     for rival in (result(0, first / 2, 1.0, kv=0.9), result(0, first / 1.05, 1.0)):
         assert scorer(evaluator, margin=0.1)(shared, size, [rival]).status == "complete"
@@ -78,21 +82,25 @@ def test_the_margin_is_learned_from_how_far_the_stages_differ() -> None:
     agree = [result(i, 0.1 * i, 0.12 * i) for i in range(1, 30)]
     dice = random.Random(0)
     differ = [result(i, 0.1 * i, 0.12 * i * math.exp(dice.gauss(0, 0.1))) for i in range(1, 200)]
-    assert learned_margin(agree) == pytest.approx(0, abs=1e-6)
-    assert learned_margin(differ) == pytest.approx(math.exp(2 * 2**0.5 * 0.1) - 1, rel=0.2)
+
+    def margin(results) -> float:
+        return learned_margin(results, screen(2))
+
+    assert margin(agree) == pytest.approx(0, abs=1e-6)
+    assert margin(differ) == pytest.approx(math.exp(2 * 2**0.5 * 0.1) - 1, rel=0.2)
     odd = [result(i, 0.1 * i, 5.0 * i) for i in range(1, 10)]
-    assert learned_margin(differ + odd) == pytest.approx(learned_margin(differ), rel=0.1)
-    assert learned_margin(differ[:9]) == 0.25  # too few to learn from
+    assert margin(differ + odd) == pytest.approx(margin(differ), rel=0.1)
+    assert margin(differ[:9]) == 0.25  # too few to learn from
 
 
 def test_agreement_is_kendalls_tau_between_the_stages() -> None:
     same = [result(i, 0.1 * i, 0.2 * i) for i in range(1, 6)]
     assert [a.to_dict() for a in agreements(same, {"kl": 1.0})] == [
-        {"cheap": "screen", "dear": "fit", "maps": 5, "kendall_tau": 1.0}
+        {"cheap": "screen/2", "dear": "fit", "maps": 5, "kendall_tau": 1.0}
     ]
     tasks = [result(i, 0.1 * i, 0.2 * i, score=-1 + 0.1 * i) for i in range(1, 6)]
-    screen, fit = agreements(tasks, {"kl": 1.0, "lm_eval": 1.0})
-    assert (screen.kendall_tau, fit.dear, fit.kendall_tau) == (1.0, "tasks", -1.0)
+    first, fit = agreements(tasks, {"kl": 1.0, "lm_eval": 1.0})
+    assert (first.kendall_tau, fit.dear, fit.kendall_tau) == (1.0, "tasks", -1.0)
     assert agreements(same[:2], {"kl": 1.0})[0].kendall_tau is None
 
 
@@ -101,3 +109,26 @@ def test_an_unknown_fitness_is_refused(evaluator: Evaluator) -> None:
         scorer(evaluator, fitness={"klx": 1.0})
     with pytest.raises(InputError, match="needs tasks"):
         scorer(evaluator, fitness={"lm_eval": 1.0})
+
+
+def test_every_stage_sees_more_windows_and_may_stop_a_map(evaluator: Evaluator) -> None:
+    shared, size = MAPS[-1], Footprint(1, 0.5, 0)
+    staged = scorer(evaluator, screen_windows=[2, 4, 6], margin=0.1)  # of six windows
+    losses = {n: evaluator.score(shared, windows=slice(0, n)).kl for n in (2, 4, 6)}
+    complete = staged(shared, size, [])
+    assert {name: complete.scores[name] for name in screens(complete.scores)} == {
+        screen(2): losses[2],
+        screen(4): losses[4],
+    }
+    assert complete.scores[FIT] == pytest.approx(losses[6])
+    rival = TrialResult(
+        0, {}, MAPS[0], {screen(2): losses[2], screen(4): losses[4] / 2, FIT: 0.0}, size,
+        "complete", "fit", 0.0, 0.0,
+    )  # fmt: skip
+    stopped = staged(shared, size, [rival])
+    assert (stopped.status, stopped.stage_reached) == ("screened_out", "screen/4")
+    assert FIT not in stopped.scores
+    assert staged.margins([]) == {screen(2): 0.1, screen(4): 0.1}
+    results = [replace(rival, number=n, scores=dict(complete.scores)) for n in range(3)]
+    pairs = [(a.cheap, a.dear, a.maps) for a in agreements(results, {"kl": 1.0})]
+    assert pairs == [("screen/2", "screen/4", 3), ("screen/4", "fit", 3)]
