@@ -43,10 +43,11 @@ class PrefixStates:
         """States of the first layers of ``sharing_map``, as far as they are kept."""
         sources = sharing_map.kv_source_layers
         found: list[LayerState] = []
-        while state := self._states.get(sources[: len(found) + 1]):
-            found.append(state)
-            if len(found) == len(sources):
+        for depth in range(1, len(sources) + 1):
+            state = self._states.get(sources[:depth])
+            if state is None:
                 break
+            found.append(state)
         self._touch(sources, len(found))
         return found
 

@@ -13,7 +13,7 @@ FLOORS = {
     "statistics": 1,
     "assets": 1, "availability": 1, "models": 1, "sharing": 1, "internlm2": 1, "exported_model": 1,
     "texts": 2, "wiki_tasks": 2, "paper_tasks": 2, "tasks": 2, "calibration": 2, "ranking": 2,
-    "evaluator": 2, "scoring": 2,
+    "evaluator": 2, "prefix_states": 2, "scoring": 2,
     "footprint": 2, "prediction": 2, "benchmark": 2,
     "paper_numbers": 2,
     "search": 3,

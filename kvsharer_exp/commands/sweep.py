@@ -29,7 +29,7 @@ from kvsharer_exp.records import DissimilarityRanking, FrontEntry, TrialResult
 from kvsharer_exp.report import print_front
 from kvsharer_exp.scoring import retained
 from kvsharer_exp.search.greedy import num_targets
-from kvsharer_exp.search.samplers import make_sampler
+from kvsharer_exp.search.samplers import STRATEGIES, make_sampler
 from kvsharer_exp.search.spaces import SearchSpace, find_space, make_space
 from kvsharer_exp.search.stages import StagedScorer, agreements, find_fitness
 from kvsharer_exp.search.study import count_cached, open_study, results, run_search
@@ -82,7 +82,7 @@ def _sweep(session: Session, study: optuna.Study, max_shared: int, given: Sequen
         space=space,
         seed=config.seed,
         trials_so_far=len(study.get_trials(deepcopy=False)),
-        errors=session.block_errors,
+        errors=session.block_errors if config.sampler.kind in STRATEGIES else None,
         **config.sampler.options,
     )
     search_tasks = session.tasks[0]

@@ -67,6 +67,8 @@ def find_fitness(name: str) -> Fitness:
 
 
 FIT = "fit/loss"
+# Before so many maps passed both stages nothing is known of how far they agree.
+_TAUGHT, _FIRST_MARGIN = 10, 0.25
 
 
 def screen(windows: int) -> str:
@@ -78,10 +80,6 @@ def screens(scores: Mapping[str, float]) -> list[str]:
     """Names of the losses that ``scores`` hold of stages before the last, cheapest first."""
     names = [name for name in scores if name.startswith("screen/")]
     return sorted(names, key=lambda name: int(name.split("/")[1]))
-
-
-# Before so many maps passed both stages nothing is known of how far they agree.
-_TAUGHT, _FIRST_MARGIN = 10, 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +141,13 @@ class StagedScorer:
         ]
         scores: dict[str, float] = {}
         measured = CandidateScores(())
-        for windows, (name, margin) in zip(
-            self._screens, self.margins(results).items(), strict=True
-        ):
+        for windows in self._screens:
             more = slice(len(measured.cosines), windows)
             measured += self._evaluator.score(sharing_map, windows=more)
+            name = screen(windows)
             scores[name] = self._loss(measured)
             limit = min((rival.scores[name] for rival in rivals), default=None)
+            margin = self._margin_of(name, results)
             if limit is not None and scores[name] > (1 + margin) * limit:
                 reason = (
                     f"{scores[name]:.3g} on the first {windows} windows, {limit:.3g} with no more "
@@ -180,11 +178,10 @@ class StagedScorer:
 
     def margins(self, results: Sequence[TrialResult]) -> dict[str, float]:
         """By stage, the margin after these ``results``."""
-        names = [screen(windows) for windows in self._screens]
-        return {
-            name: learned_margin(results, name) if self._margin is None else self._margin
-            for name in names
-        }
+        return {name: self._margin_of(name, results) for name in map(screen, self._screens)}
+
+    def _margin_of(self, name: str, results: Sequence[TrialResult]) -> float:
+        return learned_margin(results, name) if self._margin is None else self._margin
 
     def _loss(self, measured: CandidateScores) -> float:
         full = self._evaluator.full_scores.first(len(measured.cosines))
@@ -207,7 +204,7 @@ class Agreement:
 
 def agreements(results: Sequence[TrialResult], fitness: Mapping[str, float]) -> list[Agreement]:
     """Each stage against the next, and, where tasks are part of the fitness, fit against score."""
-    names = [*screens(results[0].scores), FIT] if results else []
+    names = [*max((screens(r.scores) for r in results), key=len, default=[]), FIT]
     found = [
         _agreement(
             cheap.removesuffix("/loss"),
