@@ -125,9 +125,9 @@ class CandidateScores(_Json):
             self.cosines + other.cosines, self.kls + other.kls, self.nlls + other.nlls
         )
 
-    def first(self, windows: int) -> CandidateScores:
-        """Those of the first ``windows``."""
-        return CandidateScores(self.cosines[:windows], self.kls[:windows], self.nlls[:windows])
+    def __getitem__(self, windows: slice) -> CandidateScores:
+        """Those of some ``windows``."""
+        return CandidateScores(self.cosines[windows], self.kls[windows], self.nlls[windows])
 
     @property
     def cosine(self) -> float:
@@ -174,7 +174,8 @@ class TrialResult(_Json):
     """What one trial gave. A failed or screened-out trial carries no score it did not measure.
 
     ``score`` is the objective (higher is better), None unless ``status`` is ``complete``.
-    ``reason`` says why a trial failed or was screened out.
+    ``reason`` says why a trial failed or was screened out. ``window_losses``: of a complete map,
+    what the search minimises, on every scoring window.
     """
 
     number: int
@@ -188,6 +189,7 @@ class TrialResult(_Json):
     score: float | None = None
     origin: str = ""
     reason: str = ""
+    window_losses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from statistics import fmean, median, variance
+from statistics import fmean, median, stdev, variance
 from typing import Any
 
 from torch import nn
@@ -91,6 +91,7 @@ class Outcome:
     stage_reached: str
     score: float | None = None
     reason: str = ""
+    window_losses: tuple[float, ...] = ()
 
 
 class StagedScorer:
@@ -102,8 +103,8 @@ class StagedScorer:
             ``reference_score`` is that of the losses' references.
         screen_windows: how many of the evaluator's windows the stages before the last have seen;
             those that are not fewer than all are left out.
-        margin: a map is screened out when its loss exceeds (1 + margin) × that of a complete
-            map with no more KV, on the same windows. None: learned, see `learned_margin`.
+        margin: a map is screened out when its loss exceeds (1 + margin) × that of the best map
+            with no more KV, on the same windows. None: learned, see `learned_margin`.
     """
 
     def __init__(
@@ -137,8 +138,9 @@ class StagedScorer:
         rivals = [
             result
             for result in results
-            if result.status == "complete" and result.footprint.kv_fraction <= size.kv_fraction
+            if result.score is not None and result.footprint.kv_fraction <= size.kv_fraction
         ]
+        best = max(rivals, key=lambda rival: rival.score or 0.0, default=None)
         scores: dict[str, float] = {}
         measured = CandidateScores(())
         for windows in self._screens:
@@ -146,12 +148,11 @@ class StagedScorer:
             measured += self._evaluator.score(sharing_map, windows=more)
             name = screen(windows)
             scores[name] = self._loss(measured)
-            limit = min((rival.scores[name] for rival in rivals), default=None)
-            margin = self._margin_of(name, results)
-            if limit is not None and scores[name] > (1 + margin) * limit:
+            margin = self._margin_of(windows, results)
+            if best is not None and scores[name] > (1 + margin) * best.scores[name]:
                 reason = (
-                    f"{scores[name]:.3g} on the first {windows} windows, {limit:.3g} with no more "
-                    f"KV (margin {margin:.2g})"
+                    f"{scores[name]:.3g} on the first {windows} windows, the best map with no more "
+                    f"KV {best.scores[name]:.3g} (margin {margin:.2g})"
                 )
                 return Outcome(scores, "screened_out", f"screen/{windows}", reason=reason)
         more = slice(len(measured.cosines), None)
@@ -164,7 +165,7 @@ class StagedScorer:
             "perplexity/calibration": measured.perplexity,
         }
         score, stage = -scores[FIT], "fit"
-        on_front = all(rival.score is None or rival.score < score for rival in rivals)
+        on_front = best is None or (best.score or 0.0) < score
         if self._tasks is not None and ("lm_eval" in self._fitness or on_front):
             with share_kv(self._model, sharing_map):
                 shared = self._tasks.score()
@@ -174,17 +175,20 @@ class StagedScorer:
                 lost = 1 - _mean_retained(shared, self.full_tasks, list(self._tasks.tasks))
                 cheap = 0.0 if self._fitness.keys() == {"lm_eval"} else scores[FIT]
                 score = -(self._fitness["lm_eval"] * lost + cheap)
-        return Outcome(scores, "complete", stage, score)
+        singly = [slice(index, index + 1) for index in range(len(measured.cosines))]
+        window_losses = tuple(self._loss(measured[one], one) for one in singly)
+        return Outcome(scores, "complete", stage, score, window_losses=window_losses)
 
     def margins(self, results: Sequence[TrialResult]) -> dict[str, float]:
         """By stage, the margin after these ``results``."""
-        return {name: self._margin_of(name, results) for name in map(screen, self._screens)}
+        return {screen(windows): self._margin_of(windows, results) for windows in self._screens}
 
-    def _margin_of(self, name: str, results: Sequence[TrialResult]) -> float:
-        return learned_margin(results, name) if self._margin is None else self._margin
+    def _margin_of(self, windows: int, results: Sequence[TrialResult]) -> float:
+        return learned_margin(results, windows) if self._margin is None else self._margin
 
-    def _loss(self, measured: CandidateScores) -> float:
-        full = self._evaluator.full_scores.first(len(measured.cosines))
+    def _loss(self, measured: CandidateScores, windows: slice | None = None) -> float:
+        """On ``windows``; the first ones by default."""
+        full = self._evaluator.full_scores[windows or slice(len(measured.cosines))]
         return sum(weight * loss(measured, full) for weight, loss in self._cheap if loss)
 
 
@@ -227,20 +231,23 @@ def _agreement(
     return Agreement(cheap, dear, len(known), tau)
 
 
-def learned_margin(results: Sequence[TrialResult], name: str) -> float:
-    """How much worse in the stage ``name`` a map may be and yet turn out the better one.
+def learned_margin(results: Sequence[TrialResult], windows: int) -> float:
+    """How much worse on the first ``windows`` a map may be and yet turn out the better one.
 
-    The log of fit loss over that stage's differs between maps of like loss, which are those that
-    compete, with some standard deviation (1.48 × the median difference of neighbours: a few odd
-    maps differ far more). The margin, twice that, lets through all but the most surprising 2 %. Of
-    the latest 200.
+    The relative difference between maps of like loss, which are those that compete, varies from
+    window to window; its mean over the first of them misses that over all by some standard error.
+    The margin, twice that, lets through all but the most surprising 2 %. Learned from neighbours
+    among the latest 200 complete maps: the median, for a few odd maps differ far more.
     """
-    known = [(r.scores.get(FIT), r.scores.get(name)) for r in results]
-    both = sorted([(fit, math.log(fit / cheap)) for fit, cheap in known if fit and cheap][-200:])
-    if len(both) < _TAUGHT:
+    losses = [result.window_losses for result in results if result.window_losses][-200:]
+    if len(losses) < _TAUGHT:
         return _FIRST_MARGIN
-    deviation = 1.4826 * median(abs(b - a) for (_, a), (_, b) in pairwise(both))
-    return math.exp(2 * deviation) - 1
+    spreads = [
+        stdev((b - a) / fmean((*one, *other)) for a, b in zip(one, other, strict=True))
+        for one, other in pairwise(sorted(losses, key=fmean))
+        if any(one) or any(other)
+    ]
+    return 2 * median(spreads or [0.0]) * math.sqrt(1 / windows - 1 / len(losses[0]))
 
 
 def _mean_retained(

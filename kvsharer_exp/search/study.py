@@ -155,6 +155,7 @@ def run_search(
                 score=outcome.score,
                 origin=trial.user_attrs.get("origin", "sampler"),
                 reason=outcome.reason,
+                window_losses=outcome.window_losses,
             )
             trial.set_user_attr(_RESULT, result.to_json())
             known[sharing_map.digest] = result
