@@ -12,9 +12,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from statistics import fmean, median, stdev, variance
+from statistics import fmean, variance
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from kvsharer_exp.errors import InputError
@@ -69,6 +70,7 @@ def find_fitness(name: str) -> Fitness:
 FIT = "fit/loss"
 # Before so many maps passed both stages nothing is known of how far they agree.
 _TAUGHT, _FIRST_MARGIN = 10, 0.25
+_TINY = 1e-12  # a loss that is none
 
 
 def screen(windows: int) -> str:
@@ -239,15 +241,14 @@ def learned_margin(results: Sequence[TrialResult], windows: int) -> float:
     The margin, twice that, lets through all but the most surprising 2 %. Learned from neighbours
     among the latest 200 complete maps: the median, for a few odd maps differ far more.
     """
-    losses = [result.window_losses for result in results if result.window_losses][-200:]
-    if len(losses) < _TAUGHT:
+    known = [result.window_losses for result in results if result.window_losses][-200:]
+    if len(known) < _TAUGHT:
         return _FIRST_MARGIN
-    spreads = [
-        stdev((b - a) / fmean((*one, *other)) for a, b in zip(one, other, strict=True))
-        for one, other in pairwise(sorted(losses, key=fmean))
-        if any(one) or any(other)
-    ]
-    return 2 * median(spreads or [0.0]) * math.sqrt(1 / windows - 1 / len(losses[0]))
+    losses = np.array(sorted(known, key=sum))  # (maps, windows)
+    level = (losses[1:] + losses[:-1]).mean(1, keepdims=True) / 2
+    relative = np.diff(losses, axis=0) / np.maximum(level, _TINY)
+    spread = np.median(relative.std(1, ddof=1))
+    return float(2 * spread * math.sqrt(1 / windows - 1 / losses.shape[1]))
 
 
 def _mean_retained(
