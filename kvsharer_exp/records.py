@@ -113,7 +113,7 @@ class CandidateScores(_Json):
     ``cosines``: of the flattened last hidden states, as in the authors' acceptance test.
     ``kls``: mean over tokens of KL(full ‖ shared) of the next-token distributions, nats.
     ``nlls``: mean over predicted tokens, nats. The last two are empty when no logits were asked
-    for. ``a + b`` joins the windows of two evaluations.
+    for. ``a + b`` joins the windows of two evaluations, ``a[2:8]`` takes some.
     """
 
     cosines: tuple[float, ...]
