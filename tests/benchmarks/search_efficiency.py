@@ -264,9 +264,9 @@ def table(rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> str:
 def figure(rows: Sequence[dict[str, Any]]) -> Any:
     """Hypervolume over evaluated tokens: mean over seeds, the band from lowest to highest."""
     drawn, axes = empty(7.4, 4.6)
-    colours = [*CYCLE, GREY]
+    colours = [*CYCLE, GREY, "black"]
     names = [m for m in dict.fromkeys(r["method"] for r in rows) if m in SEARCHES]
-    for method, colour in zip(names, colours, strict=False):
+    for method, colour in zip(names, colours[: len(names)], strict=True):
         curves = [row["curve"] for row in rows if row["method"] == method]
         steps = sorted({tokens for curve in curves for tokens, _ in curve})
         heights = [
