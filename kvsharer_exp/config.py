@@ -118,7 +118,7 @@ class StudyConfig:
     ``screen_windows`` lists, by more than ``margin`` (default: learned at each), it stops."""
 
     name: str | None = None
-    n_trials: int = 60
+    n_trials: int = 55
     minutes: float | None = None
     storage: str | None = None
     fresh: bool = False
