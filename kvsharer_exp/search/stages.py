@@ -68,7 +68,7 @@ def find_fitness(name: str) -> Fitness:
 
 
 FIT = "fit/loss"
-# Before so many maps passed both stages nothing is known of how far they agree.
+# Before so many maps are complete nothing is known of how they differ over windows.
 _TAUGHT, _FIRST_MARGIN = 10, 0.25
 _TINY = 1e-12  # a loss that is none
 
@@ -82,6 +82,10 @@ def screens(scores: Mapping[str, float]) -> list[str]:
     """Names of the losses that ``scores`` hold of stages before the last, cheapest first."""
     names = [name for name in scores if name.startswith("screen/")]
     return sorted(names, key=lambda name: int(name.split("/")[1]))
+
+
+def _stage(loss: str) -> str:
+    return loss.removesuffix("/loss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +141,11 @@ class StagedScorer:
         self, sharing_map: SharingMap, size: Footprint, results: Sequence[TrialResult]
     ) -> Outcome:
         """Score one map, knowing its footprint and the results so far (`study.Score`)."""
-        rivals = [
+        rivals = (
             result
             for result in results
             if result.score is not None and result.footprint.kv_fraction <= size.kv_fraction
-        ]
+        )
         best = max(rivals, key=lambda rival: rival.score or 0.0, default=None)
         scores: dict[str, float] = {}
         measured = CandidateScores(())
@@ -156,7 +160,7 @@ class StagedScorer:
                     f"{scores[name]:.3g} on the first {windows} windows, the best map with no more "
                     f"KV {best.scores[name]:.3g} (margin {margin:.2g})"
                 )
-                return Outcome(scores, "screened_out", f"screen/{windows}", reason=reason)
+                return Outcome(scores, "screened_out", _stage(name), reason=reason)
         more = slice(len(measured.cosines), None)
         measured += self._evaluator.score(sharing_map, windows=more)
         scores |= {
@@ -213,8 +217,8 @@ def agreements(results: Sequence[TrialResult], fitness: Mapping[str, float]) -> 
     names = [*max((screens(r.scores) for r in results), key=len, default=[]), FIT]
     found = [
         _agreement(
-            cheap.removesuffix("/loss"),
-            dear.removesuffix("/loss"),
+            _stage(cheap),
+            _stage(dear),
             [(r.scores.get(cheap), r.scores.get(dear)) for r in results],
         )
         for cheap, dear in pairwise(names)
