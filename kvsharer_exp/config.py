@@ -87,7 +87,8 @@ class CompressionConfig:
 
 @dataclass
 class SearchConfig:
-    """The paper's greedy strategy: order of the pairs, acceptance test, its threshold T."""
+    """The paper's greedy strategy: order of the pairs, acceptance test, its threshold T. A pair is
+    decided on the first calibration windows where they leave no doubt, else on all."""
 
     order: str = "dissimilar"
     acceptance: bool = True

@@ -1,9 +1,10 @@
 """Score a candidate map against the full cache, computing only the layers it changes.
 
-The full model's outputs on the windows are computed once and kept. A candidate starts from the
-hidden states (and keys and values) of the longest prefix it has in common with a map scored before
-(`prefix_states`): the layers of that prefix return what they returned then. Only the arithmetic is
-skipped, the model's own forward still runs, so the numbers are those of a plain evaluation.
+The full model's outputs on a batch of windows are computed when first needed, and kept. A candidate
+starts from the hidden states (and keys and values) of the longest prefix it has in common with a
+map scored before (`prefix_states`): the layers of that prefix return what they returned then. Only
+the arithmetic is skipped, the model's own forward still runs, so the numbers are those of a plain
+evaluation.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from kvsharer_exp.records import CandidateScores
 from kvsharer_exp.sharing.architectures import AttentionLayer, attention_layers, check_map
 from kvsharer_exp.sharing.runtime import install
 from kvsharer_exp.sharing_map import SharingMap
+
+Accept = Callable[[CandidateScores, int], bool | None]
+"""Whether to accept a map with these scores, so many windows being left; None: not told yet."""
 
 
 @dataclass(slots=True)
@@ -73,7 +77,7 @@ class Evaluator:
         self._kept_probabilities, self._kept_layers, left = self._plan(memory_budget)
         self._states = [PrefixStates(left * len(batch) // len(windows)) for batch in self._batches]
         self._full = SharingMap.identity(self.num_layers)
-        self._references = [self._refer(index) for index in range(len(self._batches))]
+        self._references: dict[int, _Reference] = {}  # made when their batch is first scored
 
     @property
     def num_layers(self) -> int:
@@ -86,7 +90,8 @@ class Evaluator:
     @property
     def kept_bytes(self) -> int:
         """Bytes of the layer states and reference probabilities held now."""
-        kept = [r.probabilities for r in self._references if r.probabilities is not None]
+        references = self._references.values()
+        kept = [r.probabilities for r in references if r.probabilities is not None]
         return num_bytes(kept) + sum(states.nbytes for states in self._states)
 
     @cached_property
@@ -111,9 +116,9 @@ class Evaluator:
         """
         scores = CandidateScores(())
         for index in self._batches_of(windows):
-            hidden, raw, states = self._run(index, sharing_map, logits)
+            more, states = self._score(index, sharing_map, logits)
             self._states[index].keep(sharing_map, states)
-            scores += self._compare(index, hidden, raw)
+            scores += more
         return scores
 
     def _batches_of(self, windows: slice) -> list[int]:
@@ -127,25 +132,34 @@ class Evaluator:
         return found
 
     @torch.inference_mode()
-    def advance(
-        self, sharing_map: SharingMap, accept: Callable[[CandidateScores], bool]
-    ) -> tuple[CandidateScores, bool]:
-        """Score by cosine; only when ``accept`` says yes are the map's states kept."""
-        scores, kept = CandidateScores(()), []
+    def advance(self, sharing_map: SharingMap, accept: Accept) -> tuple[CandidateScores, bool]:
+        """Score by cosine, batch by batch until ``accept`` decides; only when it says yes are the
+        map's states kept."""
+        scores, kept, accepted = CandidateScores(()), [], None
         for index in range(len(self._batches)):
-            hidden, _, states = self._run(index, sharing_map, False)
-            scores += self._compare(index, hidden, None)
+            more, states = self._score(index, sharing_map, False)
+            scores += more
             kept.append(states)
-        accepted = accept(scores)
+            accepted = accept(scores, self.num_windows - len(scores.cosines))
+            if accepted is not None:
+                break
         if accepted:
-            for known, states in zip(self._states, kept, strict=True):
+            for known, states in zip(self._states, kept, strict=False):
                 known.keep(sharing_map, states)
-        return scores, accepted
+        return scores, bool(accepted)
 
     def reset(self) -> None:
         """Forget the states of all maps but the full model's."""
         for states in self._states:
             states.forget_all_but(self._full)
+
+    def _score(
+        self, index: int, sharing_map: SharingMap, logits: bool
+    ) -> tuple[CandidateScores, list[LayerState]]:
+        """Scores on one batch, and the states worth keeping."""
+        self._refer(index)  # first: its states are where candidates start
+        hidden, raw, states = self._run(index, sharing_map, logits)
+        return self._compare(index, hidden, raw), states
 
     def _run(
         self, index: int, sharing_map: SharingMap, logits: bool
@@ -183,17 +197,19 @@ class Evaluator:
             handle.remove()
         return seen[0], raw
 
-    @torch.inference_mode()
     def _refer(self, index: int) -> _Reference:
-        last: dict[int, Any] = {}
-        with _record(self._layers[-1:], last):
-            hidden, _, states = self._run(index, self._full, False)
-        self._states[index].keep(self._full, states)
-        return _Reference(hidden, last[self.num_layers - 1])
+        """The full model's on one batch, made at the first call."""
+        if index not in self._references:
+            last: dict[int, Any] = {}
+            with _record(self._layers[-1:], last):
+                hidden, _, states = self._run(index, self._full, False)
+            self._states[index].keep(self._full, states)
+            self._references[index] = _Reference(hidden, last[self.num_layers - 1])
+        return self._references[index]
 
     def _distributions(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The reference's next-token probabilities and their entropies."""
-        reference = self._references[index]
+        reference = self._refer(index)
         probabilities = reference.probabilities
         if probabilities is None:
             with _skip(self._layers, reference.last_output):
@@ -210,7 +226,7 @@ class Evaluator:
     def _compare(
         self, index: int, hidden: torch.Tensor, raw: torch.Tensor | None
     ) -> CandidateScores:
-        reference = self._references[index].hidden
+        reference = self._refer(index).hidden
         cosines = nn.functional.cosine_similarity(
             hidden.float().flatten(1), reference.float().flatten(1)
         ).tolist()

@@ -144,13 +144,15 @@ class CandidateScores(_Json):
 
 @dataclass(frozen=True, slots=True)
 class GreedyStep(_Json):
-    """One pair the greedy strategy tried; ``cosine`` is None when no test was asked for."""
+    """One pair the greedy strategy tried; ``cosine`` is None when no test was asked for, else the
+    mean over the ``windows`` it took to decide."""
 
     target: int
     source: int
     distance: float
     cosine: float | None
     accepted: bool
+    windows: int = 0
 
 
 @dataclass(frozen=True, slots=True)

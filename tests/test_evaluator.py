@@ -10,6 +10,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kvsharer_exp.evaluator import Evaluator
+from kvsharer_exp.records import CandidateScores
 from kvsharer_exp.sharing.architectures import SharingError, attention_layers, may_share
 from kvsharer_exp.sharing.runtime import share_kv
 from kvsharer_exp.sharing_map import SharingMap
@@ -78,7 +79,9 @@ def test_advancing_along_a_greedy_walk_agrees_with_plain_evaluation(architecture
             continue
         candidate = sharing_map.share(target, source)
         keep = target % 2 == 0
-        scores, accepted = evaluator.advance(candidate, lambda scores, keep=keep: keep)
+        scores, accepted = evaluator.advance(
+            candidate, lambda scores, left, keep=keep: None if left else keep
+        )
         assert accepted is keep
         assert scores.cosine == pytest.approx(plain(model, candidate)[0], abs=1e-5)
         sharing_map = candidate if accepted else sharing_map
@@ -96,11 +99,12 @@ def test_runs_only_the_layers_from_the_first_change_on() -> None:
         return evaluator.layers_run - before
 
     first = IDENTITY.share(3, 1)
+    assert layers_run(lambda: evaluator.score(IDENTITY)) == NUM_LAYERS
     assert layers_run(lambda: evaluator.score(IDENTITY)) == 0
-    assert layers_run(lambda: evaluator.advance(first, lambda scores: False)) == 3
+    assert layers_run(lambda: evaluator.advance(first, lambda scores, left: False)) == 3
     assert layers_run(lambda: evaluator.score(first)) == 3  # refused: not kept
     assert layers_run(lambda: evaluator.score(first)) == 0
-    assert layers_run(lambda: evaluator.advance(first.share(5, 0), lambda scores: True)) == 1
+    assert layers_run(lambda: evaluator.advance(first.share(5, 0), lambda scores, left: True)) == 1
     assert layers_run(lambda: evaluator.score(first.share(5, 0))) == 0
     assert layers_run(lambda: evaluator.score(first.share(5, 1))) == 1
     assert layers_run(lambda: evaluator.score(IDENTITY.share(5, 0))) == 1
@@ -108,6 +112,22 @@ def test_runs_only_the_layers_from_the_first_change_on() -> None:
     evaluator.reset()
     assert layers_run(lambda: evaluator.score(IDENTITY)) == 0
     assert layers_run(lambda: evaluator.score(first.share(5, 0))) == 3
+
+
+def test_advancing_stops_at_the_batch_that_decides() -> None:
+    evaluator = Evaluator(tiny_model("llama"), WINDOWS, batch_size=1)
+    candidate = IDENTITY.share(3, 1)
+    seen = []
+
+    def accept(scores: CandidateScores, left: int) -> bool | None:
+        seen.append((len(scores.cosines), left))
+        return True if len(seen) == 2 else None
+
+    scores, accepted = evaluator.advance(candidate, accept)
+    assert accepted
+    assert evaluator.layers_run == 2 * (NUM_LAYERS + 3)  # the full model on those windows, too
+    assert seen == [(1, len(WINDOWS) - 1), (2, len(WINDOWS) - 2)]
+    assert scores.cosines == pytest.approx(evaluator.score(candidate).cosines[:2])
 
 
 def test_batches_add_up_to_the_whole() -> None:
@@ -124,7 +144,7 @@ def test_a_walk_by_cosine_keeps_no_probabilities() -> None:
     model = tiny_model("qwen3")
     evaluator = Evaluator(model, WINDOWS, batch_size=2)
     sharing_map = some_map(model)
-    evaluator.advance(sharing_map, lambda scores: False)
+    evaluator.advance(sharing_map, lambda scores, left: None if left else False)
     before = evaluator.kept_bytes
     evaluator.score(sharing_map)
     evaluator.reset()
@@ -167,7 +187,7 @@ def test_a_walk_runs_each_layer_once_where_two_maps_fit(num_layers: int) -> None
     shared, candidates = SharingMap.identity(num_layers), list(range(num_layers - 1, 0, -2))
     for target in candidates:
         shared = shared.share(target, target - 1)
-        evaluator.advance(shared, lambda scores: True)
+        evaluator.advance(shared, lambda scores, left: True)
     # Every candidate changes an earlier layer than the one before: those behind run again.
     assert evaluator.layers_run == num_layers + sum(num_layers - t for t in candidates)
 
@@ -201,9 +221,8 @@ def test_agrees_on_a_model_that_accelerate_dispatched() -> None:
     hooked = [layer.__dict__["forward"] for layer in dispatched.model.layers]
     evaluator = Evaluator(dispatched, WINDOWS, batch_size=2)
     sharing_map = some_map(dispatched, 2)
-    before = evaluator.layers_run
     scores = evaluator.score(sharing_map)
-    assert evaluator.layers_run - before == 3 * (NUM_LAYERS - min(sharing_map.targets))
+    assert evaluator.layers_run == 3 * (2 * NUM_LAYERS - min(sharing_map.targets))
     measured = (scores.cosine, scores.kl, sum(scores.nlls) / len(WINDOWS))
     assert measured == pytest.approx(plain(tiny_model("llama"), sharing_map), rel=1e-4, abs=1e-5)
     assert [layer.__dict__["forward"] for layer in dispatched.model.layers] == hooked

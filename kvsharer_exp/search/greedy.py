@@ -7,11 +7,15 @@ of a smaller ratio is where the walk stood when it had that many targets.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import stdev
 
 from kvsharer_exp.errors import InputError
+from kvsharer_exp.evaluator import Accept
 from kvsharer_exp.records import (
     CandidateScores,
     DissimilarityRanking,
@@ -20,10 +24,13 @@ from kvsharer_exp.records import (
     LayerPair,
 )
 from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.statistics import t_quantile
+
+_CERTAIN = 1 - 1e-6
 
 ORDERS = ("dissimilar", "similar", "random")
 
-Advance = Callable[[SharingMap, Callable[[CandidateScores], bool]], tuple[CandidateScores, bool]]
+Advance = Callable[[SharingMap, Accept], tuple[CandidateScores, bool]]
 """`Evaluator.advance`: score by cosine, and move on to the map when it is accepted."""
 
 
@@ -71,7 +78,7 @@ def greedy(
 
     Args:
         advance: scores a candidate; None leaves the acceptance test out (every pair passes).
-        threshold: T in [-1, 1]; a candidate is accepted when its cosine is above it.
+        threshold: T in [-1, 1]; a candidate is accepted when its cosine `is_above` it.
         max_candidates: give up after that many pairs (the paper tries all).
         on_step: called after every pair tried with the step and the number of targets so far.
     """
@@ -84,11 +91,11 @@ def greedy(
         if pair.target in sharing_map.targets:
             continue
         candidate = sharing_map.share(pair.target, pair.source)
-        cosine, accepted = None, True
+        cosine, accepted, windows = None, True, 0
         if advance is not None:
-            scores, accepted = advance(candidate, lambda scores: scores.cosine > threshold)
-            cosine = scores.cosine
-        trace.append(GreedyStep(pair.target, pair.source, pair.distance, cosine, accepted))
+            scores, accepted = advance(candidate, partial(is_above, threshold))
+            cosine, windows = scores.cosine, len(scores.cosines)
+        trace.append(GreedyStep(pair.target, pair.source, pair.distance, cosine, accepted, windows))
         if accepted:
             sharing_map = candidate
             reached[len(candidate.targets)] = (
@@ -117,6 +124,23 @@ def greedy(
             )
         )
     return results
+
+
+def is_above(threshold: float, scores: CandidateScores, left: int) -> bool | None:
+    """Whether the mean cosine is above ``threshold`` on all windows, ``left`` of them unseen.
+
+    None while that is open: the mean of those seen is nearer to the threshold than Student's t
+    allows at one error in a million. Where all are seen it is the paper's test.
+    """
+    cosines = scores.cosines
+    seen = len(cosines)
+    if left:
+        if seen < 2:
+            return None
+        error = stdev(cosines) * math.sqrt(1 / seen - 1 / (seen + left))
+        if abs(scores.cosine - threshold) <= t_quantile(_CERTAIN, seen - 1) * error:
+            return None
+    return scores.cosine > threshold
 
 
 def trailing_layers(pairs: Sequence[LayerPair], num_layers: int, count: int) -> SharingMap:

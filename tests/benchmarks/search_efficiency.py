@@ -199,10 +199,9 @@ def measure(bench: Bench, held_out: HeldOut, method: str) -> dict[str, Any]:
     if method.endswith("greedy"):
         order = "dissimilar" if method.startswith("paper") else "similar"
         found = bench.walked(order)
-        spent = [
-            bench.walks[order][-1].candidates * bench.options.windows * bench.options.window_tokens
-        ]
-        curve = [(spent[0], GrowingFront(found, REFERENCE).volumes[-1])]
+        spent = sum(step.windows for step in bench.walks[order][-1].trace)
+        volume = GrowingFront(found, REFERENCE).volumes[-1]
+        curve = [(spent * bench.options.window_tokens, volume)]
     else:
         sampler, seeded = SEARCHES[method]
         found = bench.search(sampler, seeded)

@@ -1,5 +1,8 @@
 """The greedy strategy against a straightforward implementation, and its counts."""
 
+import math
+from statistics import fmean, stdev
+
 import pytest
 import torch
 
@@ -11,6 +14,7 @@ from kvsharer_exp.records import CandidateScores, DissimilarityRanking, LayerPai
 from kvsharer_exp.search.greedy import (
     adjacent_pairs,
     greedy,
+    is_above,
     num_targets,
     ordered_pairs,
     trailing_layers,
@@ -119,7 +123,7 @@ PAIRS = tuple(LayerPair(t, s, float(t - s)) for t in range(7, 0, -1) for s in ra
 
 def accept_all(candidate, accept):
     scores = CandidateScores((0.9,))
-    return scores, accept(scores)
+    return scores, accept(scores, 0)
 
 
 def test_one_walk_serves_every_ratio() -> None:
@@ -137,7 +141,7 @@ def test_one_walk_serves_every_ratio() -> None:
 def test_too_few_pairs_pass() -> None:
     def refuse(candidate, accept):
         scores = CandidateScores((0.2,))
-        return scores, accept(scores)
+        return scores, accept(scores, 0)
 
     (result,) = greedy(PAIRS, 8, [0.25], advance=refuse)
     assert (result.requested, result.found, result.candidates) == (2, 0, len(PAIRS))
@@ -148,6 +152,41 @@ def test_too_few_pairs_pass() -> None:
 def test_a_cosine_equal_to_the_threshold_does_not_pass() -> None:
     (result,) = greedy(PAIRS, 8, [0.125], advance=accept_all, threshold=0.9)
     assert result.found == 0
+
+
+def test_decides_when_the_windows_seen_leave_no_doubt() -> None:
+    def decided(*cosines: float, left: int) -> bool | None:
+        return is_above(0.5, CandidateScores(cosines), left)
+
+    alike, apart = (0.90, 0.92, 0.91, 0.93, 0.90, 0.92, 0.91, 0.93), (0.2, 0.9) * 4
+    assert decided(*alike, left=22) is True
+    assert decided(*(cosine - 0.8 for cosine in alike), left=22) is False
+    assert decided(*apart, left=22) is None  # 0.55, but it may yet fall
+    assert decided(*apart, left=0) is True
+    assert decided(0.9, left=1) is None  # one window says nothing of the others
+    # Nearer than 15.77 (Student's t, 7 degrees of freedom, 1e-6) standard errors, then farther.
+    error = stdev(alike) * math.sqrt(1 / 8 - 1 / 30)
+    mean = fmean(alike)
+    for distance, verdict in ((15.7, None), (15.8, True)):
+        assert is_above(mean - distance * error, CandidateScores(alike), 22) is verdict
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 0.9])
+def test_deciding_early_decides_alike(threshold: float) -> None:
+    model = tiny_model("llama")
+    many = tokens(batch=24, length=10)
+    pairs = ranking_of(model).pairs
+
+    def on_all(candidate, accept):
+        return whole.advance(candidate, lambda scores, left: None if left else accept(scores, 0))
+
+    whole = Evaluator(model, many, batch_size=6)
+    (expected,) = greedy(pairs, NUM_LAYERS, [0.5], advance=on_all, threshold=threshold)
+    early = Evaluator(model, many, batch_size=6)
+    (found,) = greedy(pairs, NUM_LAYERS, [0.5], advance=early.advance, threshold=threshold)
+    assert [s.accepted for s in found.trace] == [s.accepted for s in expected.trace]
+    assert {s.windows for s in expected.trace} == {24}
+    assert sum(s.windows for s in found.trace) < sum(s.windows for s in expected.trace)
 
 
 def test_without_the_acceptance_test_every_pair_passes_unscored() -> None:

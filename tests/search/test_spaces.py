@@ -214,7 +214,7 @@ class Walker:
     def advance(self, sharing_map, accept):
         self.tried += 1
         scores = CandidateScores((1 - self.cost * sum(sharing_map.targets),))
-        return scores, accept(scores)
+        return scores, accept(scores, 0)
 
     def reset(self) -> None:
         self.resets += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from optuna.distributions import (
 )
 
 from kvsharer_exp.errors import InputError, did_you_mean
+from kvsharer_exp.evaluator import Accept
 from kvsharer_exp.ranking import DISTANCES
 from kvsharer_exp.records import CandidateScores, DissimilarityRanking
 from kvsharer_exp.search.greedy import greedy, ordered_pairs
@@ -27,7 +28,7 @@ _PAPER = {"key_weight": 0.5, "threshold": 0.5}
 @dataclass(frozen=True)
 class _Memory:
     rankings: dict[tuple[str, float], DissimilarityRanking] = field(default_factory=dict)
-    scores: dict[SharingMap, CandidateScores] = field(default_factory=dict)
+    scores: dict[SharingMap, tuple[CandidateScores, int]] = field(default_factory=dict)
     walks: dict[tuple[tuple[str, Any], ...], list[SharingMap]] = field(default_factory=dict)
     params: dict[SharingMap, dict[str, Any]] = field(default_factory=dict)
 
@@ -127,15 +128,19 @@ class GreedyKnobs(Space):
         nearest = max(found[0].trace, key=lambda step: step.cosine or 0.0)
         return [SharingMap.identity(layers).share(nearest.target, nearest.source)] * len(found)
 
-    def _advance(
-        self, sharing_map: SharingMap, accept: Callable[[CandidateScores], bool]
-    ) -> tuple[CandidateScores, bool]:
-        """`Evaluator.advance`, without scoring what another walk scored."""
+    def _advance(self, sharing_map: SharingMap, accept: Accept) -> tuple[CandidateScores, bool]:
+        """`Evaluator.advance`, unless what another walk scored decides here too."""
         assert self.setting.advance is not None
-        if sharing_map not in self._memory.scores:
-            self._memory.scores[sharing_map], _ = self.setting.advance(sharing_map, accept)
-        scores = self._memory.scores[sharing_map]
-        return scores, accept(scores)
+        known = self._memory.scores.get(sharing_map)
+        accepted = None if known is None else accept(*known)
+        if known is not None and accepted is not None:
+            return known[0], accepted
+
+        def remember(scores: CandidateScores, left: int) -> bool | None:
+            self._memory.scores[sharing_map] = scores, left
+            return accept(scores, left)
+
+        return self.setting.advance(sharing_map, remember)
 
     def _ranking(self, knobs: Mapping[str, Any]) -> DissimilarityRanking:
         if self.setting.rank is None:
