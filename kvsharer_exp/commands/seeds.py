@@ -18,6 +18,7 @@ from kvsharer_exp.records import GreedyResult
 from kvsharer_exp.search.arms import Walker
 from kvsharer_exp.search.greedy import adjacent_pairs, num_targets, trailing_layers
 from kvsharer_exp.sharing.architectures import attention_layers, check_map
+from kvsharer_exp.sharing.projections import SharingError
 from kvsharer_exp.sharing_map import SharingMap, SharingMapError
 
 PAPER = "paper greedy"
@@ -71,8 +72,12 @@ def check_seeds(session: Session) -> list[Seed]:
             f"study.seeds holds maps of {shorten(model, 40)}, but the model is "
             f"{shorten(here, 40)}: give a file of this model, or only its list of maps"
         )
+    layers = attention_layers(session.model)
     for sharing_map in maps:
-        check_map(sharing_map, attention_layers(session.model))
+        try:
+            check_map(sharing_map, layers)
+        except SharingError as error:
+            raise InputError(f"study.seeds={shorten(path)}: {error}") from error
     return [(f"seed file {Path(path).name}", m) for m in maps if m.targets]
 
 
