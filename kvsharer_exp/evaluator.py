@@ -215,7 +215,7 @@ class Evaluator:
             with _skip(self._layers, reference.last_output):
                 raw = self._forward(self._batches[index], True)[1]
             assert raw is not None
-            probabilities = raw.float().softmax(-1)
+            probabilities = raw.softmax(-1, dtype=torch.float32)
             if index < self._kept_probabilities:
                 reference.probabilities = probabilities
         if reference.entropies is None:
@@ -237,7 +237,7 @@ class Evaluator:
         for tokens, logits, p, entropy in zip(
             self._batches[index], raw, *self._distributions(index), strict=True
         ):
-            q = logits.float().log_softmax(-1)
+            q = logits.log_softmax(-1, dtype=torch.float32)
             kl = -entropy - torch.linalg.vecdot(p, q)
             kls.append(max(0.0, kl.mean(dtype=torch.float64).item()))
             nlls.append(-q[:-1].gather(-1, tokens[1:, None]).mean(dtype=torch.float64).item())

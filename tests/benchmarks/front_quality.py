@@ -49,9 +49,10 @@ def sweep(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any
 
 
 def measure(seed: int, found: dict[str, Any], bench: Bench, held_out: HeldOut) -> dict[str, Any]:
-    """Ratios by size: of the front, and of the better greedy order."""
+    """Ratios by size: of the front, with their intervals, and of the better greedy order."""
     sizes = bench.options.sizes
     front = {entry["num_shared"]: entry for entry in found["front"]}
+    maps = [SharingMap(tuple(front[size]["kv_source_layers"])) for size in sizes]
     walked = [sharing_map for order in bench.walks for sharing_map in bench.maps(order)]
     return {
         "seed": seed,
@@ -59,8 +60,9 @@ def measure(seed: int, found: dict[str, Any], bench: Bench, held_out: HeldOut) -
         "hypervolume": found["hypervolume"],
         "stages": found["stages"],
         "kl": [front[size]["scores"]["kl"] for size in sizes],
-        "map": [front[size]["kv_source_layers"] for size in sizes],
-        "front": [held_out(SharingMap(tuple(front[size]["kv_source_layers"]))) for size in sizes],
+        "map": [sharing_map.kv_source_layers for sharing_map in maps],
+        "front": [held_out(sharing_map) for sharing_map in maps],
+        "interval": [held_out.interval(sharing_map) for sharing_map in maps],
         "greedy": [min(held_out(m) for m in walked if len(m.targets) == size) for size in sizes],
     }
 

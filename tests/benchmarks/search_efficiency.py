@@ -17,17 +17,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from kvsharer_exp.machine import settle
 
 settle()
 
-import torch  # noqa: E402
 
 from kvsharer_exp.calibration import block_errors, layer_means  # noqa: E402
 from kvsharer_exp.commands.session import ERROR_WINDOWS  # noqa: E402
@@ -39,7 +40,7 @@ from kvsharer_exp.models import load_model  # noqa: E402
 from kvsharer_exp.ranking import BLOCK_OUTPUT, distance_matrix, rank  # noqa: E402
 from kvsharer_exp.records import DissimilarityRanking, TrialResult  # noqa: E402
 from kvsharer_exp.report import to_markdown  # noqa: E402
-from kvsharer_exp.scoring import perplexity  # noqa: E402
+from kvsharer_exp.scoring import window_losses  # noqa: E402
 from kvsharer_exp.search.arms import Walker  # noqa: E402
 from kvsharer_exp.search.greedy import (  # noqa: E402
     adjacent_pairs,
@@ -184,14 +185,25 @@ class HeldOut:
         self._windows = token_windows(
             split_texts().report, tokenizer, num_windows=num_windows, window_tokens=256, seed=0
         )
-        self._known: dict[SharingMap, float] = {}
+        self._known: dict[SharingMap, list[float]] = {}
 
     def __call__(self, sharing_map: SharingMap) -> float:
-        for shared in (SharingMap.identity(sharing_map.num_layers), sharing_map):
+        return math.exp(fmean(self._lost(sharing_map)))
+
+    def interval(self, sharing_map: SharingMap) -> tuple[float, float]:
+        """95 %, over windows."""
+        mean = t_interval(self._lost(sharing_map))
+        return math.exp(mean.low), math.exp(mean.high)
+
+    def _lost(self, sharing_map: SharingMap) -> list[float]:
+        """By window, the log of its perplexity over the full cache's."""
+        full = SharingMap.identity(sharing_map.num_layers)
+        for shared in (full, sharing_map):
             if shared not in self._known:
-                with torch.inference_mode(), share_kv(self._model, shared):
-                    self._known[shared] = perplexity(self._model, self._windows)
-        return self._known[sharing_map] / self._known[SharingMap.identity(sharing_map.num_layers)]
+                with share_kv(self._model, shared):
+                    self._known[shared] = window_losses(self._model, self._windows)
+        pairs = zip(self._known[sharing_map], self._known[full], strict=True)
+        return [lost - kept for lost, kept in pairs]
 
 
 def measure(bench: Bench, held_out: HeldOut, method: str) -> dict[str, Any]:
