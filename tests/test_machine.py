@@ -36,7 +36,15 @@ def test_freed_memory_is_kept() -> None:
     assert int(run(HELD_AFTER_FREE, "settle")) >= 79  # MiB, of 80
 
 
-def test_a_wait_policy_of_the_users_own_stays() -> None:
+@pytest.mark.parametrize(
+    ("name", "own"), [("OMP_WAIT_POLICY", "ACTIVE"), ("OPENBLAS_NUM_THREADS", "3")]
+)
+def test_a_setting_of_the_users_own_stays(name: str, own: str) -> None:
     code = "from kvsharer_exp.machine import settle; settle()\n"
-    code += "import os; print(os.environ['OMP_WAIT_POLICY'])"
-    assert run(code, OMP_WAIT_POLICY="ACTIVE").strip() == "ACTIVE"
+    code += f"import os; print(os.environ[{name!r}])"
+    assert run(code, **{name: own}).strip() == own
+
+
+def test_the_command_line_settles_before_numpy_and_torch() -> None:
+    code = "import sys, kvsharer_exp.cli\nprint({'numpy', 'torch'} & set(sys.modules))"
+    assert run(code).strip() == "set()"
