@@ -88,11 +88,13 @@ class CompressionConfig:
 @dataclass
 class SearchConfig:
     """The paper's greedy strategy: order of the pairs, acceptance test, its threshold T. A pair is
-    decided on the first calibration windows where they leave no doubt, else on all."""
+    decided on the first calibration windows where they leave no doubt, otherwise, or with
+    ``all_windows``, on all of them."""
 
     order: str = "dissimilar"
     acceptance: bool = True
     threshold: float = 0.5
+    all_windows: bool = False
 
     def __post_init__(self) -> None:
         _one_of("search.order", self.order, ("dissimilar", "similar", "random"))

@@ -131,6 +131,7 @@ def _walker(varied: Session, given: tuple[SharingMap, ...]) -> Walker:
         varied.evaluator,
         varied.ranking,
         threshold=varied.config.search.threshold,
+        all_windows=varied.config.search.all_windows,
         max_candidates=varied.config.ablate.max_candidates,
         given=given,
     )

@@ -58,6 +58,7 @@ def walk(
         session.evaluator,
         session.ranking,
         threshold=settings.threshold,
+        all_windows=settings.all_windows,
         max_candidates=max_candidates,
     )
     arm = f"{order}_{'tested' if settings.acceptance else 'untested'}"

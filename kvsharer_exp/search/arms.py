@@ -61,6 +61,7 @@ class Walker:
 
     evaluator: scores candidates on the calibration windows (arms with the test only).
     threshold: T of the acceptance test.
+    all_windows: whether a candidate is scored on all windows when fewer decide.
     max_candidates: evaluations that an arm with the test may spend; None: the whole ranking.
     given: the maps of the arm ``given``.
     """
@@ -68,6 +69,7 @@ class Walker:
     evaluator: Evaluator
     ranking: DissimilarityRanking
     threshold: float = 0.5
+    all_windows: bool = False
     max_candidates: int | None = None
     given: tuple[SharingMap, ...] = ()
 
@@ -96,6 +98,7 @@ class Walker:
                 ratios,
                 advance=self.evaluator.advance if is_tested(arm) else None,
                 threshold=self.threshold,
+                all_windows=self.all_windows,
                 max_candidates=self.max_candidates if is_tested(arm) else None,
                 on_step=on_step,
             )

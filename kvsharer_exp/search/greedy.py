@@ -11,7 +11,6 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from statistics import stdev
 
 from kvsharer_exp.errors import InputError
@@ -71,6 +70,7 @@ def greedy(
     *,
     advance: Advance | None,
     threshold: float = 0.5,
+    all_windows: bool = False,
     max_candidates: int | None = None,
     on_step: Callable[[GreedyStep, int], None] | None = None,
 ) -> list[GreedyResult]:
@@ -79,11 +79,16 @@ def greedy(
     Args:
         advance: scores a candidate; None leaves the acceptance test out (every pair passes).
         threshold: T in [-1, 1]; a candidate is accepted when its cosine `is_above` it.
+        all_windows: score every candidate on all windows; else until its test is decided.
         max_candidates: give up after that many pairs (the paper tries all).
         on_step: called after every pair tried with the step and the number of targets so far.
     """
     wanted = sorted({num_targets(ratio, num_layers) for ratio in compressions})
     started = time.perf_counter()
+
+    def accept(scores: CandidateScores, left: int) -> bool | None:
+        return None if left and all_windows else is_above(threshold, scores, left)
+
     sharing_map = SharingMap.identity(num_layers)
     trace: list[GreedyStep] = []
     reached: dict[int, tuple[SharingMap, int, float]] = {}
@@ -93,7 +98,7 @@ def greedy(
         candidate = sharing_map.share(pair.target, pair.source)
         cosine, accepted, windows = None, True, 0
         if advance is not None:
-            scores, accepted = advance(candidate, partial(is_above, threshold))
+            scores, accepted = advance(candidate, accept)
             cosine, windows = scores.cosine, len(scores.cosines)
         trace.append(GreedyStep(pair.target, pair.source, pair.distance, cosine, accepted, windows))
         if accepted:

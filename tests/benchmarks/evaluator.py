@@ -90,15 +90,6 @@ def plain_advance(model: Any, windows: torch.Tensor) -> Advance:
     return advance
 
 
-def on_all_windows(advance: Advance) -> Advance:
-    """The same, but deciding nothing before the last window."""
-
-    def whole(sharing_map: SharingMap, accept: Accept) -> tuple[CandidateScores, bool]:
-        return advance(sharing_map, lambda scores, left: None if left else accept(scores, 0))
-
-    return whole
-
-
 def ranked(model: Any, windows: torch.Tensor) -> tuple[LayerPair, ...]:
     matrix = distance_matrix(model, layer_means(model, windows), distance="euclidean_flat")
     return rank(matrix, model_id="", distance="euclidean_flat").pairs
@@ -107,13 +98,13 @@ def ranked(model: Any, windows: torch.Tensor) -> tuple[LayerPair, ...]:
 def greedy_against_plain(model: Any, windows: torch.Tensor) -> None:
     pairs, layers = ranked(model, windows), len(attention_layers(model))
     walks = []
-    for make in (
-        lambda: Evaluator(model, windows).advance,
-        lambda: on_all_windows(Evaluator(model, windows).advance),
-        lambda: plain_advance(model, windows),
+    for make, all_windows in (
+        (lambda: Evaluator(model, windows).advance, False),
+        (lambda: Evaluator(model, windows).advance, True),
+        (lambda: plain_advance(model, windows), True),
     ):
         started = time.perf_counter()
-        found = greedy(pairs, layers, RATIOS, advance=make())[-1]
+        found = greedy(pairs, layers, RATIOS, advance=make(), all_windows=all_windows)[-1]
         walks.append((found, time.perf_counter() - started))
     plain, plain_seconds = walks[-1]
     for name, (found, seconds) in zip(("evaluator", "on all windows"), walks, strict=False):

@@ -10,7 +10,12 @@ from kvsharer_exp.calibration import layer_means
 from kvsharer_exp.errors import InputError
 from kvsharer_exp.evaluator import Evaluator
 from kvsharer_exp.ranking import distance_matrix, rank
-from kvsharer_exp.records import CandidateScores, DissimilarityRanking, LayerPair
+from kvsharer_exp.records import (
+    CandidateScores,
+    DissimilarityRanking,
+    GreedyResult,
+    LayerPair,
+)
 from kvsharer_exp.search.greedy import (
     adjacent_pairs,
     greedy,
@@ -177,13 +182,18 @@ def test_deciding_early_decides_alike(threshold: float) -> None:
     many = tokens(batch=24, length=10)
     pairs = ranking_of(model).pairs
 
-    def on_all(candidate, accept):
-        return whole.advance(candidate, lambda scores, left: None if left else accept(scores, 0))
+    def walk(all_windows: bool) -> GreedyResult:
+        advance = Evaluator(model, many, batch_size=6).advance
+        return greedy(
+            pairs,
+            NUM_LAYERS,
+            [0.5],
+            advance=advance,
+            threshold=threshold,
+            all_windows=all_windows,
+        )[0]
 
-    whole = Evaluator(model, many, batch_size=6)
-    (expected,) = greedy(pairs, NUM_LAYERS, [0.5], advance=on_all, threshold=threshold)
-    early = Evaluator(model, many, batch_size=6)
-    (found,) = greedy(pairs, NUM_LAYERS, [0.5], advance=early.advance, threshold=threshold)
+    found, expected = walk(all_windows=False), walk(all_windows=True)
     assert [s.accepted for s in found.trace] == [s.accepted for s in expected.trace]
     assert {s.windows for s in expected.trace} == {24}
     assert sum(s.windows for s in found.trace) < sum(s.windows for s in expected.trace)
