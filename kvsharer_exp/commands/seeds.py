@@ -77,7 +77,10 @@ def check_seeds(session: Session) -> list[Seed]:
         try:
             check_map(sharing_map, layers)
         except SharingError as error:
-            raise InputError(f"study.seeds={shorten(path)}: {error}") from error
+            raise InputError(
+                f"study.seeds={shorten(path)} holds a map that does not fit "
+                f"({shorten(error, 60)}): give maps of this model"
+            ) from error
     return [(f"seed file {Path(path).name}", m) for m in maps if m.targets]
 
 

@@ -231,7 +231,7 @@ def test_maps_of_a_file_are_scored_and_a_flat_front_ends_the_search(
         ("[[0, 5]]", "holds what is no map"),
         ('[{"sources": [0]}]', "holds what is no map"),
         ("[[0, 0, 1, 2]]", "map"),
-        ("[[0, 0, 2, 3]]", "study.seeds=maps.json: map has 4 layers but the model has 6"),
+        ("[[0, 0, 2, 3]]", "study.seeds=maps.json holds a map that does not fit (map has 4 layers"),
         ('{"model": {"id": "other/model"}, "front": [[0, 0, 2, 3, 4, 5]]}', "holds maps of other"),
     ],
 )
