@@ -79,7 +79,7 @@ def check_seeds(session: Session) -> list[Seed]:
         except SharingError as error:
             raise InputError(
                 f"study.seeds={shorten(path)} holds a map that does not fit "
-                f"({shorten(error, 60)}): give maps of this model"
+                f"({shorten(str(error).partition(':')[0])}): give maps of this model"
             ) from error
     return [(f"seed file {Path(path).name}", m) for m in maps if m.targets]
 
