@@ -32,6 +32,7 @@ from kvsharer_exp.models import ModelSpec, adds_bos, describe, load
 from kvsharer_exp.ranking import BLOCK_OUTPUT, distance_matrix, rank
 from kvsharer_exp.records import SCHEMA, CandidateScores, DissimilarityRanking
 from kvsharer_exp.scoring import TaskScorer, perplexity_of, window_losses
+from kvsharer_exp.search.greedy import CUTS
 from kvsharer_exp.sharing.architectures import attention_layers
 from kvsharer_exp.sharing.runtime import share_kv
 from kvsharer_exp.sharing_map import SharingMap
@@ -159,6 +160,7 @@ class Session:
             self.model,
             self.calibration_windows,
             batch_size=scoring.batch_size,
+            cuts=CUTS,
             memory_budget=int(scoring.memory_budget_gib * 2**30),
         )
 

@@ -31,7 +31,7 @@ from kvsharer_exp.evaluator import Accept, Evaluator  # noqa: E402
 from kvsharer_exp.models import load_model  # noqa: E402
 from kvsharer_exp.ranking import distance_matrix, rank  # noqa: E402
 from kvsharer_exp.records import CandidateScores, LayerPair  # noqa: E402
-from kvsharer_exp.search.greedy import Advance, greedy  # noqa: E402
+from kvsharer_exp.search.greedy import CUTS, Advance, greedy  # noqa: E402
 from kvsharer_exp.sharing.architectures import attention_layers  # noqa: E402
 from kvsharer_exp.sharing.runtime import share_kv  # noqa: E402
 from kvsharer_exp.sharing_map import SharingMap  # noqa: E402
@@ -99,7 +99,7 @@ def greedy_against_plain(model: Any, windows: torch.Tensor) -> None:
     pairs, layers = ranked(model, windows), len(attention_layers(model))
     walks = []
     for make, all_windows in (
-        (lambda: Evaluator(model, windows).advance, False),
+        (lambda: Evaluator(model, windows, cuts=CUTS).advance, False),
         (lambda: Evaluator(model, windows).advance, True),
         (lambda: plain_advance(model, windows), True),
     ):

@@ -169,10 +169,10 @@ def test_decides_when_the_windows_seen_leave_no_doubt() -> None:
     assert decided(*apart, left=22) is None  # 0.55, but it may yet fall
     assert decided(*apart, left=0) is True
     assert decided(0.9, left=1) is None  # one window says nothing of the others
-    # Nearer than 15.77 (Student's t, 7 degrees of freedom, 1e-6) standard errors, then farther.
+    # Nearer than 11.21 (Student's t, 7 degrees of freedom, 1e-5) standard errors, then farther.
     error = stdev(alike) * math.sqrt(1 / 8 - 1 / 30)
     mean = fmean(alike)
-    for distance, verdict in ((15.7, None), (15.8, True)):
+    for distance, verdict in ((11.2, None), (11.3, True)):
         assert is_above(mean - distance * error, CandidateScores(alike), 22) is verdict
 
 
