@@ -44,7 +44,7 @@ def layer_means(model: nn.Module, windows: torch.Tensor, *, batch_size: int = 8)
     keys: list[torch.Tensor | int] = [0] * len(layers)
     values: list[torch.Tensor | int] = [0] * len(layers)
     for batch in windows.split(batch_size):
-        with install(layers, identity, keep=True) as states:
+        with install(layers, [identity], keep=True) as states:
             model.base_model(batch.to(device), use_cache=False)  # type: ignore[operator]
         for index, (key, value) in states.items():
             keys[index] += key.float().sum(0).cpu()
@@ -77,7 +77,7 @@ def block_errors(
                 remember = partial(_remember, calls, layer.index)
                 handle = layer.block.register_forward_hook(remember, with_kwargs=True)
                 undo.callback(handle.remove)
-            with install(layers, identity, keep=True) as states:
+            with install(layers, [identity], keep=True) as states:
                 model.base_model(batch.to(device), use_cache=False)  # type: ignore[operator]
         for target in layers:
             args, kwargs, returned = calls[target.index]
@@ -87,7 +87,7 @@ def block_errors(
                     continue
                 pair = identity.share(target.index, source.index)
                 handed = {source.index: states[source.index]}
-                with install(layers, pair, shared=handed, keep=True):
+                with install(layers, [pair], shared=handed, keep=True):
                     shared = _output(target.block(*args, **kwargs))
                 error = (shared - own).square().sum(-1) / own.square().sum(-1)
                 totals[target.index][source.index] += error.mean(-1).sum().item()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import Any, cast
 
 import torch
@@ -114,11 +114,26 @@ class Evaluator:
         Raises:
             ValueError: ``windows`` begin or end within a batch.
         """
-        scores = CandidateScores(())
+        return self.score_together([sharing_map], windows=windows, logits=logits)[0]
+
+    @torch.inference_mode()
+    def score_together(
+        self,
+        maps: Sequence[SharingMap],
+        *,
+        windows: slice = slice(None),
+        logits: bool = True,
+    ) -> list[CandidateScores]:
+        """`score` of each of ``maps``, all in one forward per batch of windows.
+
+        They start where the first of them leaves what all have in common and is kept, so this pays
+        where one map leaves the device idle.
+        """
+        scores = [CandidateScores(())] * len(maps)
         for index in self._batches_of(windows):
-            more, states = self._score(index, sharing_map, logits)
-            self._states[index].keep(sharing_map, states)
-            scores += more
+            for number, (more, states) in enumerate(self._score(index, maps, logits)):
+                self._states[index].keep(maps[number], states)
+                scores[number] += more
         return scores
 
     def _batches_of(self, windows: slice) -> list[int]:
@@ -137,7 +152,7 @@ class Evaluator:
         map's states kept."""
         scores, kept, accepted = CandidateScores(()), [], None
         for index in range(len(self._batches)):
-            more, states = self._score(index, sharing_map, False)
+            ((more, states),) = self._score(index, [sharing_map], False)
             scores += more
             kept.append(states)
             accepted = accept(scores, self.num_windows - len(scores.cosines))
@@ -154,32 +169,54 @@ class Evaluator:
             states.forget_all_but(self._full)
 
     def _score(
-        self, index: int, sharing_map: SharingMap, logits: bool
-    ) -> tuple[CandidateScores, list[LayerState]]:
-        """Scores on one batch, and the states worth keeping."""
+        self, index: int, maps: Sequence[SharingMap], logits: bool
+    ) -> list[tuple[CandidateScores, list[LayerState]]]:
+        """By map, scores on one batch and the states worth keeping."""
         self._refer(index)  # first: its states are where candidates start
-        hidden, raw, states = self._run(index, sharing_map, logits)
-        return self._compare(index, hidden, raw), states
+        return [
+            (self._compare(index, hidden, raw), states)
+            for hidden, raw, states in self._run(index, maps, logits)
+        ]
 
     def _run(
-        self, index: int, sharing_map: SharingMap, logits: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None, list[LayerState]]:
-        """Forward of one batch from the first layer whose state is not kept; its hidden states,
-        logits, and the states worth keeping."""
-        check_map(sharing_map, self._layers)
-        start = self._states[index].longest(sharing_map)
+        self, index: int, maps: Sequence[SharingMap], logits: bool
+    ) -> list[tuple[torch.Tensor, torch.Tensor | None, list[LayerState]]]:
+        """Forward of one batch, once for each map, from the first layer on whose state is not kept
+        or not the same for all: by map hidden states, logits, and the states worth keeping."""
+        for sharing_map in maps:
+            check_map(sharing_map, self._layers)
+        start = self._states[index].longest(maps[0])[: _in_common(maps)]
         first, new = len(start), self._layers[len(start) : self._kept_layers]
-        self.layers_run += self.num_layers - first
-        shared = {i: s.key_value for i, s in enumerate(start) if s.key_value is not None}
+        self.layers_run += len(maps) * (self.num_layers - first)
+        shared = {
+            i: _repeat(state.key_value, len(maps))
+            for i, state in enumerate(start)
+            if state.key_value is not None
+        }
         outputs: dict[int, Any] = {}
         with ExitStack() as stack:
             if start:
-                stack.enter_context(_skip(self._layers[:first], start[-1].output))
-            stack.enter_context(install(self._layers, sharing_map, shared=shared, keep=bool(new)))
+                before = _repeat(start[-1].output, len(maps))
+                stack.enter_context(_skip(self._layers[:first], before))
+            stack.enter_context(install(self._layers, maps, shared=shared, keep=bool(new)))
             stack.enter_context(_record(new, outputs))
-            hidden, raw = self._forward(self._batches[index], logits)
-        states = [LayerState(outputs[layer.index], shared.get(layer.index)) for layer in new]
-        return hidden, raw, [*start, *states]
+            hidden, raw = self._forward(self._batches[index].repeat(len(maps), 1), logits)
+        runs = []
+        for part, sharing_map in enumerate(maps):
+
+            def mine(value: Any, part: int = part) -> Any:
+                return _part(value, part, len(maps))
+
+            sources = sharing_map.kv_source_layers
+            states = [
+                LayerState(
+                    mine(outputs[layer.index]),
+                    mine(shared[layer.index]) if sources[layer.index] == layer.index else None,
+                )
+                for layer in new
+            ]
+            runs.append((mine(hidden), mine(raw), [*start, *states]))
+        return runs
 
     def _forward(
         self, tokens: torch.Tensor, logits: bool
@@ -202,7 +239,7 @@ class Evaluator:
         if index not in self._references:
             last: dict[int, Any] = {}
             with _record(self._layers[-1:], last):
-                hidden, _, states = self._run(index, self._full, False)
+                ((hidden, _, states),) = self._run(index, [self._full], False)
             self._states[index].keep(self._full, states)
             self._references[index] = _Reference(hidden, last[self.num_layers - 1])
         return self._references[index]
@@ -259,6 +296,31 @@ class Evaluator:
         under_way = [num_tokens * size for size in accumulate(per_token)]
         layers = bisect_right(under_way, budget // 2)
         return batches, layers, budget - (under_way[layers - 1] if layers else 0)
+
+
+def _in_common(maps: Sequence[SharingMap]) -> int:
+    """The number of first layers whose sources are the same under all ``maps``."""
+    by_layer = zip(*(sharing_map.kv_source_layers for sharing_map in maps), strict=True)
+    alike = (len(set(sources)) == 1 for sources in by_layer)
+    return sum(1 for _ in takewhile(bool, alike))
+
+
+def _repeat(value: Any, times: int) -> Any:
+    """What a block returned or an owner left, for a batch of ``times`` as many windows."""
+    if times == 1 or value is None:
+        return value
+    if isinstance(value, tuple):
+        return tuple(_repeat(item, times) for item in value)
+    return value.repeat(times, *[1] * (value.ndim - 1))
+
+
+def _part(value: Any, part: int, parts: int) -> Any:
+    """One of equal parts of it, in memory of its own."""
+    if parts == 1 or value is None:
+        return value
+    if isinstance(value, tuple):
+        return tuple(_part(item, part, parts) for item in value)
+    return value.chunk(parts)[part].clone()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -238,3 +239,55 @@ def test_batches_end_at_the_cuts() -> None:
     assert (parts[0] + parts[1]).kls == pytest.approx(whole.kls, rel=1e-4, abs=1e-6)
     with pytest.raises(ValueError, match="within a batch"):
         evaluator.score(sharing_map, windows=slice(0, 2))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("budget", [2 << 30, 0], ids=["states-kept", "nothing-kept"])
+def test_maps_in_one_forward_score_as_each_alone(architecture: str, budget: int) -> None:
+    model = tiny_model(architecture)
+    maps = [*random_maps(model, 4), IDENTITY]
+    alone = Evaluator(model, WINDOWS, batch_size=2, memory_budget=budget)
+    together = Evaluator(model, WINDOWS, batch_size=2, memory_budget=budget)
+    for _ in range(2):  # from the full model's states, then from their own
+        scores = together.score_together(maps)
+        for sharing_map, found in zip(maps, scores, strict=True):
+            expected = alone.score(sharing_map)
+            assert found.cosines == pytest.approx(expected.cosines, abs=1e-5)
+            assert found.kls == pytest.approx(expected.kls, rel=1e-4, abs=1e-6)
+            assert found.nlls == pytest.approx(expected.nlls, rel=1e-4)
+
+
+def test_maps_in_one_forward_start_where_they_part_and_leave_their_own_states() -> None:
+    model = tiny_model("llama")
+    evaluator = Evaluator(model, WINDOWS, batch_size=5)
+    evaluator.score(IDENTITY)
+    maps = [IDENTITY.share(3, 1), IDENTITY.share(4, 0), IDENTITY.share(5, 3)]
+    forwards = []
+    handle = model.model.layers[-1].register_forward_pre_hook(lambda *_: forwards.append(1))
+    before = evaluator.layers_run
+    evaluator.score_together(maps)
+    handle.remove()
+    assert len(forwards) == 1
+    assert evaluator.layers_run - before == 3 * (NUM_LAYERS - 3)
+    ran, alone = evaluator.layers_run, Evaluator(model, WINDOWS, batch_size=5)
+    for sharing_map in maps:
+        evaluator.score(sharing_map)
+        alone.score(sharing_map)
+    assert evaluator.layers_run == ran
+    # A part of a larger tensor would hold all of it.
+    assert evaluator.kept_bytes == alone.kept_bytes
+
+
+def test_a_layer_that_all_maps_share_projects_nothing() -> None:
+    model = tiny_model("llama")
+    evaluator = Evaluator(model, WINDOWS, batch_size=5)
+    evaluator.score(IDENTITY)
+    ran, handles = [], []
+    for index in (3, 5):
+        projection = model.model.layers[index].self_attn.k_proj
+        hook = partial(lambda index, *_: ran.append(index), index)
+        handles.append(projection.register_forward_hook(hook))
+    evaluator.score_together([IDENTITY.share(3, 1), IDENTITY.share(3, 0).share(5, 0)])
+    for handle in handles:
+        handle.remove()
+    assert ran == [5]

@@ -8,6 +8,7 @@ every kind of cache (dynamic, static, sliding, quantised, offloaded) works, also
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +50,8 @@ class TargetView(_LayerView):
     """Stores nothing; gives the source's KV. ``was_read`` proves the attention went through.
 
     Args:
-        last: no layer after this one reads ``source``, so its KV can go.
+        sources: by map, equal parts of the batch; a map's own layer where it shares nothing here.
+        done: sources that no layer after this one reads, so their KV can go.
         rows: the stub of a fused projection, to be told what its zeros became.
     """
 
@@ -57,13 +59,13 @@ class TargetView(_LayerView):
         self,
         cache: Any,
         shared: dict[int, KeyValue],
-        source: int,
-        last: bool,
+        sources: tuple[int, ...],
+        done: Collection[int] = (),
         rows: QueryRows | None = None,
     ) -> None:
         super().__init__(cache, shared)
-        self._source = source
-        self._last = last
+        self._sources = sources
+        self._done = done
         self._rows = rows
         self.was_read = False
 
@@ -73,11 +75,25 @@ class TargetView(_LayerView):
         self.was_read = True
         if self._rows is not None:
             self._rows.confirm(layer_idx, key, value)
-        _vacate(self._cache, layer_idx)
-        take = self._shared.pop if self._last else self._shared.__getitem__
-        source_key, source_value = take(self._source)
+        if layer_idx in self._sources:  # an owner under some of the maps
+            self._shared[layer_idx] = (key, value)
+        else:
+            _vacate(self._cache, layer_idx)
+        given = _parts([self._shared[source] for source in self._sources], self._sources)
+        for source in self._done:
+            del self._shared[source]
         # Under a device map the source may live elsewhere; a no-op on one device.
-        return source_key.to(key.device), source_value.to(key.device)
+        return given[0].to(key.device), given[1].to(key.device)
+
+
+def _parts(given: Sequence[KeyValue], sources: tuple[int, ...]) -> KeyValue:
+    """Of the batch's equal parts each from its own source."""
+    if len(set(sources)) == 1:
+        return given[0]
+    split = [(key.chunk(len(given)), value.chunk(len(given))) for key, value in given]
+    keys = [split[part][0][part] for part in range(len(given))]
+    values = [split[part][1][part] for part in range(len(given))]
+    return torch.cat(keys), torch.cat(values)
 
 
 def _vacate(cache: Any, layer: int) -> None:

@@ -1,4 +1,4 @@
-"""The hooks that put a map into a model, and the place where sources leave KV for their targets.
+"""The hooks that put maps into a model, and the place where sources leave KV for their targets.
 
 Hooks are objects, not closures: a deep copy of a model that shares for good copies them with it,
 and its layers hand over KV among themselves only.
@@ -7,7 +7,7 @@ and its layers hand over KV among themselves only.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -98,12 +98,12 @@ class _Hook:
 
 @dataclass(slots=True)
 class _TargetHook(_Hook):
-    source: int
-    last: bool
+    sources: tuple[int, ...]
+    done: frozenset[int]
     rows: QueryRows | None
 
     def view(self, cache: Any, handover: Handover) -> TargetView:
-        view = TargetView(cache, handover.shared, self.source, self.last, self.rows)
+        view = TargetView(cache, handover.shared, self.sources, self.done, self.rows)
         handover.views[self.layer] = view
         return view
 
@@ -125,28 +125,33 @@ class _ReadCheck:
 
 def connect(
     layers: tuple[AttentionLayer, ...],
-    sharing_map: SharingMap,
+    maps: Sequence[SharingMap],
     exchange: Exchange,
     undo: ExitStack,
     *,
     keep: bool = False,
 ) -> None:
-    """Put ``sharing_map`` into the model; closing ``undo`` takes it out again.
+    """Put ``maps`` into the model; closing ``undo`` takes them out again.
 
-    ``keep``: every owner leaves its KV, and it stays after its last reader.
+    A batch is then as many equal parts as there are maps, each under its own; several only where
+    there is no cache. ``keep``: every owner leaves its KV, and it stays after its last reader.
     """
-    sources = sharing_map.kv_source_layers
-    last_reader = {sources[target]: target for target in sharing_map.targets}
+    last_reader: dict[int, int] = {}
+    for sharing_map in maps:
+        for target in sharing_map.targets:
+            source = sharing_map.kv_source_layers[target]
+            last_reader[source] = max(target, last_reader.get(source, target))
     for layer in layers:
-        source = sources[layer.index]
-        place = (layer.index, layer.cache_argument, layer.cache_position, exchange)
-        if source != layer.index:
-            rows = _replace(layer, undo)
-            last = not keep and last_reader[source] == layer.index
-            _before(layer, _TargetHook(*place, source, last, rows), undo)
-            check = layer.attention.register_forward_hook(_ReadCheck(layer.index, exchange))
+        index = layer.index
+        sources = tuple(sharing_map.kv_source_layers[index] for sharing_map in maps)
+        place = (index, layer.cache_argument, layer.cache_position, exchange)
+        if any(source != index for source in sources):
+            rows = _replace(layer, undo) if index not in sources else None
+            done = {s for s in sources if not keep and last_reader.get(s) == index}
+            _before(layer, _TargetHook(*place, sources, frozenset(done), rows), undo)
+            check = layer.attention.register_forward_hook(_ReadCheck(index, exchange))
             undo.callback(check.remove)
-        elif keep or layer.index in last_reader:
+        elif keep or index in last_reader:
             _before(layer, _Hook(*place), undo)
 
 

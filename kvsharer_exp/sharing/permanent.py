@@ -36,7 +36,7 @@ def make_shared(model: Model, sharing_map: SharingMap) -> Model:
     refuse_if_sharing(layers)
     saved = sum(layers[target].kv_parameter_bytes for target in sharing_map.targets)
     with ExitStack() as undo:
-        connect(layers, sharing_map, EachThread(), undo)
+        connect(layers, [sharing_map], EachThread(), undo)
         for layer in layers:
             for stub in layer.attention.children():
                 if isinstance(stub, QueryRows):

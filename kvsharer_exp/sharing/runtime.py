@@ -9,7 +9,7 @@ keys and values; (b) *cache* — the same view stores nothing for targets; both 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from weakref import WeakKeyDictionary
 
@@ -38,14 +38,14 @@ def share_kv(model: nn.Module, sharing_map: SharingMap) -> Iterator[nn.Module]:
     """
     layers = attention_layers(model)
     check_map(sharing_map, layers)
-    with install(layers, sharing_map):
+    with install(layers, [sharing_map]):
         yield model
 
 
 @contextmanager
 def install(
     layers: tuple[AttentionLayer, ...],
-    sharing_map: SharingMap,
+    maps: Sequence[SharingMap],
     *,
     shared: dict[int, KeyValue] | None = None,
     keep: bool = False,
@@ -53,6 +53,7 @@ def install(
     """`share_kv` on layers found before; yields the KV handed from sources to targets.
 
     Args:
+        maps: under each runs an equal part of the batch; several only where there is no cache.
         shared: KV by layer that is there from the start (sources that will not run).
         keep: every owner leaves its KV, and it stays after its last reader: for calibration and
             for resuming a forward in the middle.
@@ -67,7 +68,7 @@ def install(
             refuse_if_sharing(layers)
             undo.callback(_active.pop, layers[0].attention, None)
             _active[layers[0].attention] = thread
-        connect(layers, sharing_map, OneThread(Handover(shared), thread), undo, keep=keep)
+        connect(layers, maps, OneThread(Handover(shared), thread), undo, keep=keep)
         yield shared
 
 

@@ -27,12 +27,12 @@ def key_value(seed: int, length: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_substitution_gives_the_target_its_sources_kv() -> None:
     shared, cache = {}, DynamicCache()
-    source, target = SourceView(cache, shared), TargetView(cache, shared, source=0, last=True)
+    source, target = SourceView(cache, shared), TargetView(cache, shared, sources=(0,), done={0})
     first = source.update(*key_value(0), 0)
     assert target.update(*key_value(1), 3) == first
     assert shared == {}  # dropped after its last reader
     grown = source.update(*key_value(2, length=1), 0)
-    read = TargetView(cache, shared, source=0, last=False).update(*key_value(3), 3)
+    read = TargetView(cache, shared, sources=(0,)).update(*key_value(3), 3)
     assert read == grown
     assert grown[0].shape[-2] == 4
     assert 0 in shared
@@ -42,14 +42,24 @@ def test_substitution_works_without_a_cache() -> None:
     shared = {}
     given = key_value(0)
     assert SourceView(None, shared).update(*given, 0) == given
-    assert TargetView(None, shared, source=0, last=True).update(*key_value(1), 1) == given
+    assert TargetView(None, shared, sources=(0,), done={0}).update(*key_value(1), 1) == given
+
+
+def test_each_part_of_a_batch_reads_its_own_maps_source() -> None:
+    shared = {0: key_value(0), 1: key_value(1)}
+    own = key_value(2)
+    read = TargetView(None, shared, sources=(1, 2), done={1}).update(*own, 2)
+    for side in (0, 1):  # two rows: one for each of two maps
+        assert torch.equal(read[side][0], key_value(1)[side][0])
+        assert torch.equal(read[side][1], own[side][1])
+    assert shared.keys() == {0, 2}  # it owns its KV under the second map
 
 
 def test_a_target_stores_nothing() -> None:
     shared, cache = {}, DynamicCache()
     SourceView(cache, shared).update(*key_value(0), 0)
     before = cache_bytes(cache)
-    TargetView(cache, shared, source=0, last=False).update(*key_value(1), 1)
+    TargetView(cache, shared, sources=(0,)).update(*key_value(1), 1)
     assert cache_bytes(cache) == before == 2 * 2 * 2 * 3 * 4 * 4
 
 
