@@ -164,12 +164,14 @@ class ScoringConfig:
     """What the search optimises and what the report measures; the two may not overlap, except
     for tasks named in ``allow_overlap``. ``fitness``: kl, cosine, perplexity or lm_eval, or several
     with weights, like ``{kl: 1, lm_eval: 0.5}``. Its windows are longer than the calibration's:
-    short ones favour maps that fail further on."""
+    short ones favour maps that fail further on. ``maps_per_forward``: how many maps go through the
+    first stage at once; more pay where one leaves the device idle, not on a CPU."""
 
     fitness: Any = "kl"
     num_windows: int = 24
     window_tokens: int = 256
     batch_size: int = 8
+    maps_per_forward: int = 1
     memory_budget_gib: float = 4.0
     search: TasksConfig = field(default_factory=TasksConfig)
     report: TasksConfig = field(default_factory=TasksConfig)
@@ -184,6 +186,7 @@ class ScoringConfig:
         _at_least("scoring.num_windows", self.num_windows, 1)
         _at_least("scoring.window_tokens", self.window_tokens, 2)
         _at_least("scoring.batch_size", self.batch_size, 1)
+        _at_least("scoring.maps_per_forward", self.maps_per_forward, 1)
         if self.memory_budget_gib < 0:
             raise InputError("scoring.memory_budget_gib is negative: give GiB, 0 keeps nothing")
         if "lm_eval" in self.weights and not self.search.tasks:

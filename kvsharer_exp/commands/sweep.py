@@ -111,6 +111,8 @@ def _sweep(session: Session, study: optuna.Study, max_shared: int, given: Sequen
             n_trials=config.study.n_trials if config.study.minutes is None else None,
             minutes=config.study.minutes,
             on_result=on_result,
+            together=config.scoring.maps_per_forward,
+            look_ahead=scorer.look_ahead,
         )
     searched = session.seconds - searched
     if not found:

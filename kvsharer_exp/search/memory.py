@@ -9,6 +9,7 @@ from statistics import fmean
 
 import numpy as np
 import optuna
+from optuna.trial import TrialState
 
 from kvsharer_exp.records import TrialResult
 from kvsharer_exp.search.loss_model import LossModel
@@ -27,11 +28,16 @@ class Memory:
         self.space = space
         self.model = LossModel(space.ranking, errors)
         self._results: dict[int, TrialResult] = {}
+        self._under_way: set[SharingMap] = set()
 
     def update(self, study: optuna.Study) -> None:
         """Take in the trials that ended since, and fit the model to all losses above 0."""
+        self._under_way.clear()
+        drawn = self.space.distributions().keys()
         for trial in study.get_trials(deepcopy=False):
-            if trial.number not in self._results and "result" in trial.user_attrs:
+            if trial.state == TrialState.RUNNING and trial.params.keys() == drawn:
+                self._under_way.add(self.space.decode(trial.params))
+            elif trial.number not in self._results and "result" in trial.user_attrs:
                 result = TrialResult.from_json(trial.user_attrs["result"])
                 if result.status != "failed":
                     self._results[trial.number] = result
@@ -47,7 +53,8 @@ class Memory:
 
     @property
     def known(self) -> set[SharingMap]:
-        return {result.sharing_map for result in self._results.values()}
+        """Scored, or drawn to be."""
+        return {result.sharing_map for result in self._results.values()} | self._under_way
 
     def counts(self) -> Counter[int]:
         """How many maps of each size were tried so far."""

@@ -131,11 +131,19 @@ class StagedScorer:
         self._model, self._evaluator, self._tasks = model, evaluator, tasks
         self._fitness, self._margin = fitness, margin
         self._screens = [count for count in screen_windows if count < evaluator.num_windows]
+        self._ahead: dict[SharingMap, CandidateScores] = {}
         # Tasks are too dear for the first stages: KL stands for them.
         cheap = [(w, parts[n].loss) for n, w in fitness.items() if parts[n].loss is not None]
         self._cheap = cheap or [(1.0, FITNESSES["kl"].loss)]
         self.reference_score = -sum(w * parts[n].reference for n, w in fitness.items())
         self.full_tasks = tasks.score() if tasks is not None else {}
+
+    def look_ahead(self, maps: Sequence[SharingMap]) -> None:
+        """Measure the first stage of all ``maps`` in one forward, for when each is scored."""
+        if self._screens:
+            windows = slice(self._screens[0])
+            measured = self._evaluator.score_together(maps, windows=windows)
+            self._ahead = dict(zip(maps, measured, strict=True))
 
     def __call__(
         self, sharing_map: SharingMap, size: Footprint, results: Sequence[TrialResult]
@@ -148,10 +156,11 @@ class StagedScorer:
         )
         best = max(rivals, key=lambda rival: rival.score or 0.0, default=None)
         scores: dict[str, float] = {}
-        measured = CandidateScores(())
+        measured = self._ahead.pop(sharing_map, CandidateScores(()))
         for windows in self._screens:
-            more = slice(len(measured.cosines), windows)
-            measured += self._evaluator.score(sharing_map, windows=more)
+            seen = len(measured.cosines)
+            if seen < windows:
+                measured += self._evaluator.score(sharing_map, windows=slice(seen, windows))
             name = screen(windows)
             scores[name] = self._loss(measured)
             margin = self._margin_of(windows, results)

@@ -105,6 +105,8 @@ def run_search(
     n_trials: int | None = None,
     minutes: float | None = None,
     on_result: Callable[[TrialResult], bool] | None = None,
+    together: int = 1,
+    look_ahead: Callable[[Sequence[SharingMap]], None] | None = None,
 ) -> list[TrialResult]:
     """Search until the study holds ``n_trials`` distinct maps, ``minutes`` have passed, or
     ``on_result`` says so.
@@ -112,6 +114,8 @@ def run_search(
     Args:
         seeds: (origin, map) pairs, scored first, unless the study knows them.
         on_result: called with each new result, after it was stored; true ends the search.
+        together: how many maps the sampler is asked for before the first of them is scored; the
+            new ones among them go to ``look_ahead``.
 
     Returns:
         All results of the study. A trial whose scoring raises ``RuntimeError`` or
@@ -132,13 +136,21 @@ def run_search(
         if deadline is not None and time.monotonic() >= deadline:
             break
         working.sampler = unstuck if repeats >= _STUCK else sampler
-        trial = working.ask(distributions)
-        sharing_map = space.decode(trial.params)
-        result = known.get(sharing_map.digest)
-        if result is not None:
-            repeats += 1
-            trial.set_user_attr(_CACHED, result.number)
-        else:
+        left = together if n_trials is None else min(together, n_trials - len(known))
+        asked = []
+        for _ in range(left):
+            trial = working.ask(distributions)
+            asked.append((trial, space.decode(trial.params)))
+        new = dict.fromkeys(m for _, m in asked if m.digest not in known)
+        if look_ahead is not None and len(new) > 1:
+            look_ahead(list(new))
+        for trial, sharing_map in asked:
+            result = known.get(sharing_map.digest)
+            if result is not None:
+                repeats += 1
+                trial.set_user_attr(_CACHED, result.number)
+                study.add_trial(_tell(working, trial.number, result))
+                continue
             repeats = 0
             size = footprint(sharing_map)
             started = time.perf_counter()
@@ -159,9 +171,9 @@ def run_search(
             )
             trial.set_user_attr(_RESULT, result.to_json())
             known[sharing_map.digest] = result
-        study.add_trial(_tell(working, trial.number, result))
-        if not repeats and on_result is not None and on_result(result):
-            break
+            study.add_trial(_tell(working, trial.number, result))
+            if on_result is not None and on_result(result):
+                return list(known.values())
     return list(known.values())
 
 

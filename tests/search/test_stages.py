@@ -13,6 +13,7 @@ from kvsharer_exp.evaluator import Evaluator
 from kvsharer_exp.records import Footprint, TrialResult
 from kvsharer_exp.search.stages import (
     FIT,
+    Outcome,
     StagedScorer,
     agreements,
     learned_margin,
@@ -137,3 +138,22 @@ def test_every_stage_sees_more_windows_and_may_stop_a_map(evaluator: Evaluator) 
     results = [replace(rival, number=n, scores=dict(complete.scores)) for n in range(3)]
     pairs = [(a.cheap, a.dear, a.maps) for a in agreements(results, {"kl": 1.0})]
     assert pairs == [("screen/2", "screen/4", 3), ("screen/4", "fit", 3)]
+
+
+def test_maps_looked_ahead_at_score_as_without_in_fewer_forwards() -> None:
+    size, forwards = Footprint(1, 0.5, 0), []
+    model = tiny_model("llama")
+
+    def outcomes(ahead: bool) -> list[Outcome]:
+        staged = scorer(Evaluator(model, WINDOWS, batch_size=2), screen_windows=[2, 4])
+        handle = model.model.layers[-1].register_forward_pre_hook(lambda *_: forwards.append(ahead))
+        if ahead:
+            staged.look_ahead(MAPS[:3])
+        found = [staged(sharing_map, size, []) for sharing_map in MAPS[:4]]
+        handle.remove()
+        return found
+
+    for one, other in zip(outcomes(True), outcomes(False), strict=True):
+        assert one.scores == pytest.approx(other.scores, rel=1e-4, abs=1e-6)
+        assert one.window_losses == pytest.approx(other.window_losses, rel=1e-4, abs=1e-6)
+    assert forwards.count(False) - forwards.count(True) == 2

@@ -78,6 +78,23 @@ def test_scores_the_seeds_first_and_no_map_twice(tmp_path, sampler: str, kind: s
             assert trial.values == [result.footprint.kv_fraction, result.score]
 
 
+@pytest.mark.parametrize("sampler", ["random", "tpe", *STRATEGIES])
+def test_maps_asked_together_are_new_ones_and_scored_once(tmp_path, sampler: str) -> None:
+    scorer, seen = Scorer(), []
+    found, trials, cached = search(
+        tmp_path, scorer, 22, sampler=sampler, together=4, look_ahead=seen.append
+    )
+    assert len(found) == len(scorer.scored) == len(set(scorer.scored)) == 22
+    assert len(trials) == 22 + cached
+    assert all(1 < len(maps) == len(set(maps)) <= 4 for maps in seen)
+    ahead = [str(sharing_map) for maps in seen for sharing_map in maps]
+    assert len(ahead) == len(set(ahead))
+    assert set(ahead) <= set(scorer.scored)
+    if sampler in STRATEGIES:  # they do not propose what is under way
+        assert [len(maps) for maps in seen] == [4, 4, 4, 4, 4, 2]
+        assert not cached
+
+
 @pytest.mark.parametrize("storage", ["journal", "sqlite"])
 def test_the_same_command_continues(tmp_path, storage: str) -> None:
     url = f"sqlite:///{tmp_path}/study.db" if storage == "sqlite" else None
