@@ -43,10 +43,10 @@ class Beam:
         """All to ``size`` targets, the one expected to lose least first."""
         # Single pairs are where the model learns: there what is uncertain gets tried as well.
         costs = memory.model.draw(rng, 1.0 if size == 1 else 0.0)
-        made = {
+        made = (
             parent.share(target, source)
             for parent in memory.best(self.width).get(size - 1, [])
             for target, source in memory.model.pairs
             if target not in parent.targets
-        }
-        yield from sorted(made, key=lambda m: (memory.cost(costs, m), m.kv_source_layers))
+        )
+        yield from memory.ranked(made, costs)

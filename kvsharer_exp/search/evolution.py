@@ -47,9 +47,8 @@ class Evolution:
                 size = _most_promising(memory, costs, favourites)
             else:
                 size = int(rng.integers(1, memory.space.max_shared + 1))
-            made = {*favourites.values(), *self._make(memory, rng, archive, size)}
-            made = {child for child in made if len(child.targets) == size}
-            yield from sorted(made, key=lambda m: (memory.cost(costs, m), m.kv_source_layers))
+            made = [*favourites.values(), *self._make(memory, rng, archive, size)]
+            yield from memory.ranked((m for m in made if len(m.targets) == size), costs)
 
     def _make(
         self,
@@ -123,9 +122,9 @@ def _favourites(memory: Memory, costs: np.ndarray) -> dict[int, SharingMap]:
 def _most_promising(memory: Memory, costs: np.ndarray, favourites: dict[int, SharingMap]) -> int:
     """The size whose favourite is expected to beat the best map so far by the largest factor."""
     lowest, known = memory.lowest(), memory.known
-    factors = {
-        size: lowest.get(size, np.inf) / memory.cost(costs, favourite)
-        for size, favourite in favourites.items()
-        if favourite not in known
-    }
-    return max(factors or favourites, key=lambda size: factors.get(size, 0.0))
+    new = {size: favourite for size, favourite in favourites.items() if favourite not in known}
+    if not new:
+        return min(favourites)
+    losses = memory.model.expected(list(new.values()), costs)
+    factors = [lowest.get(size, np.inf) / loss for size, loss in zip(new, losses, strict=True)]
+    return list(new)[int(np.argmax(factors))]

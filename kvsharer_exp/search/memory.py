@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 import numpy as np
@@ -81,10 +81,13 @@ class Memory:
                 found[size] = min(found.get(size, math.inf), loss)
         return found
 
-    def cost(self, costs: np.ndarray, sharing_map: SharingMap) -> float:
-        """The loss of a map if its pairs lose ``costs`` (one for each pair of the model)."""
-        pairs = self.model.indices(sharing_map)
-        return float(len(pairs) ** self.model.growth * costs[pairs].sum())
+    def ranked(self, maps: Iterable[SharingMap], costs: np.ndarray) -> list[SharingMap]:
+        """The map expected to lose least first, if the pairs lose ``costs``."""
+        listed = sorted(set(maps), key=lambda shared: shared.kv_source_layers)
+        if not listed:
+            return []
+        order = np.argsort(self.model.expected(listed, costs), kind="stable")
+        return [listed[index] for index in order]
 
 
 def _losses(results: Sequence[TrialResult]) -> list[tuple[SharingMap, float]]:

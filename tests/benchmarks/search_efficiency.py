@@ -43,13 +43,14 @@ from kvsharer_exp.report import to_markdown  # noqa: E402
 from kvsharer_exp.scoring import window_losses  # noqa: E402
 from kvsharer_exp.search.arms import Walker  # noqa: E402
 from kvsharer_exp.search.greedy import (  # noqa: E402
+    CUTS,
     adjacent_pairs,
     num_targets,
     trailing_layers,
 )
 from kvsharer_exp.search.samplers import make_sampler  # noqa: E402
 from kvsharer_exp.search.spaces import make_space  # noqa: E402
-from kvsharer_exp.search.stages import FIT, StagedScorer  # noqa: E402
+from kvsharer_exp.search.stages import FIT, StagedScorer, screen  # noqa: E402
 from kvsharer_exp.search.study import open_study, run_search  # noqa: E402
 from kvsharer_exp.sharing.runtime import share_kv  # noqa: E402
 from kvsharer_exp.sharing_map import SharingMap  # noqa: E402
@@ -58,7 +59,7 @@ from kvsharer_exp.texts import split_texts, token_windows  # noqa: E402
 from kvsharer_exp.tracking import environment  # noqa: E402
 
 REFERENCE = (1.0, -2.0)
-SCREEN_WINDOWS = 8  # a whole batch of the evaluator
+SCREEN_WINDOWS = [2, 8]  # those of a sweep
 # Name → sampler, and whether it is seeded.
 SEARCHES = {
     "random": ("random", False),
@@ -88,12 +89,13 @@ class Bench:
         )
         matrix = distance_matrix(model, layer_means(model, windows), distance="euclidean_flat")
         self.ranking = rank(matrix, model_id=options.model, distance="euclidean_flat")
-        self.evaluator = Evaluator(model, windows)
+        self.evaluator = Evaluator(model, windows, cuts=SCREEN_WINDOWS)
+        walking = Evaluator(model, windows, cuts=CUTS)
         few = windows[:ERROR_WINDOWS]
         self.errors = block_errors(model, few)
         self.error_tokens = len(self.ranking.pairs) * few.numel() // self.ranking.num_layers
         self.sizes = sorted({*options.sizes, *_asked(self.ranking)})
-        walker = Walker(self.evaluator, self.ranking, max_candidates=3 * max(self.sizes))
+        walker = Walker(walking, self.ranking, max_candidates=3 * max(self.sizes))
         ratios = [size / self.ranking.num_layers for size in self.sizes]
         self.walks = {
             order: walker.run(f"{order}_tested", ratios) for order in ("dissimilar", "similar")
@@ -120,7 +122,8 @@ class Bench:
 
     def tokens(self, result: TrialResult) -> int:
         """Calibration tokens a map was evaluated on."""
-        windows = self.options.windows if FIT in result.scores else SCREEN_WINDOWS
+        seen = [n for n in SCREEN_WINDOWS if screen(n) in result.scores]
+        windows = self.options.windows if FIT in result.scores else seen[-1]
         return windows * self.options.window_tokens
 
     def search(self, sampler: str, seeded: bool) -> list[TrialResult]:
@@ -143,7 +146,7 @@ class Bench:
                     self.model,
                     self.evaluator,
                     fitness={"kl": 1.0},
-                    screen_windows=[SCREEN_WINDOWS],
+                    screen_windows=SCREEN_WINDOWS,
                 ),
                 sampler=make_sampler(
                     sampler,

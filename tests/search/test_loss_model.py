@@ -91,3 +91,25 @@ def test_equal_keys_and_values_have_no_block_error_and_that_is_no_trouble() -> N
     model.fit(SINGLES, [loss(single) for single in SINGLES])
     wanted = np.log([TRUE[pair] for pair in model.pairs])
     assert np.corrcoef(np.log(estimate(model)), wanted)[0, 1] > 0.9
+
+
+def test_what_does_not_add_up_is_expected_of_maps_alike() -> None:
+    odd = IDENTITY.share(3, 0).share(5, 0).share(8, 0).share(9, 0)
+    alike = IDENTITY.share(3, 0).share(5, 0).share(8, 0).share(7, 0)
+    unlike = IDENTITY.share(2, 1).share(4, 1).share(6, 1).share(7, 0)
+    model = LossModel(RANKING)
+    others = [IDENTITY.share(t, 1).share(t + 1, 1).share(7, 1).share(8, 1) for t in (2, 3, 4, 5)]
+    add_up = [*SINGLES, *others]
+    ratio = 0.7  # the four are less harm together
+    model.fit([*add_up, odd], [loss(m) for m in add_up] + [ratio * loss(odd)])
+    costs = estimate(model)
+    added = [4**model.growth * costs[model.indices(m)].sum() for m in (odd, alike, unlike)]
+    rest = model.expected([odd, alike, unlike], costs) / added
+    assert ratio < rest[0] < rest[1] < rest[2]
+
+
+def test_before_any_loss_the_pairs_alone_are_expected_to_count() -> None:
+    model = LossModel(RANKING)
+    maps, costs = SINGLES[:3], estimate(model)
+    singly = [costs[model.indices(single)[0]] for single in maps]
+    assert model.expected(maps, costs) == pytest.approx(singly)
