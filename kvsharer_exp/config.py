@@ -113,7 +113,9 @@ class ComponentConfig:
 @dataclass
 class StudyConfig:
     """The Optuna study. ``n_trials`` counts distinct maps in the whole study, seeds and resumed
-    ones included; ``minutes`` ends the search phase of this run instead. ``patience``: so many maps
+    ones included; ``minutes`` ends the search phase of this run instead. A quarter of them goes to
+    the finals: the best maps of each size on up to ``final_windows`` further windows (null: as many
+    as there is time for; without ``minutes`` none). ``patience``: so many maps
     in a row that add less than 0.1 % to the hypervolume end it earlier. ``storage``: an RDB URL or
     a journal file (default: a journal under ``tracking.folder``). ``seeds``: a file with maps to
     start from (a list of maps, or a front.json or result.json of a sweep). A map is scored on the
@@ -123,6 +125,7 @@ class StudyConfig:
     name: str | None = None
     n_trials: int = 55
     minutes: float | None = None
+    final_windows: int | None = None
     storage: str | None = None
     fresh: bool = False
     patience: int | None = None
@@ -139,6 +142,8 @@ class StudyConfig:
             )
         if self.minutes is not None and self.minutes <= 0:
             raise InputError(f"study.minutes={self.minutes:g}: give minutes above 0, or leave out")
+        if self.final_windows is not None:
+            _at_least("study.final_windows", self.final_windows, 0)
         if self.patience is not None:
             _at_least("study.patience", self.patience, 1)
         if self.margin is not None and self.margin < 0:

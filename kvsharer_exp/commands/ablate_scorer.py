@@ -37,7 +37,7 @@ class Scorer:
             session.model,
             session.report_windows,
             batch_size=scoring.batch_size,
-            memory_budget=int(scoring.memory_budget_gib * 2**30),
+            memory_budget=session.memory_budget,
         )
         self._known: dict[str, Scores] = {}
         self._rows = 0

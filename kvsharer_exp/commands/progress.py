@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import optuna
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kvsharer_exp.commands.finals import search_minutes
 from kvsharer_exp.commands.session import Session
 from kvsharer_exp.front import GrowingFront, best_per_size
 from kvsharer_exp.records import TrialResult
@@ -56,8 +57,9 @@ def progress(
         stopped = sum(result.status == "screened_out" for result in found)
         losses = [f"{n}: {-(best[n] or 0.0):.2g}" for n in sorted(set(sizes)) if n in best]
         words = [f"hv {volume:.3f}", *losses, f"{stopped} screened out"]
-        if config.study.minutes is not None:
-            left = config.study.minutes - (session.seconds - started) / 60
+        minutes = search_minutes(config)
+        if minutes is not None:
+            left = minutes - (session.seconds - started) / 60
             words.append(f"{max(0.0, left):.0f} min")
         return " · ".join(words)
 

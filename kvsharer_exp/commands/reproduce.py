@@ -99,7 +99,8 @@ def run(config: Config) -> int:
 def recorded_config(recorded: FinishedRun, config: Config) -> Config:
     """The configuration as recorded, with the store of this command and a study of its own.
 
-    A sweep that was continued, or ended by the clock, evaluates as many maps as it held.
+    A sweep that was continued, or ended by the clock, evaluates as many maps as it held, and on as
+    many windows in the finals.
 
     Raises:
         InputError: none was recorded, or one that this version does not read.
@@ -121,6 +122,7 @@ def recorded_config(recorded: FinishedRun, config: Config) -> Config:
         storage=None,
         fresh=False,
         minutes=None,
+        final_windows=recorded.result.get("finals", {}).get("windows", 0),
         n_trials=count or held.study.n_trials,
     )
     return replace(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -161,7 +162,7 @@ class Session:
             self.calibration_windows,
             batch_size=scoring.batch_size,
             cuts=CUTS,
-            memory_budget=int(scoring.memory_budget_gib * 2**30),
+            memory_budget=self.memory_budget,
         )
 
     @cached_property
@@ -169,9 +170,7 @@ class Session:
         """Of the scoring windows: the fitness. Fewer where the text has no more, and those of the
         calibration where it has none."""
         scoring = self.config.scoring
-        windows = self._windows(
-            self.parts.calibration, scoring.num_windows, scoring.window_tokens, at_most=True
-        )
+        windows = self._scoring_windows(scoring.num_windows)
         if len(windows) < scoring.num_windows:
             self.say(
                 f"the calibration text has {len(windows)} windows of {scoring.window_tokens} "
@@ -179,7 +178,7 @@ class Session:
                 + ("" if len(windows) else ": maps are scored on the calibration windows")
             )
         other = self.__dict__.get("evaluator")  # where the command has none, none is made
-        left = int(scoring.memory_budget_gib * 2**30) - (other.kept_bytes if other else 0)
+        left = self.memory_budget - (other.kept_bytes if other else 0)
         return Evaluator(
             self.model,
             windows if len(windows) else self.calibration_windows,
@@ -187,6 +186,25 @@ class Session:
             cuts=self.config.study.screen_windows,
             memory_budget=max(0, left),
         )
+
+    @cached_property
+    def final_windows(self) -> torch.Tensor:
+        """(num_windows, window_tokens) of the calibration text after the scoring windows: as many
+        as ``study.final_windows`` asks and the text gives."""
+        study, scoring = self.config.study, self.config.scoring
+        wanted = study.final_windows
+        if wanted is None:
+            wanted = sys.maxsize if study.minutes is not None else 0
+        return self._scoring_windows(scoring.num_windows + wanted)[scoring.num_windows :]
+
+    def _scoring_windows(self, at_most: int) -> torch.Tensor:
+        tokens = self.config.scoring.window_tokens
+        return self._windows(self.parts.calibration, at_most, tokens, at_most=True)
+
+    @property
+    def memory_budget(self) -> int:
+        """Bytes that an evaluator may keep."""
+        return int(self.config.scoring.memory_budget_gib * 2**30)
 
     def varied(self, config: Config) -> Session:
         """This run under another calibration: the same model, held-out windows and tasks."""

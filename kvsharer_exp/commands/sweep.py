@@ -1,7 +1,8 @@
 """``sweep``: the Optuna search over sharing maps → Pareto front of memory against accuracy.
 
-Load once, calibrate, rank; score the seeds, then what the sampler asks for; score the front again
-on text and tasks the search never saw. The same command continues its study.
+Load once, calibrate, rank; score the seeds, then what the sampler asks for; let more text decide
+between the best of each size; score the front again on text and tasks the search never saw. The
+same command continues its study.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import optuna
 
 from kvsharer_exp.commands.calibrate import log_ranking
+from kvsharer_exp.commands.finals import hold_finals, search_minutes
 from kvsharer_exp.commands.progress import progress, run_key, size_of
 from kvsharer_exp.commands.publish import kl_interval, publish
 from kvsharer_exp.commands.seeds import PAPER, Seed, check_seeds, read_seeds, seeds_of
@@ -109,7 +111,7 @@ def _sweep(session: Session, study: optuna.Study, max_shared: int, given: Sequen
             footprint=lambda sharing_map: footprint(session.model, sharing_map),
             seeds=seeds,
             n_trials=config.study.n_trials if config.study.minutes is None else None,
-            minutes=config.study.minutes,
+            minutes=search_minutes(config),
             on_result=on_result,
             together=config.scoring.maps_per_forward,
             look_ahead=scorer.look_ahead,
@@ -123,6 +125,9 @@ def _sweep(session: Session, study: optuna.Study, max_shared: int, given: Sequen
     if not front:
         reasons = sorted({result.reason for result in found if result.reason})
         raise RuntimeError(f"no map was scored to the end: {'; '.join(reasons) or 'no trial ran'}")
+    minutes = config.study.minutes
+    left = None if minutes is None else max(0.0, minutes - searched / 60)
+    front, finals = hold_finals(session, study, found, front, minutes=left)
     paper = [result for result in found if result.origin == PAPER and result not in front]
     session.say(f"scoring {len(front)} maps of the front on report texts and tasks")
     full, entries, beaten = _report(session, study, front, paper, scorer.full_tasks)
@@ -152,6 +157,7 @@ def _sweep(session: Session, study: optuna.Study, max_shared: int, given: Sequen
                 "windows": session.scoring_evaluator.num_windows,
                 "screening_margins": scorer.margins(found),
             },
+            "finals": finals,
             "hypervolume": volumes[-1],
             "hypervolume_reference": {"kv_fraction": reference[0], "score": reference[1]},
             "seconds_per_trial": sum(result.seconds for result in found) / len(found),

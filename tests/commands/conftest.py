@@ -23,7 +23,7 @@ _COMMANDS = {
         *("ablate.name=paper_random", "ablate.draws=2", "ablate.lengths=[[8,2]]"),
         *("ablate.arms=[dissimilar_tested,random_untested]", "bench.repeats=1"),
     ),
-    "sweep": ("study.n_trials=8", "study.name=recorded", "study.margin=9"),
+    "sweep": ("study.n_trials=8", "study.name=recorded", "study.margin=9", "study.final_windows=8"),
 }
 
 

@@ -8,6 +8,8 @@ from mlflow.tracking import MlflowClient
 
 from kvsharer_exp.assets import data_dir
 from kvsharer_exp.cli import main
+from kvsharer_exp.evaluator import Evaluator
+from kvsharer_exp.search import finals
 from kvsharer_exp.sharing_map import SharingMap
 
 LAYERS = 6
@@ -132,6 +134,43 @@ def test_sweep_gives_a_front_and_continues(run, store, capsys) -> None:
     names = {a.path for a in client(store).list_artifacts(first["mlflow_run_id"])}
     assert {"front.html", "front.png", "distances.png", "result.json", "config.yaml"} <= names
     assert "continuing study continues" in capsys.readouterr().out
+
+
+FINALS = ("study.margin=9", "study.name=finals", "scoring.window_tokens=32")
+
+
+def test_more_text_decides_between_the_best_of_each_size(run, store, monkeypatch) -> None:
+    monkeypatch.setattr(finals, "MARGIN", 5.0)  # random maps are seldom close
+    sweep = ("sweep", *FINALS, "study.n_trials=20", "scoring.num_windows=2")
+    found = run(*sweep, "study.final_windows=16")
+    held = found["finals"]
+    assert held["windows"] in (8, 16)
+    best = [entry for entry in held["maps"] if entry["on_front"]]
+    front = [(e["digest"], e["num_shared"]) for e in found["front"]]
+    assert [(e["digest"], e["num_shared"]) for e in best] == front
+    losses = [entry["loss"] for entry in best]
+    assert losses == sorted(losses)
+    for winner in best:
+        rivals = [e for e in held["maps"] if e["num_shared"] == winner["num_shared"]]
+        assert all(e["loss"] is None or e["loss"] >= winner["loss"] for e in rivals)
+    tags = [client(store).get_run(e["mlflow_run_id"]).data.tags for e in found["front"]]
+    assert all(tag["front"] == "true" for tag in tags)
+
+    score = Evaluator.score
+
+    def only_the_full_cache(self, sharing_map, **more):
+        assert not sharing_map.targets, "scored again"
+        return score(self, sharing_map, **more)
+
+    monkeypatch.setattr(Evaluator, "score", only_the_full_cache)
+    again = run(*sweep, "study.final_windows=16")
+    assert again["finals"] == held
+
+
+def test_what_is_not_about_the_text_has_no_finals(run) -> None:
+    words = ("study.fresh=true", "study.n_trials=6", "study.final_windows=16")
+    found = run("sweep", *FINALS, *words, "scoring.fitness=cosine")
+    assert found["finals"] == {"windows": 0}
 
 
 def test_a_map_of_a_sweep_is_evaluated_by_its_run(run, store) -> None:

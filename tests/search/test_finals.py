@@ -1,0 +1,80 @@
+"""The finals: who takes part, who leaves when, who is on the front in the end."""
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from kvsharer_exp.records import Footprint, TrialResult
+from kvsharer_exp.search.finals import EACH, MARGIN, Batch, finalists, race, winners
+from kvsharer_exp.sharing_map import SharingMap
+
+IDENTITY = SharingMap.identity(12)
+
+
+def result(number: int, loss: float | None, kv: float) -> TrialResult:
+    shared = IDENTITY.share(number % 11 + 1, 0)
+    status = "screened_out" if loss is None else "complete"
+    score = None if loss is None else -loss
+    return TrialResult(number, {}, shared, {}, Footprint(1, kv, 0), status, "fit", 0.0, score)
+
+
+def never() -> bool:
+    return False
+
+
+def batches(means: dict[int, float], spread: float = 0.01, size: int = 8) -> list[Batch]:
+    """Of 20 batches; every map has its mean, every window the same share in all maps' losses."""
+    dice = random.Random(0)
+
+    def batch(shared: Sequence[float], own: Callable[[], float]) -> Batch:
+        return lambda r: [means[r.number] + window + own() for window in shared]
+
+    shared = [[dice.gauss(0, 1) for _ in range(size)] for _ in range(20)]
+    return [batch(windows, lambda: dice.gauss(0, spread)) for windows in shared]
+
+
+def test_those_close_behind_the_front_take_part() -> None:
+    front = [result(0, 0.1, 0.9), result(1, 0.5, 0.8)]
+    close = [result(2, 0.1 * (1 + MARGIN) - 1e-9, 0.9), result(3, 0.52, 0.8)]
+    others = [result(4, 0.112, 0.9), result(5, None, 0.8), result(6, 0.105, 0.7)]
+    assert finalists([*others, *close, *front], front) == [front[0], close[0], front[1], close[1]]
+    many = [result(n, 0.5 + n / 1000, 0.8) for n in range(10, 10 + 2 * EACH)]
+    assert finalists([*reversed(many), front[1]], front[1:]) == [front[1], *many[: EACH - 1]]
+
+
+def test_a_front_with_gains_keeps_its_leader() -> None:
+    gains = [result(0, -0.2, 0.9), result(1, -0.19, 0.9), result(2, -0.1, 0.9)]
+    assert finalists(gains, gains[:1]) == gains[:2]
+
+
+def test_the_best_of_each_kv_are_left_and_told_apart() -> None:
+    maps = [result(n, 0.1, kv) for n, kv in enumerate((0.9, 0.9, 0.9, 0.8, 0.8))]
+    means = {0: 0.13, 1: 0.10, 2: 0.2, 3: 0.3, 4: 0.29}
+    left = race(maps, batches(means), never)
+    assert left.keys() == {1, 4}
+    assert 8 < len(left[1]) == len(left[4]) < 160
+    assert [r.number for r in winners(maps, left)] == [1, 4]
+
+
+def test_who_cannot_be_told_apart_stays_to_the_end() -> None:
+    maps = [result(n, 0.1, 0.9) for n in range(2)]
+    left = race(maps, batches({0: 0.1, 1: 0.1001}, spread=0.1), never)
+    assert {number: len(losses) for number, losses in left.items()} == {0: 160, 1: 160}
+    assert len(winners(maps, left)) == 1
+
+
+def test_a_batch_that_not_all_have_had_counts_for_none() -> None:
+    maps = [result(n, 0.1, 0.9) for n in range(3)]
+    calls = itertools.count()
+    left = race(maps, batches({n: 0.1 for n in range(3)}), lambda: next(calls) >= 4)
+    assert {len(losses) for losses in left.values()} == {8}
+    none = race(maps, batches({n: 0.1 for n in range(3)}), lambda: True)
+    assert winners(maps, none) == []
+
+
+@pytest.mark.parametrize("losses", [{0: [0.3], 1: [0.2]}, {0: [0.2], 1: [0.2]}])
+def test_more_kv_for_no_less_loss_is_not_on_the_front(losses: dict[int, list[float]]) -> None:
+    maps = [result(0, 0.1, 0.9), result(1, 0.2, 0.8)]
+    assert winners(maps, losses) == maps[1:]
