@@ -2,7 +2,7 @@
 
 An archive keeps the best maps of every size (number of shared layers). Losses of pairs are drawn
 from the posterior of a `LossModel` (Thompson sampling), so that what is uncertain gets tried. Half
-of the sizes are those whose best map the draw promises to improve most, the others any. Offspring
+of the sizes are those whose loss the draw promises to lower most, the others any. Offspring
 of that size are made from the archive by adding, dropping, moving and swapping targets and by
 crossing two maps; the draw orders them, and the map that looks best under it is one of them. The
 cheap ``screen`` stage then decides who is scored on all tokens: staged selection as in EvoPress,
@@ -120,11 +120,12 @@ def _favourites(memory: Memory, costs: np.ndarray) -> dict[int, SharingMap]:
 
 
 def _most_promising(memory: Memory, costs: np.ndarray, favourites: dict[int, SharingMap]) -> int:
-    """The size whose favourite is expected to beat the best map so far by the largest factor."""
+    """The size whose best loss so far its favourite is expected to lower most: what the
+    hypervolume counts."""
     lowest, known = memory.lowest(), memory.known
     new = {size: favourite for size, favourite in favourites.items() if favourite not in known}
     if not new:
         return min(favourites)
     losses = memory.model.expected(list(new.values()), costs)
-    factors = [lowest.get(size, np.inf) / loss for size, loss in zip(new, losses, strict=True)]
-    return list(new)[int(np.argmax(factors))]
+    gains = [lowest.get(size, np.inf) - loss for size, loss in zip(new, losses, strict=True)]
+    return list(new)[int(np.argmax(gains))]
