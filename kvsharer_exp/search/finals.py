@@ -6,9 +6,10 @@ maps that are left, and who is behind the best map of its KV beyond doubt leaves
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
-from statistics import fmean
+from statistics import fmean, stdev
 
 from kvsharer_exp.records import TrialResult
 from kvsharer_exp.statistics import t_interval
@@ -61,15 +62,21 @@ def race(
 
 
 def winners(maps: Sequence[TrialResult], losses: Losses) -> list[TrialResult]:
-    """The front by mean loss, most KV first: the best map of every KV that beats all with less."""
-    standing = sorted(
-        (result for result in maps if losses.get(result.number)),
-        key=lambda result: (_kv(result), fmean(losses[result.number])),
-    )
+    """The front by mean loss, most KV first: the winner of every KV that beats those with less.
+
+    The first of ``maps`` with that KV which is left wins, unless the one of least loss is ahead of
+    it by more than a standard error: a few windows say less than the search did.
+    """
+    left = sorted((result for result in maps if losses.get(result.number)), key=_kv)
     front: list[TrialResult] = []
-    for result in standing:
-        if not front or fmean(losses[result.number]) < fmean(losses[front[-1].number]):
-            front.append(result)
+    for _, group in groupby(left, key=_kv):
+        rivals = list(group)
+        best = min(rivals, key=lambda result: fmean(losses[result.number]))
+        ahead = _difference(losses[rivals[0].number], losses[best.number])
+        if fmean(ahead) <= _standard_error(ahead):
+            best = rivals[0]
+        if not front or fmean(losses[best.number]) < fmean(losses[front[-1].number]):
+            front.append(best)
     return front[::-1]
 
 
@@ -81,10 +88,18 @@ def _in_doubt(losses: Losses, maps: Mapping[int, TrialResult]) -> Losses:
         leader, *rivals = group
         kept[leader] = losses[leader]
         for number in rivals:
-            behind = [a - b for a, b in zip(losses[number], losses[leader], strict=True)]
+            behind = _difference(losses[number], losses[leader])
             if t_interval(behind, confidence=_CERTAIN).low <= 0:
                 kept[number] = losses[number]
     return kept
+
+
+def _difference(some: Sequence[float], others: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(some, others, strict=True)]
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def _kv(result: TrialResult) -> float:

@@ -51,7 +51,8 @@ def sweep(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any
 def measure(seed: int, found: dict[str, Any], bench: Bench, held_out: HeldOut) -> dict[str, Any]:
     """Ratios by size: of the front, with their intervals, and of the better greedy order."""
     sizes = bench.options.sizes
-    front = {entry["num_shared"]: entry for entry in found["front"]}
+    # A size that is not on the front is beaten by one that shares more.
+    front = {n: next(e for e in found["front"] if e["num_shared"] >= n) for n in sizes}
     maps = [SharingMap(tuple(front[size]["kv_source_layers"])) for size in sizes]
     walked = [sharing_map for order in bench.walks for sharing_map in bench.maps(order)]
     return {

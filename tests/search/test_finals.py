@@ -78,3 +78,11 @@ def test_a_batch_that_not_all_have_had_counts_for_none() -> None:
 def test_more_kv_for_no_less_loss_is_not_on_the_front(losses: dict[int, list[float]]) -> None:
     maps = [result(0, 0.1, 0.9), result(1, 0.2, 0.8)]
     assert winners(maps, losses) == maps[1:]
+
+
+def test_the_searchs_choice_stays_unless_another_is_ahead_by_a_standard_error() -> None:
+    maps = [result(0, 0.10, 0.9), result(1, 0.11, 0.9)]
+    ahead = {0: [0.30, 0.20, 0.28, 0.22], 1: [0.2, 0.2, 0.2, 0.2]}
+    level = {0: [0.30, 0.20, 0.28, 0.22], 1: [0.1, 0.4, 0.1, 0.39]}
+    assert winners(maps, ahead) == maps[1:]
+    assert winners(maps, level) == maps[:1]
