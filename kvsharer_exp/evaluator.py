@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, takewhile
 from typing import Any, cast
 
@@ -188,10 +188,11 @@ class Evaluator:
         start = self._states[index].longest(maps[0])[: _in_common(maps)]
         first, new = len(start), self._layers[len(start) : self._kept_layers]
         self.layers_run += len(maps) * (self.num_layers - first)
+        read = {source for m in maps for source in m.kv_source_layers[first:]}
         shared = {
             i: _repeat(state.key_value, len(maps))
             for i, state in enumerate(start)
-            if state.key_value is not None
+            if state.key_value is not None and i in read
         }
         outputs: dict[int, Any] = {}
         with ExitStack() as stack:
@@ -203,10 +204,7 @@ class Evaluator:
             hidden, raw = self._forward(self._batches[index].repeat(len(maps), 1), logits)
         runs = []
         for part, sharing_map in enumerate(maps):
-
-            def mine(value: Any, part: int = part) -> Any:
-                return _part(value, part, len(maps))
-
+            mine = partial(_part, part=part, parts=len(maps))
             sources = sharing_map.kv_source_layers
             states = [
                 LayerState(

@@ -81,7 +81,7 @@ def winners(maps: Sequence[TrialResult], losses: Losses) -> list[TrialResult]:
 
 
 def _in_doubt(losses: Losses, maps: Mapping[int, TrialResult]) -> Losses:
-    """Of those who may yet be the best of their KV."""
+    """Of those who may yet be the best of their KV; all, while one window is all there is."""
     kept: dict[int, Sequence[float]] = {}
     ranked = sorted(losses, key=lambda number: (_kv(maps[number]), fmean(losses[number])))
     for _, group in groupby(ranked, key=lambda number: _kv(maps[number])):
@@ -89,7 +89,7 @@ def _in_doubt(losses: Losses, maps: Mapping[int, TrialResult]) -> Losses:
         kept[leader] = losses[leader]
         for number in rivals:
             behind = _difference(losses[number], losses[leader])
-            if t_interval(behind, confidence=_CERTAIN).low <= 0:
+            if len(behind) < 2 or t_interval(behind, confidence=_CERTAIN).low <= 0:
                 kept[number] = losses[number]
     return kept
 

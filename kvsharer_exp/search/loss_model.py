@@ -77,22 +77,23 @@ class LossModel:
         for row, shared in enumerate(maps):
             members[row, self.indices(shared)] = True
         log_sizes = np.log(members.sum(1))
+
+        def parts() -> np.ndarray:
+            return np.where(members, np.exp(self.mean[:-1]), 0.0)
+
         if self.mean is self._expected:  # the level is what they do not tell: start from it
-            sums = np.where(members, np.exp(self.mean[:-1]), 0.0).sum(1)
-            self.mean = self._expected + np.append(
-                np.full(len(self.pairs), (outcomes - np.log(sums)).mean()), 0.0
-            )
+            level = (outcomes - np.log(parts().sum(1))).mean()
+            self.mean = self._expected + np.append(np.full(len(self.pairs), level), 0.0)
         for _ in range(_STEPS):
-            parts = np.where(members, np.exp(self.mean[:-1]), 0.0)
-            sums = parts.sum(1)
-            slopes = np.column_stack([parts / sums[:, None], log_sizes])
+            each = parts()
+            sums = each.sum(1)
+            slopes = np.column_stack([each / sums[:, None], log_sizes])
             rest = outcomes - np.log(sums) - log_sizes * self.mean[-1] + slopes @ self.mean
             precision = self._prior + slopes.T @ slopes / _NOISE_SD**2
             known = slopes.T @ rest / _NOISE_SD**2 + self._prior @ self._expected
             self.mean = np.linalg.solve(precision, known)
         self._root = _root_of_inverse(precision)
-        parts = np.where(members, np.exp(self.mean[:-1]), 0.0)
-        rest = (outcomes - np.log(parts.sum(1)) - log_sizes * self.mean[-1])[-_REST_MAPS:]
+        rest = (outcomes - np.log(parts().sum(1)) - log_sizes * self.mean[-1])[-_REST_MAPS:]
         self._fitted = _sources(maps[-_REST_MAPS:])
         known = _kinship(self._fitted, self._fitted) + _REST_NOISE**2 * np.eye(len(rest))
         self._weights = np.linalg.solve(known, rest)

@@ -90,9 +90,8 @@ def _parts(given: Sequence[KeyValue], sources: tuple[int, ...]) -> KeyValue:
     """Of the batch's equal parts each from its own source."""
     if len(set(sources)) == 1:
         return given[0]
-    split = [(key.chunk(len(given)), value.chunk(len(given))) for key, value in given]
-    keys = [split[part][0][part] for part in range(len(given))]
-    values = [split[part][1][part] for part in range(len(given))]
+    keys = [key.chunk(len(given))[part] for part, (key, _) in enumerate(given)]
+    values = [value.chunk(len(given))[part] for part, (_, value) in enumerate(given)]
     return torch.cat(keys), torch.cat(values)
 
 

@@ -86,3 +86,10 @@ def test_the_searchs_choice_stays_unless_another_is_ahead_by_a_standard_error() 
     level = {0: [0.30, 0.20, 0.28, 0.22], 1: [0.1, 0.4, 0.1, 0.39]}
     assert winners(maps, ahead) == maps[1:]
     assert winners(maps, level) == maps[:1]
+
+
+def test_one_window_sends_nobody_home() -> None:
+    maps = [result(n, 0.1, 0.9) for n in range(2)]
+    means = {0: 0.1, 1: 5.0}
+    assert race(maps, batches(means, size=1)[:1], never).keys() == {0, 1}
+    assert race(maps, batches(means, size=1), never).keys() == {0}
