@@ -113,7 +113,7 @@ class ComponentConfig:
 @dataclass
 class StudyConfig:
     """The Optuna study. ``n_trials`` counts distinct maps in the whole study, seeds and resumed
-    ones included; ``minutes`` ends the search phase of this run instead. A quarter of them goes to
+    ones included; ``minutes`` ends the search phase of this run instead. Two fifths of them go to
     the finals: the best maps of each size on up to ``final_windows`` further windows (null: as many
     as there is time for; without ``minutes`` none). ``patience``: so many maps
     in a row that add less than 0.1 % to the hypervolume end it earlier. ``storage``: an RDB URL or

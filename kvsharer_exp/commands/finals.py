@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -21,7 +22,7 @@ from kvsharer_exp.evaluator import Evaluator
 from kvsharer_exp.records import TrialResult
 from kvsharer_exp.search.finals import Batch, Losses, finalists, race, winners
 
-_SHARE = 0.25  # of study.minutes
+_SHARE = 0.4  # of study.minutes
 _DECIDED = {"kl", "perplexity"}  # what is searched for when more text may decide
 _KEPT = "finals"
 
@@ -66,23 +67,11 @@ def hold_finals(
 
     def batches() -> Iterator[Batch]:
         for begin in range(0, len(windows), size):
+            part = slice(begin, begin + size)
             evaluator = Evaluator(
-                session.model,
-                windows[begin : begin + size],
-                batch_size=size,
-                memory_budget=budget,
+                session.model, windows[part], batch_size=size, memory_budget=budget
             )
-
-            def losses(
-                result: TrialResult, begin: int = begin, evaluator: Evaluator = evaluator
-            ) -> Sequence[float]:
-                known = kept.setdefault(result.sharing_map.digest, [])
-                if len(known) <= begin:
-                    shared, full = evaluator.score(result.sharing_map), evaluator.full_scores
-                    known += [a - b for a, b in zip(shared.nlls, full.nlls, strict=True)]
-                return known[begin : begin + size]
-
-            yield losses
+            yield partial(_losses, evaluator, part, kept)
             study.set_user_attr(_KEPT, kept)
 
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
@@ -91,6 +80,17 @@ def hold_finals(
     seen = max(map(len, left.values()))
     session.say(f"finals: {len(left)} maps are left after {seen} windows")
     return best or front, {"windows": seen, "maps": _standing(maps, left, best)}
+
+
+def _losses(
+    evaluator: Evaluator, part: slice, kept: dict[str, list[float]], result: TrialResult
+) -> list[float]:
+    """Of the map on the windows of ``part``, which ``evaluator`` has; ``kept`` from then on."""
+    known = kept.setdefault(result.sharing_map.digest, [])
+    if len(known) <= part.start:
+        shared, full = evaluator.score(result.sharing_map), evaluator.full_scores
+        known += [a - b for a, b in zip(shared.nlls, full.nlls, strict=True)]
+    return known[part]
 
 
 def _standing(

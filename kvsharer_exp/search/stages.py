@@ -16,6 +16,7 @@ from statistics import fmean, variance
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from kvsharer_exp.errors import InputError
@@ -139,11 +140,21 @@ class StagedScorer:
         self.full_tasks = tasks.score() if tasks is not None else {}
 
     def look_ahead(self, maps: Sequence[SharingMap]) -> None:
-        """Measure the first stage of all ``maps`` in one forward, for when each is scored."""
-        if self._screens:
-            windows = slice(self._screens[0])
-            measured = self._evaluator.score_together(maps, windows=windows)
-            self._ahead = dict(zip(maps, measured, strict=True))
+        """Measure the first stage of all ``maps`` in one forward, for when each is scored.
+
+        Raises:
+            InputError: they need more memory than the device has.
+        """
+        if not self._screens:
+            return
+        try:
+            measured = self._evaluator.score_together(maps, windows=slice(self._screens[0]))
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"{len(maps)} maps in one forward need more memory than there is: "
+                "lower scoring.maps_per_forward"
+            ) from error
+        self._ahead = dict(zip(maps, measured, strict=True))
 
     def __call__(
         self, sharing_map: SharingMap, size: Footprint, results: Sequence[TrialResult]

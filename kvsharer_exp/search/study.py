@@ -142,8 +142,10 @@ def run_search(
             trial = working.ask(distributions)
             asked.append((trial, space.decode(trial.params)))
         new = dict.fromkeys(m for _, m in asked if m.digest not in known)
+        started = time.perf_counter()
         if look_ahead is not None and len(new) > 1:
             look_ahead(list(new))
+        share = (time.perf_counter() - started) / max(1, len(new))
         for trial, sharing_map in asked:
             result = known.get(sharing_map.digest)
             if result is not None:
@@ -153,28 +155,40 @@ def run_search(
                 continue
             repeats = 0
             size = footprint(sharing_map)
-            started = time.perf_counter()
-            outcome = _attempt(score, sharing_map, size, list(known.values()))
-            result = TrialResult(
-                number=trial.number,
-                params=trial.params,
-                sharing_map=sharing_map,
-                scores=outcome.scores,
-                footprint=size,
-                status=outcome.status,
-                stage_reached=outcome.stage_reached,
-                seconds=time.perf_counter() - started,
-                score=outcome.score,
-                origin=trial.user_attrs.get("origin", "sampler"),
-                reason=outcome.reason,
-                window_losses=outcome.window_losses,
-            )
+            result = _scored(trial, sharing_map, score, size, list(known.values()), share)
             trial.set_user_attr(_RESULT, result.to_json())
             known[sharing_map.digest] = result
             study.add_trial(_tell(working, trial.number, result))
             if on_result is not None and on_result(result):
                 return list(known.values())
     return list(known.values())
+
+
+def _scored(
+    trial: optuna.Trial,
+    sharing_map: SharingMap,
+    score: Score,
+    size: Footprint,
+    so_far: Sequence[TrialResult],
+    spent: float,
+) -> TrialResult:
+    """What became of the trial, on which ``spent`` seconds were spent before."""
+    started = time.perf_counter()
+    outcome = _attempt(score, sharing_map, size, so_far)
+    return TrialResult(
+        number=trial.number,
+        params=trial.params,
+        sharing_map=sharing_map,
+        scores=outcome.scores,
+        footprint=size,
+        status=outcome.status,
+        stage_reached=outcome.stage_reached,
+        seconds=spent + time.perf_counter() - started,
+        score=outcome.score,
+        origin=trial.user_attrs.get("origin", "sampler"),
+        reason=outcome.reason,
+        window_losses=outcome.window_losses,
+    )
 
 
 def _attempt(

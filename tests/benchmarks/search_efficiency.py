@@ -275,6 +275,33 @@ def table(rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> str:
     return to_markdown(lines)
 
 
+def savings(rows: Sequence[dict[str, Any]], budgets: Sequence[int]) -> str:
+    """Markdown: what part of the unseeded search's tokens the seeded one takes to come as far.
+
+    One row per sampler and budget, one column per seed; "more" where it never came as far.
+    """
+    curves = {(row["method"], row["seed"]): row["curve"] for row in rows}
+    seeds = sorted({seed for _, seed in curves})
+    lines = [["sampler", "tokens, unseeded", *[f"seed {seed}" for seed in seeds]]]
+    for method in dict.fromkeys(method for method, _ in curves):
+        told = f"{method}, seeded"
+        if told not in SEARCHES:
+            continue
+        pairs = [(curves.get((method, seed)), curves.get((told, seed))) for seed in seeds]
+        for budget in budgets:
+            cells = [_part(one, other, budget) if one and other else "–" for one, other in pairs]
+            lines.append([method, f"{budget:,}", *cells])
+    return to_markdown(lines)
+
+
+def _part(
+    unseeded: Sequence[Sequence[float]], seeded: Sequence[Sequence[float]], budget: int
+) -> str:
+    final = next((volume for tokens, volume in unseeded if tokens >= budget), unseeded[-1][1])
+    spent = next((tokens for tokens, volume in seeded if volume >= final), None)
+    return "more" if spent is None else f"{100 * spent / budget:.0f} %"
+
+
 def figure(rows: Sequence[dict[str, Any]]) -> Any:
     """Hypervolume over evaluated tokens: mean over seeds, the band from lowest to highest."""
     drawn, axes = empty(7.4, 4.6)
@@ -339,6 +366,7 @@ def main() -> None:
             )
     rows.sort(key=lambda row: (methods.index(row["method"]), row["seed"]))
     text = table(rows, options.sizes)
+    text += "\n" + savings(rows, [options.tokens // 2, options.tokens])
     (options.out / "search_efficiency.md").write_text(text)
     (options.out / "search_efficiency.png").write_bytes(save_png(figure(rows)))
     print(text)

@@ -157,3 +157,13 @@ def test_maps_looked_ahead_at_score_as_without_in_fewer_forwards() -> None:
         assert one.scores == pytest.approx(other.scores, rel=1e-4, abs=1e-6)
         assert one.window_losses == pytest.approx(other.window_losses, rel=1e-4, abs=1e-6)
     assert forwards.count(False) - forwards.count(True) == 2
+
+
+def test_looking_ahead_at_more_than_fits_names_the_setting(evaluator: Evaluator, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    staged = scorer(evaluator)
+    monkeypatch.setattr(evaluator, "score_together", full)
+    with pytest.raises(InputError, match=r"^3 maps in one forward .* scoring\.maps_per_forward$"):
+        staged.look_ahead(MAPS[:3])
