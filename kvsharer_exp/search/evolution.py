@@ -36,11 +36,13 @@ class Evolution:
 
     def propose(self, memory: Memory, rng: np.random.Generator) -> Iterator[SharingMap]:
         archive = memory.best(self.elites)
-        # Where nothing is known of the pairs single layers first: they teach most for their price.
+        # Single pairs first: they teach most for their price, for the first stage stops most.
         young = not memory.model.told and memory.counts()[1] < memory.space.ranking.num_layers
         for attempt in range(4):
             costs = memory.model.draw(rng, self.explore)
             favourites = _favourites(memory, costs)
+            if memory.model.told:
+                yield from _singles(memory, favourites)
             if young and attempt == 0:
                 size = 1
             elif rng.random() < 0.5:
@@ -117,6 +119,14 @@ def _favourites(memory: Memory, costs: np.ndarray) -> dict[int, SharingMap]:
         if len(targets) == memory.space.max_shared:
             break
     return found
+
+
+def _singles(memory: Memory, favourites: dict[int, SharingMap]) -> Iterator[SharingMap]:
+    """The pairs of the largest favourite alone, but of targets of which one was tried alone."""
+    untried, largest = memory.untried(), favourites[max(favourites)]
+    for target in largest.targets:
+        if target in untried:
+            yield memory.identity.share(target, largest.kv_source_layers[target])
 
 
 def _most_promising(memory: Memory, costs: np.ndarray, favourites: dict[int, SharingMap]) -> int:

@@ -70,8 +70,18 @@ class LossModel:
         self._fitted = np.empty((0, ranking.num_layers), dtype=int)  # sources by map and layer
         self._weights = np.empty(0)
 
-    def fit(self, maps: Sequence[SharingMap], losses: Sequence[float]) -> None:
-        """Learn from ``maps`` (each with a target) and their ``losses``, all above 0."""
+    def fit(
+        self,
+        maps: Sequence[SharingMap],
+        losses: Sequence[float],
+        doubts: Sequence[float] | None = None,
+    ) -> None:
+        """Learn from ``maps`` (each with a target) and their ``losses``, all above 0.
+
+        ``doubts``: standard deviations of the log losses as measured; None: none.
+        """
+        doubt = np.zeros(len(maps)) if doubts is None else np.array(doubts)
+        certainty = 1 / (_NOISE_SD**2 + doubt**2)
         outcomes = np.log(losses)
         members = np.zeros((len(maps), len(self.pairs)), dtype=bool)
         for row, shared in enumerate(maps):
@@ -89,13 +99,15 @@ class LossModel:
             sums = each.sum(1)
             slopes = np.column_stack([each / sums[:, None], log_sizes])
             rest = outcomes - np.log(sums) - log_sizes * self.mean[-1] + slopes @ self.mean
-            precision = self._prior + slopes.T @ slopes / _NOISE_SD**2
-            known = slopes.T @ rest / _NOISE_SD**2 + self._prior @ self._expected
+            weighted = slopes.T * certainty
+            precision = self._prior + weighted @ slopes
+            known = weighted @ rest + self._prior @ self._expected
             self.mean = np.linalg.solve(precision, known)
         self._root = _root_of_inverse(precision)
         rest = (outcomes - np.log(parts().sum(1)) - log_sizes * self.mean[-1])[-_REST_MAPS:]
         self._fitted = _sources(maps[-_REST_MAPS:])
-        known = _kinship(self._fitted, self._fitted) + _REST_NOISE**2 * np.eye(len(rest))
+        known = _kinship(self._fitted, self._fitted)
+        known += np.diag(_REST_NOISE**2 + doubt[-_REST_MAPS:] ** 2)
         self._weights = np.linalg.solve(known, rest)
 
     @property

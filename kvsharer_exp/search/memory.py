@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from statistics import fmean
+from statistics import fmean, stdev
 
 import numpy as np
 import optuna
@@ -42,10 +42,9 @@ class Memory:
                 if result.status != "failed":
                     self._results[trial.number] = result
         losses = _losses(list(self._results.values()))
-        seen = [(shared, loss) for shared, loss in losses if shared.targets and loss > 0]
+        seen = [known for known in losses if known[0].targets and known[1] > 0]
         if seen:
-            maps, values = zip(*seen, strict=True)
-            self.model.fit(maps, values)
+            self.model.fit(*zip(*seen, strict=True))
 
     @property
     def identity(self) -> SharingMap:
@@ -59,6 +58,11 @@ class Memory:
     def counts(self) -> Counter[int]:
         """How many maps of each size were tried so far."""
         return Counter(len(shared.targets) for shared in self.known)
+
+    def untried(self) -> set[int]:
+        """The targets that no map of one target has."""
+        targets = {target for target, _ in self.model.pairs}
+        return targets - {m.targets[0] for m in self.known if len(m.targets) == 1}
 
     def best(self, each: int) -> dict[int, list[SharingMap]]:
         """The ``each`` best complete maps of every size, best first; size 0 is the full cache."""
@@ -90,22 +94,27 @@ class Memory:
         return [listed[index] for index in order]
 
 
-def _losses(results: Sequence[TrialResult]) -> list[tuple[SharingMap, float]]:
-    """Every map with its loss on all windows; of one that stopped before, what is expected there:
-    its loss in the last stage it saw times the ratio of the two that others had."""
-    ratios: dict[str, float] = {}
+def _losses(results: Sequence[TrialResult]) -> list[tuple[SharingMap, float, float]]:
+    """Every map with its loss on all windows and how uncertain its log is; of a map that stopped
+    before: its loss in the last stage it saw times the ratio of the two that others had, which
+    differs by so much from one to the next."""
+    ratios: dict[str, tuple[float, float]] = {}
 
-    def ratio(stage: str) -> float:
+    def ratio(stage: str) -> tuple[float, float]:
         if stage not in ratios:
             both = [(r.scores.get(stage), r.scores.get(FIT)) for r in results]
             logs = [math.log(fit / cheap) for cheap, fit in both if fit and cheap]
-            ratios[stage] = math.exp(fmean(logs)) if logs else 1.0
+            doubt = stdev(logs) if len(logs) > 1 else 0.0
+            ratios[stage] = math.exp(fmean(logs)) if logs else 1.0, doubt
         return ratios[stage]
 
-    def loss(result: TrialResult) -> float:
+    def loss(result: TrialResult) -> tuple[float, float]:
         if FIT in result.scores:
-            return result.scores[FIT]
+            return result.scores[FIT], 0.0
         seen = screens(result.scores)
-        return ratio(seen[-1]) * result.scores[seen[-1]] if seen else -(result.score or 0.0)
+        if not seen:
+            return -(result.score or 0.0), 0.0
+        factor, doubt = ratio(seen[-1])
+        return factor * result.scores[seen[-1]], doubt
 
-    return [(result.sharing_map, loss(result)) for result in results]
+    return [(result.sharing_map, *loss(result)) for result in results]
