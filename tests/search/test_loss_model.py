@@ -62,6 +62,23 @@ def test_draws_spread_where_nothing_was_seen_and_not_where_it_was() -> None:
     assert logs[place] < logs[model.indices(IDENTITY.share(9, 3))[0]] < 0.6  # a neighbour
 
 
+def test_a_loss_in_doubt_counts_for_less() -> None:
+    """Off by half: believed where it is certain; in doubt, almost as if it were not there."""
+    losses = [loss(single) for single in SINGLES]
+    odd = 20
+    wrong = [1.5 * value if n == odd else value for n, value in enumerate(losses)]
+    misses = []
+    for doubt in (0.0, 1.0):
+        model = LossModel(RANKING)
+        model.fit(SINGLES, wrong, [doubt if n == odd else 0.0 for n in range(len(SINGLES))])
+        misses.append(float(np.log(estimate(model)[odd] / losses[odd])))
+    without = LossModel(RANKING)
+    without.fit(SINGLES[:odd] + SINGLES[odd + 1 :], losses[:odd] + losses[odd + 1 :])
+    unseen = float(np.log(estimate(without)[odd] / losses[odd]))
+    assert misses[0] > 0.2
+    assert abs(misses[1] - unseen) < abs(misses[0] - unseen) / 3
+
+
 def test_the_first_fit_does_not_depend_on_the_scale_of_losses() -> None:
     small, large = LossModel(RANKING), LossModel(RANKING)
     small.fit(SINGLES[:9], [1e-3 * loss(single) for single in SINGLES[:9]])

@@ -80,6 +80,18 @@ def test_block_errors_save_most_of_the_trials(tmp_path) -> None:
         assert best_sum(told) < 1.05 * best_sum(untold)
 
 
+def test_told_of_block_errors_evolution_tries_what_it_shares_alone_too(tmp_path) -> None:
+    errors = [
+        [loss(SPACE_MAP.share(t, s)) if s < t else np.nan for s in range(LAYERS)]
+        for t in range(LAYERS)
+    ]
+    found = search(tmp_path, "evolution", 0, 40, errors=errors)
+    alone = [r.sharing_map.targets[0] for r in found if len(r.sharing_map.targets) == 1]
+    largest = max(found, key=lambda r: (len(r.sharing_map.targets), r.score))
+    assert set(largest.sharing_map.targets) <= set(alone)
+    assert len(alone) < 20
+
+
 SPACE_MAP = SharingMap.identity(LAYERS)
 
 
