@@ -60,9 +60,13 @@ class Memory:
         return Counter(len(shared.targets) for shared in self.known)
 
     def untried(self) -> set[int]:
-        """The targets that no map of one target has."""
+        """The targets that no map of one target has, but for seeds: those choose their source by
+        other rules than what it costs."""
+        drawn = self._under_way | {
+            result.sharing_map for result in self._results.values() if result.origin == "sampler"
+        }
         targets = {target for target, _ in self.model.pairs}
-        return targets - {m.targets[0] for m in self.known if len(m.targets) == 1}
+        return targets - {m.targets[0] for m in drawn if len(m.targets) == 1}
 
     def best(self, each: int) -> dict[int, list[SharingMap]]:
         """The ``each`` best complete maps of every size, best first; size 0 is the full cache."""

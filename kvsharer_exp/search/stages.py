@@ -262,8 +262,9 @@ def learned_margin(results: Sequence[TrialResult], windows: int) -> float:
 
     The relative difference between maps of like loss, which are those that compete, varies from
     window to window; its mean over the first of them misses that over all by some standard error.
-    The margin, twice that, lets through all but the most surprising 2 %. Learned from neighbours
-    among the latest 200 complete maps: the median, for a few odd maps differ far more.
+    The margin, three times that, stops hardly a better one: among hundreds of maps the best may be
+    one that the first windows are against. Learned from neighbours among the latest 200 complete
+    maps: the median, for a few odd maps differ far more.
     """
     known = [result.window_losses for result in results if result.window_losses][-200:]
     if len(known) < _TAUGHT:
@@ -272,7 +273,7 @@ def learned_margin(results: Sequence[TrialResult], windows: int) -> float:
     level = (losses[1:] + losses[:-1]).mean(1, keepdims=True) / 2
     relative = np.diff(losses, axis=0) / np.maximum(level, _TINY)
     spread = np.median(relative.std(1, ddof=1))
-    return float(2 * spread * math.sqrt(1 / windows - 1 / losses.shape[1]))
+    return float(3 * spread * math.sqrt(1 / windows - 1 / losses.shape[1]))
 
 
 def _mean_retained(

@@ -92,7 +92,7 @@ def test_the_margin_is_learned_from_how_maps_differ_over_windows() -> None:
         return learned_margin(found + odd, windows)
 
     assert learned(30, 0.0, 2) == 0
-    expected = 2 * math.sqrt(2) * 0.02 / 0.2  # two maps, relative to what they lose
+    expected = 3 * math.sqrt(2) * 0.02 / 0.2  # two maps, relative to what they lose
     assert learned(190, 0.02, 2) == pytest.approx(expected * math.sqrt(1 / 2 - 1 / 24), rel=0.1)
     assert learned(190, 0.02, 8) == pytest.approx(expected * math.sqrt(1 / 8 - 1 / 24), rel=0.1)
     assert learned(1, 0.02, 2) == 0.25  # too few to learn from
