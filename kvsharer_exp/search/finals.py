@@ -22,7 +22,7 @@ Losses = Mapping[int, Sequence[float]]
 
 # How far behind the best of its KV a map may be, as a part of that one's loss, and how many may.
 MARGIN, EACH = 0.1, 6
-_CERTAIN = 0.9
+_CERTAIN = 0.95
 
 
 def finalists(results: Sequence[TrialResult], front: Sequence[TrialResult]) -> list[TrialResult]:
