@@ -122,7 +122,8 @@ def _favourites(memory: Memory, costs: np.ndarray) -> dict[int, SharingMap]:
 
 
 def _singles(memory: Memory, favourites: dict[int, SharingMap]) -> Iterator[SharingMap]:
-    """The pairs of the largest favourite alone, but of targets of which one was tried alone."""
+    """Each pair of the largest favourite on its own, where none of its target was tried so: block
+    errors may misjudge a target, and then it would never be met."""
     untried, largest = memory.untried(), favourites[max(favourites)]
     for target in largest.targets:
         if target in untried:
