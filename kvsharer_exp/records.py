@@ -169,6 +169,7 @@ class GreedyResult(_Json):
 
 
 Status = Literal["complete", "screened_out", "failed"]
+SAMPLED = "sampler"  # the origin of a map that is no seed
 
 
 @dataclass(frozen=True, slots=True)

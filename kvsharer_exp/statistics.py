@@ -76,7 +76,7 @@ def compare_draws(
         ValueError: fewer than two draws.
     """
     inside = t_interval([draw - reference for draw in draws], confidence=confidence)
-    spread = stdev(draws) / math.sqrt(len(draws))
+    spread = standard_error(draws)
     if spread:
         p_value = 1 - t_within(abs(inside.mean) / spread, len(draws) - 1)
     else:
@@ -142,6 +142,11 @@ def _bootstrap_p(means: np.ndarray, items: int) -> float:
     return min(1.0, max(2 * (opposite + 1) / (len(means) + 1), 2.0 ** (1 - items)))
 
 
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of two or more values."""
+    return stdev(values) / math.sqrt(len(values))
+
+
 def t_interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> Interval:
     """Student's t interval of the mean of a few draws.
 
@@ -150,7 +155,7 @@ def t_interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> In
     """
     if len(values) < 2:
         raise ValueError(f"{len(values)} values have no spread: give at least two")
-    half = t_quantile(confidence, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    half = t_quantile(confidence, len(values) - 1) * standard_error(values)
     mean = fmean(values)
     return Interval(mean, mean - half, mean + half)
 

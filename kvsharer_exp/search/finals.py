@@ -6,13 +6,12 @@ maps that are left, and who is behind the best map of its KV beyond doubt leaves
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
-from statistics import fmean, stdev
+from statistics import fmean
 
 from kvsharer_exp.records import TrialResult
-from kvsharer_exp.statistics import t_interval
+from kvsharer_exp.statistics import standard_error, t_interval
 
 Batch = Callable[[TrialResult], Sequence[float]]
 """The losses of a map on the windows of one batch."""
@@ -73,7 +72,7 @@ def winners(maps: Sequence[TrialResult], losses: Losses) -> list[TrialResult]:
         rivals = list(group)
         best = min(rivals, key=lambda result: fmean(losses[result.number]))
         ahead = _difference(losses[rivals[0].number], losses[best.number])
-        if fmean(ahead) <= _standard_error(ahead):
+        if fmean(ahead) <= (standard_error(ahead) if len(ahead) > 1 else 0.0):
             best = rivals[0]
         if not front or fmean(losses[best.number]) < fmean(losses[front[-1].number]):
             front.append(best)
@@ -96,10 +95,6 @@ def _in_doubt(losses: Losses, maps: Mapping[int, TrialResult]) -> Losses:
 
 def _difference(some: Sequence[float], others: Sequence[float]) -> list[float]:
     return [a - b for a, b in zip(some, others, strict=True)]
-
-
-def _standard_error(values: Sequence[float]) -> float:
-    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def _kv(result: TrialResult) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from kvsharer_exp.records import TrialResult
+from kvsharer_exp.records import SAMPLED, TrialResult
 from kvsharer_exp.search.loss_model import LossModel
 from kvsharer_exp.search.spaces import SearchSpace
 from kvsharer_exp.search.stages import FIT, screens
@@ -63,7 +63,7 @@ class Memory:
         """The targets that no map of one target has, but for seeds: those choose their source by
         other rules than what it costs."""
         drawn = self._under_way | {
-            result.sharing_map for result in self._results.values() if result.origin == "sampler"
+            result.sharing_map for result in self._results.values() if result.origin == SAMPLED
         }
         targets = {target for target, _ in self.model.pairs}
         return targets - {m.targets[0] for m in drawn if len(m.targets) == 1}

@@ -23,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from kvsharer_exp.errors import InputError
-from kvsharer_exp.records import Footprint, TrialResult
+from kvsharer_exp.records import SAMPLED, Footprint, TrialResult
 from kvsharer_exp.search.spaces import SearchSpace
 from kvsharer_exp.search.stages import Outcome
 from kvsharer_exp.sharing_map import SharingMap
@@ -185,7 +185,7 @@ def _scored(
         stage_reached=outcome.stage_reached,
         seconds=spent + time.perf_counter() - started,
         score=outcome.score,
-        origin=trial.user_attrs.get("origin", "sampler"),
+        origin=trial.user_attrs.get("origin", SAMPLED),
         reason=outcome.reason,
         window_losses=outcome.window_losses,
     )
