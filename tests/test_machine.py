@@ -14,8 +14,8 @@ libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 def pages(): return int(open("/proc/self/statm").read().split()[1])
 def work():
-    held = [libc.malloc(20 << 20) for _ in range(4)]
-    for block in held: ctypes.memset(block, 1, 20 << 20)
+    held = [libc.malloc(40 << 20) for _ in range(2)]
+    for block in held: ctypes.memset(block, 1, 40 << 20)
     for block in held: libc.free(block)
 before = pages()
 work(), work()
