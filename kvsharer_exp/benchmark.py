@@ -172,7 +172,8 @@ def _now(cuda: bool) -> float:
 
 
 def _resident_bytes() -> int:
-    """Resident memory of this process, weights and both caches; 0 where there is no /proc."""
+    """Resident memory of this process: weights, both caches, freed memory that malloc keeps; 0
+    where there is no /proc."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") if statm.exists() else 0
 
