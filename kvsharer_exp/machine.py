@@ -18,8 +18,8 @@ def settle() -> None:
     - glibc gives freed memory back, the top of its heap and every tensor of 32 MiB or more (the
       logits of a window are larger), and the next layer or map faults it in again: 230,000 page
       faults in a prefill of 2048 tokens, a million a map scored on 24 × 256. Kept, scoring that map
-      takes 0.7 of the time, resumed at a late layer 0.45, and less KV is no longer slower than
-      more; the peak stays. Other C libraries are left alone.
+      takes 0.7 of the time, resumed at a late layer 0.45, with the same peak memory, and less KV is
+      no longer slower than more. Other C libraries are left alone.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
