@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kvsharer_exp.search.map_sampler import at_least_one
 from kvsharer_exp.search.memory import Memory
 from kvsharer_exp.sharing_map import SharingMap
 
@@ -33,6 +34,9 @@ class Evolution:
     elites: int = 3
     offspring: int = 100
     explore: float = 0.7
+
+    def __post_init__(self) -> None:
+        at_least_one(elites=self.elites, offspring=self.offspring)
 
     def propose(self, memory: Memory, rng: np.random.Generator) -> Iterator[SharingMap]:
         archive = memory.best(self.elites)

@@ -7,7 +7,8 @@ called with a seed, the search space and the options of ``sampler.options``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -87,15 +88,36 @@ def make_sampler(
     """
     ours = {name: partial(_ours, make, errors) for name, make in STRATEGIES.items()}
     create = find_part(kind, SAMPLERS | ours, group=GROUP, key="sampler.kind")
-    try:
+    with _explained(kind):
         sampler = create(seed * 1_000_003 + trials_so_far, space, **options)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"sampler {kind} does not take these options ({error}): see conf/sampler/"
-        ) from error
     if not isinstance(sampler, BaseSampler):
         raise InputError(
             f"sampler.kind={kind} makes a {type(sampler).__name__}, which is no Optuna sampler: "
             "give a factory of optuna.samplers.BaseSampler"
         )
     return sampler
+
+
+def check_sampler(kind: str, **options: Any) -> None:
+    """Refuse what can be refused before there is a space; another package's may need it.
+
+    Raises:
+        InputError: as `make_sampler`.
+    """
+    ours: dict[str, Callable[..., Any]] = {**SAMPLERS, **STRATEGIES}
+    create = find_part(kind, ours, group=GROUP, key="sampler.kind")
+    with _explained(kind):
+        if kind in STRATEGIES:
+            create(**options)
+        elif kind in SAMPLERS:  # Optuna's do not look at the space
+            create(0, None, **options)
+
+
+@contextmanager
+def _explained(kind: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"sampler {kind} does not take these options ({error}): see conf/sampler/"
+        ) from error

@@ -3,15 +3,18 @@
 import multiprocessing
 import os
 import signal
+from typing import Any
 
 import pytest
+import yaml
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
+from kvsharer_exp.assets import data_dir
 from kvsharer_exp.errors import InputError
 from kvsharer_exp.records import DissimilarityRanking, Footprint, LayerPair
 from kvsharer_exp.search.greedy import trailing_layers
-from kvsharer_exp.search.samplers import SAMPLERS, STRATEGIES, make_sampler
+from kvsharer_exp.search.samplers import SAMPLERS, STRATEGIES, check_sampler, make_sampler
 from kvsharer_exp.search.spaces import SPACES, make_space
 from kvsharer_exp.search.stages import Outcome
 from kvsharer_exp.search.study import count_cached, open_study, results, run_search
@@ -242,3 +245,29 @@ def test_sampler_refusals() -> None:
         make_sampler("tpee", space=SPACE, seed=0)
     with pytest.raises(InputError, match="sampler tpe does not take these options"):
         make_sampler("tpe", space=SPACE, seed=0, populations=3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "reason"),
+    [
+        ("evolution", {"elites": 0}, "elites=0 is no whole number from 1 up"),
+        ("evolution", {"offspring": 1.5}, r"offspring=1\.5 is no whole number"),
+        ("beam", {"width": "two"}, "width=two is no whole number"),
+        ("beam", {"wide": 2}, "unexpected keyword argument 'wide'"),
+        ("nsgaii", {"population_size": 1}, "greater than or equal to 2"),
+    ],
+)
+def test_options_of_a_sampler_are_refused_before_there_is_a_space(
+    kind: str, options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(InputError, match=f"sampler {kind} does not take these options .*{reason}"):
+        check_sampler(kind, **options)
+
+
+@pytest.mark.parametrize("kind", [*SAMPLERS, *STRATEGIES])
+def test_every_sampler_takes_the_options_of_its_file(kind: str) -> None:
+    held = yaml.safe_load(
+        (data_dir("conf") / "sampler" / f"{kind}.yaml").read_text(encoding="utf-8")
+    )
+    assert held["kind"] == kind
+    check_sampler(kind, **held["options"])
