@@ -7,7 +7,7 @@ ARGS ?=
 BENCH := tests/benchmarks
 ABLATE = $(BIN)/kvsharer ablate model.dtype=bfloat16 hydra.run.dir=outputs/results
 
-.PHONY: help install sweep ui test slow check docs results search-efficiency front-quality evaluator-cost format lint types clean
+.PHONY: help install sweep ui test slow check docs results search-efficiency front-quality better-maps evaluator-cost format lint types clean
 
 help:
 	@echo "make sweep   set up, then search sharing maps for the embedded SmolLM2-135M (ARGS='...' adds overrides)"
@@ -17,6 +17,7 @@ help:
 	@echo "make slow    the tests that take minutes"
 	@echo "make results run the experiments behind RESULTS.md again (about an hour)"
 	@echo "make front-quality  five sweeps of twenty minutes, for RESULTS.md (two hours)"
+	@echo "make better-maps    are there better maps of four layers, for RESULTS.md (an hour)"
 	@echo "make docs    write docs/api.md from the docstrings"
 
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -46,6 +47,10 @@ search-efficiency: install
 front-quality: install
 	$(BIN)/python $(BENCH)/front_quality.py --out outputs/front_quality
 	mkdir -p docs/results/front_quality && cp outputs/front_quality/front_quality.* docs/results/front_quality/
+	$(BIN)/python docs/make_results.py
+
+better-maps: install
+	$(BIN)/python $(BENCH)/better_maps.py --out docs/results/better_maps
 	$(BIN)/python docs/make_results.py
 
 evaluator-cost: install

@@ -71,6 +71,7 @@ SEARCHES = {
     "beam": ("beam", False),
     "beam, seeded": ("beam", True),
 }
+Curve = Sequence[Sequence[float]]  # (tokens, hypervolume) after every map
 OPTIONS = {"tpe": {"multivariate": True}, "nsgaii": {"population_size": 20}}
 
 
@@ -278,28 +279,43 @@ def table(rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> str:
 def savings(rows: Sequence[dict[str, Any]], budgets: Sequence[int]) -> str:
     """Markdown: what part of the unseeded search's tokens the seeded one takes to come as far.
 
-    One row per sampler and budget, one column per seed; "more" where it never came as far.
+    One row per sampler and budget, one column per seed, and one for the means over seeds of both
+    curves; "more" where it never came as far.
     """
     curves = {(row["method"], row["seed"]): row["curve"] for row in rows}
     seeds = sorted({seed for _, seed in curves})
-    lines = [["sampler", "tokens, unseeded", *[f"seed {seed}" for seed in seeds]]]
+    lines = [["sampler", "tokens, unseeded", *[f"seed {seed}" for seed in seeds], "mean curves"]]
     for method in dict.fromkeys(method for method, _ in curves):
         told = f"{method}, seeded"
         if told not in SEARCHES:
             continue
         pairs = [(curves.get((method, seed)), curves.get((told, seed))) for seed in seeds]
+        both = [pair for pair in pairs if all(pair)]
+        if both:
+            pairs.append(tuple(mean_curve(side) for side in zip(*both, strict=True)))
         for budget in budgets:
             cells = [_part(one, other, budget) if one and other else "–" for one, other in pairs]
             lines.append([method, f"{budget:,}", *cells])
     return to_markdown(lines)
 
 
-def _part(
-    unseeded: Sequence[Sequence[float]], seeded: Sequence[Sequence[float]], budget: int
-) -> str:
+def _part(unseeded: Curve, seeded: Curve, budget: int) -> str:
     final = next((volume for tokens, volume in unseeded if tokens >= budget), unseeded[-1][1])
     spent = next((tokens for tokens, volume in seeded if volume >= final), None)
     return "more" if spent is None else f"{100 * spent / budget:.0f} %"
+
+
+def heights(curves: Sequence[Curve]) -> dict[int, list[float]]:
+    """By tokens, what each curve has reached, for every number of tokens that one of them has."""
+    steps = sorted({tokens for curve in curves for tokens, _ in curve})
+    return {
+        step: [max((v for t, v in curve if t <= step), default=0.0) for curve in curves]
+        for step in steps
+    }
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    return [(step, fmean(reached)) for step, reached in heights(curves).items()]
 
 
 def figure(rows: Sequence[dict[str, Any]]) -> Any:
@@ -309,14 +325,10 @@ def figure(rows: Sequence[dict[str, Any]]) -> Any:
     names = [m for m in dict.fromkeys(r["method"] for r in rows) if m in SEARCHES]
     for method, colour in zip(names, colours[: len(names)], strict=True):
         curves = [row["curve"] for row in rows if row["method"] == method]
-        steps = sorted({tokens for curve in curves for tokens, _ in curve})
-        heights = [
-            [max((v for t, v in curve if t <= step), default=0.0) for curve in curves]
-            for step in steps
-        ]
-        means = [sum(values) / len(values) for values in heights]
+        reached = heights(curves)
+        steps, means = zip(*mean_curve(curves), strict=True)
         axes.plot(steps, means, color=colour, label=method)
-        low, high = [min(values) for values in heights], [max(values) for values in heights]
+        low, high = [min(v) for v in reached.values()], [max(v) for v in reached.values()]
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
     for method, marker in (("paper greedy", "s"), ("similar-first greedy", "^")):
         points = [row["curve"][-1] for row in rows if row["method"] == method]
