@@ -9,6 +9,7 @@ anything is loaded.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 import traceback
@@ -73,8 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        text = f"kvsharer: failed with {type(error).__name__}: {error} (debug=true shows where)"
-        print(one_line(text), file=sys.stderr)
+        text = f"failed with {type(error).__name__}: {error} (debug=true shows where)"
+        if _found_no_space(error):
+            text = "the disk is full: free some space and run the same command again"
+        print(one_line(f"kvsharer: {text}"), file=sys.stderr)
         return 1
 
 
@@ -187,6 +190,16 @@ def _unknown(what: str, value: str, choices: Sequence[str]) -> str:
     others = f"choose one of {listed}" if listed else "see --help"
     hint = f"did you mean {near[0]}?" if near else others
     return f"{what} {shorten(value, 40)!r} is unknown: {hint}"
+
+
+def _found_no_space(error: BaseException | None) -> bool:
+    """Whether it, or what it came from, is the system's or SQLite's word for a full disk."""
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "database or disk is full" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _one_line(error: BaseException) -> str:

@@ -25,6 +25,8 @@ def open_store(uri: str, experiment: str, artifacts: str) -> tuple[Any, str]:
     with _impatient(), _store_errors(uri), quiet(logging.CRITICAL):
         from mlflow.tracking import MlflowClient
 
+        # It logs, with a traceback, what it raises as well.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         client = MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
@@ -79,7 +81,7 @@ def _impatient() -> Iterator[None]:
 @contextmanager
 def quiet(level: int = logging.WARNING) -> Iterator[None]:
     """MLflow's and Alembic's chatter below ``level`` is off inside."""
-    loggers = [logging.getLogger(name) for name in ("mlflow", "mlflow.store.db.utils", "alembic")]
+    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(level)

@@ -1,11 +1,13 @@
 """Every command end to end on the tiny model: what it writes, prints and keeps."""
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
+from kvsharer_exp import cli
 from kvsharer_exp.assets import data_dir
 from kvsharer_exp.cli import main
 from kvsharer_exp.evaluator import Evaluator
@@ -339,6 +341,26 @@ def test_a_failure_at_run_time_is_exit_code_1(tmp_path, monkeypatch, store, capf
     error = capfd.readouterr().err.strip()
     assert error.startswith("kvsharer: failed with RuntimeError: the device is gone")
     assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("(sqlite3.OperationalError) database or disk is full [SQL: INSERT …"),
+    ],
+)
+def test_a_full_disk_is_named_whatever_came_of_it(error, monkeypatch, capfd) -> None:
+    def broken(*arguments: object) -> None:
+        try:
+            raise error
+        except Exception as found:
+            raise KeyError("run") from found
+
+    monkeypatch.setattr(cli, "translate", broken)
+    assert main(["sweep"]) == 1
+    said = capfd.readouterr().err.strip()
+    assert said == "kvsharer: the disk is full: free some space and run the same command again"
 
 
 def test_an_interrupt_is_exit_code_130_and_the_run_says_killed(
