@@ -370,12 +370,8 @@ def main() -> None:
             rows.append(measure(bench, held_out, method))
             shown = {k: v for k, v in rows[-1].items() if k not in ("curve", "maps_by_size")}
             print(json.dumps(shown), flush=True)
-            record.write_text(
-                json.dumps(
-                    {"options": settings, "environment": environment(), "rows": rows}, indent=1
-                )
-                + "\n"
-            )
+            held = {"options": settings, "environment": environment(), "rows": rows}
+            record.write_text(json.dumps(held) + "\n")
     rows.sort(key=lambda row: (methods.index(row["method"]), row["seed"]))
     text = table(rows, options.sizes)
     text += "\n" + savings(rows, [options.tokens // 2, options.tokens])
