@@ -7,7 +7,8 @@ of our own. Ours come first: a package cannot replace them. tests/plugin_example
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from textwrap import shorten
 from typing import TypeVar, cast
@@ -42,3 +43,16 @@ def find_part(name: str, ours: Mapping[str, Part], *, group: str, key: str) -> P
             f"{key}={name}: entry point {found[0].value} of package {packages[0]} "
             f"cannot be loaded ({reason}): repair or uninstall it"
         ) from error
+
+
+@contextmanager
+def options_for(part: str, *refusals: type[Exception], see: str) -> Iterator[None]:
+    """``refusals`` raised inside say that ``part`` does not take its options.
+
+    Raises:
+        InputError: so, and that the folder ``see`` holds those it takes.
+    """
+    try:
+        yield
+    except refusals as error:
+        raise InputError(f"{part} does not take these options ({error}): see {see}") from error

@@ -7,8 +7,8 @@ called with a seed, the search space and the options of ``sampler.options``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 
 from kvsharer_exp.errors import InputError
-from kvsharer_exp.plugins import find_part
+from kvsharer_exp.plugins import find_part, options_for
 from kvsharer_exp.search.beam import Beam
 from kvsharer_exp.search.evolution import Evolution
 from kvsharer_exp.search.map_sampler import MapSampler, Strategy
@@ -88,7 +88,7 @@ def make_sampler(
     """
     ours = {name: partial(_ours, make, errors) for name, make in STRATEGIES.items()}
     create = find_part(kind, SAMPLERS | ours, group=GROUP, key="sampler.kind")
-    with _explained(kind):
+    with _options_for(kind):
         sampler = create(seed * 1_000_003 + trials_so_far, space, **options)
     if not isinstance(sampler, BaseSampler):
         raise InputError(
@@ -106,18 +106,12 @@ def check_sampler(kind: str, **options: Any) -> None:
     """
     ours: dict[str, Callable[..., Any]] = {**SAMPLERS, **STRATEGIES}
     create = find_part(kind, ours, group=GROUP, key="sampler.kind")
-    with _explained(kind):
+    with _options_for(kind):
         if kind in STRATEGIES:
             create(**options)
         elif kind in SAMPLERS:  # Optuna's do not look at the space
             create(0, None, **options)
 
 
-@contextmanager
-def _explained(kind: str) -> Iterator[None]:
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"sampler {kind} does not take these options ({error}): see conf/sampler/"
-        ) from error
+def _options_for(kind: str) -> AbstractContextManager[None]:
+    return options_for(f"sampler {kind}", TypeError, ValueError, see="conf/sampler/")

@@ -14,69 +14,34 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
-from kvsharer_exp.machine import settle
+from search_efficiency import HeldOut
 
-settle()
-
-from kvsharer_exp.models import load_model  # noqa: E402
-from kvsharer_exp.report import to_markdown  # noqa: E402
-from kvsharer_exp.scoring import window_losses  # noqa: E402
-from kvsharer_exp.search.spaces.base import from_pairs  # noqa: E402
-from kvsharer_exp.sharing.runtime import share_kv  # noqa: E402
-from kvsharer_exp.sharing_map import SharingMap  # noqa: E402
-from kvsharer_exp.statistics import t_interval  # noqa: E402
-from kvsharer_exp.texts import split_texts, token_windows  # noqa: E402
-from kvsharer_exp.tracking import environment  # noqa: E402
+from kvsharer_exp.models import load_model
+from kvsharer_exp.report import to_markdown
+from kvsharer_exp.search.spaces.base import from_pairs
+from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.tracking import environment
 
 STAGES = ((24, 40), (72, 16), (240, 16))  # windows, and how many maps are left after them
 SHOWN = 10
 
 
-class Losses:
-    """Of maps on the first held-out windows; ``record`` keeps them beside ``settings``, the model
-    and its type, and gives those made with the same."""
-
-    def __init__(self, model: Any, tokenizer: Any, settings: dict[str, str], record: Path) -> None:
-        self._model, self._record = model, record
-        self._about = {"options": settings, "environment": environment()}
-        self._windows = token_windows(
-            split_texts().report, tokenizer, num_windows=STAGES[-1][0], window_tokens=256, seed=0
-        )
-        held = json.loads(record.read_text()) if record.exists() else {}
-        same = held.get("options") == settings
-        self._known: dict[str, list[float]] = held["losses"] if same else {}
-        self._full = SharingMap.identity(model.config.num_hidden_layers)
-
-    def increase(self, sharing_map: SharingMap, windows: int) -> list[float]:
-        """By window, the log of its perplexity over the full cache's."""
-        shared, full = self._of(sharing_map, windows), self._of(self._full, windows)
-        return [lost - kept for lost, kept in zip(shared, full, strict=True)]
-
-    def mean(self, sharing_map: SharingMap, windows: int) -> float:
-        return fmean(self.increase(sharing_map, windows))
-
-    def _of(self, sharing_map: SharingMap, windows: int) -> list[float]:
-        known = self._known.setdefault(str(sharing_map), [])
-        if len(known) < windows:
-            with share_kv(self._model, sharing_map):
-                lost = window_losses(self._model, self._windows[len(known) : windows])
-            known += [round(loss, 6) for loss in lost]
-            self._record.write_text(json.dumps({**self._about, "losses": self._known}) + "\n")
-        return known[:windows]
-
-
-def best(maps: Iterable[SharingMap], losses: Losses) -> list[SharingMap]:
-    """Those that the last stage leaves, best first."""
+def best(
+    maps: Iterable[SharingMap], held_out: HeldOut, keep: Callable[[], None]
+) -> list[SharingMap]:
+    """Those that the last stage leaves, best first; ``keep`` is called after each one measured."""
     left = list(maps)
     for windows, kept in STAGES:
-        print(f"{len(left)} maps on {windows} windows", flush=True)
-        left.sort(key=lambda sharing_map: losses.mean(sharing_map, windows))
+        for sharing_map in left:
+            if len(held_out.known.get(sharing_map, ())) < windows:
+                held_out(sharing_map, windows)
+                keep()
+        left.sort(key=lambda sharing_map: held_out(sharing_map, windows))
+        found = f"{held_out(left[0], windows):.4f} ({reads(left[0])})"
+        print(f"{len(left)} maps on {windows} windows, the best: {found}", flush=True)
         left = left[:kept]
     return left
 
@@ -96,14 +61,18 @@ def neighbours(sharing_map: SharingMap) -> set[SharingMap]:
     return found - {sharing_map}
 
 
-def table(maps: Iterable[SharingMap], losses: Losses) -> str:
+def reads(sharing_map: SharingMap) -> str:
+    return " ".join(f"{t}←{sharing_map.kv_source_layers[t]}" for t in sharing_map.targets)
+
+
+def table(maps: Iterable[SharingMap], held_out: HeldOut) -> str:
     """Markdown: perplexity over the full cache's with its 95 % interval over windows."""
     lines = [["map", "ppl ratio", "95 %"]]
     for sharing_map in maps:
-        lost = t_interval(losses.increase(sharing_map, STAGES[-1][0]))
-        mean, low, high = (f"{math.exp(value):.4f}" for value in (lost.mean, lost.low, lost.high))
-        reads = (f"{layer}←{sharing_map.kv_source_layers[layer]}" for layer in sharing_map.targets)
-        lines.append([" ".join(reads), mean, f"{low} to {high}"])
+        low, high = held_out.interval(sharing_map)
+        lines.append(
+            [reads(sharing_map), f"{held_out(sharing_map):.4f}", f"{low:.4f} to {high:.4f}"]
+        )
     return to_markdown(lines)
 
 
@@ -118,17 +87,26 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load_model(options.model, dtype=options.dtype)
     settings = {"model": options.model, "dtype": options.dtype}
-    losses = Losses(model, tokenizer, settings, options.out / "better_maps.json")
+    record = options.out / "better_maps.json"
+    held = json.loads(record.read_text()) if record.exists() else {}
+    before = held["losses"] if held.get("options") == settings else {}
+    known = {SharingMap.parse(text): losses for text, losses in before.items()}
+    held_out = HeldOut(model, tokenizer, STAGES[-1][0], known)
+    about = {"options": settings, "environment": environment()}
+
+    def keep() -> None:
+        losses = {str(sharing_map): lost for sharing_map, lost in known.items()}
+        record.write_text(json.dumps({**about, "losses": losses}) + "\n")
+
     layers = model.config.num_hidden_layers
     chosen = [
         from_pairs(layers, [(target, 0) for target in targets])
         for targets in itertools.combinations(options.targets, options.size)
     ]
-    found = best(chosen, losses)
+    found = best(chosen, held_out, keep)
     around = neighbours(found[0]) - set(chosen)
-    closer = best(sorted(around, key=lambda m: m.kv_source_layers), losses)
-    ranked = sorted([*found, *closer], key=lambda m: losses.mean(m, STAGES[-1][0]))
-    text = table(ranked[:SHOWN], losses)
+    closer = best(sorted(around, key=lambda m: m.kv_source_layers), held_out, keep)
+    text = table(sorted([*found, *closer], key=held_out)[:SHOWN], held_out)
     (options.out / "better_maps.md").write_text(text)
     print(text)
 

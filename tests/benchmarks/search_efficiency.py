@@ -182,32 +182,45 @@ def _asked(ranking: DissimilarityRanking) -> list[int]:
 
 
 class HeldOut:
-    """Perplexity of maps over the full cache's on text no search saw; each map once."""
+    """Perplexity of maps over the full cache's on text no search saw; each map once.
 
-    def __init__(self, model: Any, tokenizer: Any, num_windows: int) -> None:
+    ``known``: losses by window of maps measured before, which new ones are added to.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        num_windows: int,
+        known: dict[SharingMap, list[float]] | None = None,
+    ) -> None:
         self._model = model
         self._windows = token_windows(
             split_texts().report, tokenizer, num_windows=num_windows, window_tokens=256, seed=0
         )
-        self._known: dict[SharingMap, list[float]] = {}
+        self.known = {} if known is None else known
 
-    def __call__(self, sharing_map: SharingMap) -> float:
-        return math.exp(fmean(self._lost(sharing_map)))
+    def __call__(self, sharing_map: SharingMap, windows: int | None = None) -> float:
+        """On the first ``windows``; None: on all."""
+        return math.exp(fmean(self._lost(sharing_map, windows)))
 
     def interval(self, sharing_map: SharingMap) -> tuple[float, float]:
         """95 %, over windows."""
         mean = t_interval(self._lost(sharing_map))
         return math.exp(mean.low), math.exp(mean.high)
 
-    def _lost(self, sharing_map: SharingMap) -> list[float]:
+    def _lost(self, sharing_map: SharingMap, windows: int | None = None) -> list[float]:
         """By window, the log of its perplexity over the full cache's."""
         full = SharingMap.identity(sharing_map.num_layers)
-        for shared in (full, sharing_map):
-            if shared not in self._known:
-                with share_kv(self._model, shared):
-                    self._known[shared] = window_losses(self._model, self._windows)
-        pairs = zip(self._known[sharing_map], self._known[full], strict=True)
+        pairs = zip(self._losses(sharing_map, windows), self._losses(full, windows), strict=True)
         return [lost - kept for lost, kept in pairs]
+
+    def _losses(self, sharing_map: SharingMap, windows: int | None) -> list[float]:
+        known, asked = self.known.setdefault(sharing_map, []), self._windows[:windows]
+        if len(known) < len(asked):
+            with share_kv(self._model, sharing_map):
+                known += window_losses(self._model, asked[len(known) :])
+        return known[: len(asked)]
 
 
 def measure(bench: Bench, held_out: HeldOut, method: str) -> dict[str, Any]:
@@ -326,9 +339,9 @@ def figure(rows: Sequence[dict[str, Any]]) -> Any:
     for method, colour in zip(names, colours[: len(names)], strict=True):
         curves = [row["curve"] for row in rows if row["method"] == method]
         reached = heights(curves)
-        steps, means = zip(*mean_curve(curves), strict=True)
-        axes.plot(steps, means, color=colour, label=method)
-        low, high = [min(v) for v in reached.values()], [max(v) for v in reached.values()]
+        steps = list(reached)
+        mean, low, high = ([f(v) for v in reached.values()] for f in (fmean, min, max))
+        axes.plot(steps, mean, color=colour, label=method)
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
     for method, marker in (("paper greedy", "s"), ("similar-first greedy", "^")):
         points = [row["curve"][-1] for row in rows if row["method"] == method]

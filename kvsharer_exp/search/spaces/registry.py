@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvsharer_exp.errors import InputError
-from kvsharer_exp.plugins import find_part
+from kvsharer_exp.plugins import find_part, options_for
 from kvsharer_exp.records import DissimilarityRanking
 from kvsharer_exp.search.greedy import Advance
 from kvsharer_exp.search.spaces.base import SearchSpace, SpaceSetting, refuse_a_single_map
@@ -69,12 +69,8 @@ def make_space(
         full = SharingMap.identity(ranking.num_layers)
         refuse_a_single_map(kind, [full.share(only.target, only.source)])
     setting = SpaceSetting(ranking, max_shared, tuple(seeds), rank, advance, reset)
-    try:
+    with options_for(f"search_space {kind}", TypeError, see="search_spaces/"):
         space = create(setting, **options)
-    except TypeError as error:
-        raise InputError(
-            f"search_space {kind} does not take these options ({error}): see search_spaces/"
-        ) from error
     if not isinstance(space, SearchSpace):
         raise InputError(
             f"search_space.kind={kind} makes a {type(space).__name__}, which is no search space: "
