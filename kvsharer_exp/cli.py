@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -149,7 +150,7 @@ def translate(arguments: Sequence[str]) -> list[str]:
         raise InputError(f"no command given: choose one of {', '.join(COMMANDS)}, or --help")
     if not {"-m", "--multirun"}.intersection(flags):
         overrides = [_run_list(override) for override in overrides]
-    overrides = [_added_group(override) for override in overrides]
+    overrides = [_added_group(_ids_as_text(override)) for override in overrides]
     models = [o.removeprefix("+model=") for o in overrides if o.startswith("+model=")]
     if len(models) > 1:
         raise InputError(f"two models given ({', '.join(models)}): give one, or a,b with -m")
@@ -163,6 +164,13 @@ def _run_list(override: str) -> str:
     key, _, value = override.partition("=")
     several = key == "run" and "," in value and value[0] not in "['\""
     return f"run=[{value}]" if several else override
+
+
+def _ids_as_text(override: str) -> str:
+    """``run=1148e184`` as ``run='1148e184'``: such an MLflow id is a number to Hydra."""
+    if override.partition("=")[0] not in ("run", "map"):
+        return override
+    return re.sub(r"(?<=[=,\[])(\d+e\d+)(?=[,\]]|$)", r"'\1'", override)
 
 
 def _added_group(override: str) -> str:

@@ -27,6 +27,23 @@ def test_flags_go_first_with_their_values() -> None:
     assert translated == ["--cfg", "job", "-m", "command=sweep", "seed=1", "+model=smollm2"]
 
 
+@pytest.mark.parametrize(
+    ("words", "override"),
+    [
+        ("run=1148e184", "run='1148e184'"),
+        ("run=5b90,1e5", "run=[5b90,'1e5']"),
+        ("map=1148e999", "map='1148e999'"),
+        ("map=[0,1,0,3]", "map=[0,1,0,3]"),
+        ("run=runs/1e5", "run=runs/1e5"),
+        ("run='1e5'", "run='1e5'"),
+        ("seed=1e5", "seed=1e5"),
+    ],
+)
+def test_ids_that_look_like_numbers_stay_text(words: str, override: str) -> None:
+    """To Hydra ``1148e184`` is 1.148e+187, and the id cannot be read back from that."""
+    assert override in translate(["report", words])
+
+
 def test_help_needs_no_command() -> None:
     assert translate(["--help"]) == ["--help", "+model=smollm2"]
 
