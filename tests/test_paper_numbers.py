@@ -52,7 +52,7 @@ def test_no_two_are_of_the_same_thing() -> None:
     assert len(things) == len(set(things))
 
 
-@pytest.mark.parametrize("model", {n.model for n in chosen(quantity="tasks/mean")})
+@pytest.mark.parametrize("model", sorted({n.model for n in chosen(quantity="tasks/mean")}))
 def test_percentages_are_those_of_the_scores(model: str) -> None:
     """Two columns of the same table, copied apart: each checks the other."""
     score = {n.compression: n.value for n in chosen(quantity="tasks/mean", model=model)}
