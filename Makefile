@@ -33,8 +33,9 @@ sweep: install
 ui: install
 	$(BIN)/kvsharer ui
 
+# Two processes of one thread: most tests keep no more than one core busy.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: install
 	$(BIN)/python -m pytest -m slow

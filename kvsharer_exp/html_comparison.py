@@ -5,12 +5,11 @@ Needs no network and no script; a link to MLflow works while ``kvsharer ui`` run
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Mapping, Sequence
 
 from kvsharer_exp.comparison import Table
-from kvsharer_exp.html_report import STYLE
+from kvsharer_exp.html_report import STYLE, embedded
 from kvsharer_exp.measured import FinishedRun
 
 _STYLE = """
@@ -33,10 +32,10 @@ def comparison_page(
     """The page. ``pictures``: caption → PNG across runs; those of each run are added."""
     title = "Runs beside the paper"
     body = [_section(table) for table in tables]
-    images = [_image(data, caption) for caption, data in pictures.items()]
+    images = [embedded(data, caption) for caption, data in pictures.items()]
     own = [
         f"<details><summary>{html.escape(run.title)}, run {run.run_id[:8]}</summary>"
-        + "".join(_image(data, f"{run.title}: {name}") for name, data in run.pictures.items())
+        + "".join(embedded(data, f"{run.title}: {name}") for name, data in run.pictures.items())
         + "</details>"
         for run in runs
         if run.pictures
@@ -120,9 +119,3 @@ def _markup(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{html.escape(text)}</th>" for text in header)
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _image(png: bytes, caption: str) -> str:
-    data, text = base64.b64encode(png).decode(), html.escape(caption)
-    image = f'<img width="720" alt="{text}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"

@@ -20,7 +20,7 @@ from kvsharer_exp.figures import (
     save_png,
     tasks_figure,
 )
-from kvsharer_exp.figures.style import spread
+from kvsharer_exp.figures.style import DPI, spread
 from kvsharer_exp.records import FrontEntry, TrialResult
 from kvsharer_exp.report import answer, columns, front_table, headline, most_shared
 from kvsharer_exp.sharing_map import SharingMap
@@ -106,8 +106,8 @@ def _above(entry: FrontEntry) -> str:
     return f"{entry.num_shared}/{len(entry.kv_source_layers)} shared{kl}"
 
 
-def front_page(sweep: Sweep, figures: Mapping[str, Any]) -> str:
-    """The page; ``figures`` are those of `pictures`."""
+def front_page(sweep: Sweep, pngs: Mapping[str, bytes]) -> str:
+    """The page; ``pngs`` are those of `pictures`, drawn."""
     header, *rows = front_table(sweep.entries, sweep.full_scores)
     sentences = answer(
         sweep.entries,
@@ -116,7 +116,7 @@ def front_page(sweep: Sweep, figures: Mapping[str, Any]) -> str:
         sweep.results,
         f"score ({sweep.fitness})",
     )
-    heat = distance_heatmap(sweep.distances, f"{sweep.distance} between layers' mean KV")
+    heat = save_png(distance_heatmap(sweep.distances, f"{sweep.distance} between layers' mean KV"))
     compare = (
         f'<p><a href="{html.escape(sweep.compare_url)}">Compare the front in MLflow</a> '
         "(while <code>kvsharer ui</code> runs)</p>"
@@ -124,9 +124,9 @@ def front_page(sweep: Sweep, figures: Mapping[str, Any]) -> str:
         else ""
     )
     maps = ""
-    if "maps" in figures:
-        maps = _picture(
-            figures["maps"],
+    if "maps" in pngs:
+        maps = embedded(
+            pngs["maps"],
             "Shaded layers keep their KV; a white one reads that of the layer its arc points to.",
         )
     title = html.escape(sweep.title)
@@ -145,7 +145,7 @@ def front_page(sweep: Sweep, figures: Mapping[str, Any]) -> str:
 <div class="wide">{_table(header, rows)}</div>
 <p>In brackets: what is retained of the full cache's score on the same items.</p>
 {front_html(sweep.results, sweep.front, title="", **sweep.drawing)}
-{_picture(figures["tasks"], "Averages hide what a single task loses.")}
+{embedded(pngs["tasks"], "Averages hide what a single task loses.")}
 <h2>Maps</h2>
 <p>One click selects a map.</p>
 <div class="wide">{_maps_table(sweep.shared)}</div>
@@ -153,8 +153,8 @@ def front_page(sweep: Sweep, figures: Mapping[str, Any]) -> str:
 <h2>Serve one</h2>
 {_serving(sweep)}
 <h2>How the search went</h2>
-{_picture(figures["progress"], "Best of each size, and the area under the front, by maps scored.")}
-{_picture(heat, "What the search started from: how unlike the layers' mean keys and values are.")}
+{embedded(pngs["progress"], "Best of each size, and the area under the front, by maps scored.")}
+{embedded(heat, "What the search started from: how unlike the layers' mean keys and values are.")}
 <h2>Environment and seeds</h2>
 {_table(["what", "value"], list(sweep.environment.items()))}
 </body></html>
@@ -222,11 +222,11 @@ the model's code lets a layer read any earlier one of the same attention type. S
 share trailing layers only: the last layers, reading the last one that keeps its KV.</p>"""
 
 
-def _picture(figure: Any, caption: str) -> str:
-    data = base64.b64encode(save_png(figure)).decode()
-    text = html.escape(caption)
-    width = round(72 * figure.get_size_inches()[0])
-    image = f'<img width="{width}" alt="{text}" src="data:image/png;base64,{data}">'
+def embedded(png: bytes, caption: str) -> str:
+    """The picture in the page itself, as large as its figure was asked to be."""
+    data, text = base64.b64encode(png).decode(), html.escape(caption)
+    pixels = int.from_bytes(png[16:20], "big")  # the width in a PNG's first chunk, IHDR
+    image = f'<img width="{72 * pixels // DPI}" alt="{text}" src="data:image/png;base64,{data}">'
     return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
 
 

@@ -58,9 +58,13 @@ SWEEP = Sweep(
 )
 
 
+def drawn(sweep: Sweep) -> dict[str, bytes]:
+    return {name: save_png(figure) for name, figure in pictures(sweep).items()}
+
+
 @pytest.fixture(scope="module")
 def page() -> str:
-    return front_page(SWEEP, pictures(SWEEP))
+    return front_page(SWEEP, drawn(SWEEP))
 
 
 def test_the_answer_comes_first_then_question_maps_and_environment(page: str) -> None:
@@ -74,6 +78,7 @@ def test_the_answer_comes_first_then_question_maps_and_environment(page: str) ->
     assert "<td>seed</td><td>7</td>" in body
     assert '"full cache"' in body
     assert body.count("<img width=") == 4
+    assert '<img width="691" alt="Best of each size' in body  # 9.6 inches
 
 
 def test_the_page_needs_no_network_and_stays_small(page: str) -> None:
@@ -100,7 +105,7 @@ def test_everything_is_escaped() -> None:
         environment={odd: odd},
         compare_url=f'"{odd}',
     )
-    page = front_page(sweep, pictures(SWEEP))
+    page = front_page(sweep, drawn(SWEEP))
     assert "<script>alert" not in page
     assert "&lt;script&gt;" in page
 
@@ -108,10 +113,10 @@ def test_everything_is_escaped() -> None:
 @pytest.mark.parametrize("fitness", ["kl", "perplexity", "cosine", "lm_eval"])
 def test_every_fitness_and_an_empty_front_give_a_page(fitness: str) -> None:
     bare = replace(SWEEP, fitness=fitness, entries=[], front=[], results=[], volumes=[])
-    figures = pictures(bare)
-    assert "maps" not in figures
-    assert all(save_png(figure).startswith(b"\x89PNG") for figure in figures.values())
-    assert "No map of the front shares a layer" in front_page(bare, figures)
+    pngs = drawn(bare)
+    assert "maps" not in pngs
+    assert all(png.startswith(b"\x89PNG") for png in pngs.values())
+    assert "No map of the front shares a layer" in front_page(bare, pngs)
 
 
 def test_engines_that_share_trailing_layers_only_are_named_for_those() -> None:

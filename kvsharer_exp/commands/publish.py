@@ -71,12 +71,13 @@ def publish(
         intervals=_score_intervals(session, chain(front, *reference_maps.values())),
     )
     figures = pictures(sweep)
+    pngs = {name: save_png(figure) for name, figure in figures.items()}
     table = to_markdown(front_table(entries, full))
     files: dict[str, str | bytes] = {
         "front.json": json.dumps([entry.to_dict() for entry in entries], indent=2),
         "front.md": table,
-        "front.html": front_page(sweep, figures),
-        **{f"{name}.png": save_png(figure) for name, figure in figures.items()},
+        "front.html": front_page(sweep, pngs),
+        **{f"{name}.png": png for name, png in pngs.items()},
         **{f"{name}.pdf": save_pdf(figure) for name, figure in figures.items()},
     }
     for name, content in files.items():

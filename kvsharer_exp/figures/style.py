@@ -16,6 +16,7 @@ BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#9A9A9A", "
 PURPLE, SKY, YELLOW = "#CC79A7", "#56B4E9", "#E69F00"
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW)
 MARKERS = "s^vP"
+DPI = 150  # of a PNG
 
 
 def empty(width: float = 7.0, height: float = 4.4, panels: int = 1) -> tuple[Any, Any]:
@@ -55,7 +56,7 @@ def log_scale(axes: Any, heights: Sequence[float]) -> None:
 
 def save_png(figure: Any) -> bytes:
     """The figure as PNG, the same bytes every time."""
-    return _save(figure, format="png", dpi=150, metadata={"Software": None})
+    return _save(figure, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def save_pdf(figure: Any) -> bytes:
