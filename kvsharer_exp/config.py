@@ -17,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kvsharer_exp.errors import InputError
+from kvsharer_exp.errors import InputError, at_least, did_you_mean
 
 DEFAULT_MODEL = "smollm2"
 
@@ -51,8 +51,8 @@ class CalibrationConfig:
     states: str = "kv"
 
     def __post_init__(self) -> None:
-        _at_least("calibration.num_windows", self.num_windows, 1)
-        _at_least("calibration.window_tokens", self.window_tokens, 2)
+        at_least("calibration.num_windows", self.num_windows, 1)
+        at_least("calibration.window_tokens", self.window_tokens, 2)
         distances = ("euclidean_flat", "euclidean_token", "cosine", "cka", "block_output")
         _one_of("calibration.distance", self.distance, distances)
         _one_of("calibration.states", self.states, ("kv", "k", "v"))
@@ -67,8 +67,8 @@ class HeldoutConfig:
     window_tokens: int = 256
 
     def __post_init__(self) -> None:
-        _at_least("heldout.num_windows", self.num_windows, 1)
-        _at_least("heldout.window_tokens", self.window_tokens, 2)
+        at_least("heldout.num_windows", self.num_windows, 1)
+        at_least("heldout.window_tokens", self.window_tokens, 2)
 
 
 @dataclass
@@ -134,7 +134,7 @@ class StudyConfig:
     margin: float | None = None
 
     def __post_init__(self) -> None:
-        _at_least("study.n_trials", self.n_trials, 1)
+        at_least("study.n_trials", self.n_trials, 1)
         if any(a >= b for a, b in pairwise([0, *self.screen_windows])):
             raise InputError(
                 f"study.screen_windows={list(self.screen_windows)}: give rising numbers of "
@@ -143,9 +143,9 @@ class StudyConfig:
         if self.minutes is not None and self.minutes <= 0:
             raise InputError(f"study.minutes={self.minutes:g}: give minutes above 0, or leave out")
         if self.final_windows is not None:
-            _at_least("study.final_windows", self.final_windows, 0)
+            at_least("study.final_windows", self.final_windows, 0)
         if self.patience is not None:
-            _at_least("study.patience", self.patience, 1)
+            at_least("study.patience", self.patience, 1)
         if self.margin is not None and self.margin < 0:
             raise InputError(f"study.margin={self.margin:g}: give at least 0")
         if self.name is not None and (not self.name or "/" in self.name):
@@ -161,7 +161,7 @@ class TasksConfig:
 
     def __post_init__(self) -> None:
         if self.limit is not None:
-            _at_least("scoring limit", self.limit, 1)
+            at_least("scoring limit", self.limit, 1)
 
 
 @dataclass
@@ -188,10 +188,10 @@ class ScoringConfig:
                 raise InputError(f"scoring.fitness={{{name}: {weight}}}: give a weight above 0")
         if not self.weights:
             raise InputError("scoring.fitness is empty: give kl, or weights like {kl: 1}")
-        _at_least("scoring.num_windows", self.num_windows, 1)
-        _at_least("scoring.window_tokens", self.window_tokens, 2)
-        _at_least("scoring.batch_size", self.batch_size, 1)
-        _at_least("scoring.maps_per_forward", self.maps_per_forward, 1)
+        at_least("scoring.num_windows", self.num_windows, 1)
+        at_least("scoring.window_tokens", self.window_tokens, 2)
+        at_least("scoring.batch_size", self.batch_size, 1)
+        at_least("scoring.maps_per_forward", self.maps_per_forward, 1)
         if self.memory_budget_gib < 0:
             raise InputError("scoring.memory_budget_gib is negative: give GiB, 0 keeps nothing")
         if "lm_eval" in self.weights and not self.search.tasks:
@@ -237,9 +237,9 @@ class BenchConfig:
             if not values:
                 raise InputError(f"bench.{key} is empty: give at least one number, like [1]")
             for value in values:
-                _at_least(f"bench.{key}", value, 1)
-        _at_least("bench.new_tokens", self.new_tokens, 1)
-        _at_least("bench.repeats", self.repeats, 1)
+                at_least(f"bench.{key}", value, 1)
+        at_least("bench.new_tokens", self.new_tokens, 1)
+        at_least("bench.repeats", self.repeats, 1)
         if self.memory_gib <= 0:
             raise InputError(f"bench.memory_gib={self.memory_gib:g}: give GiB above 0")
 
@@ -278,9 +278,9 @@ class AblateConfig:
     def __post_init__(self) -> None:
         if not self.arms:
             raise InputError("ablate.arms is empty: give at least one, like [dissimilar_tested]")
-        _at_least("ablate.draws", self.draws, 1)
+        at_least("ablate.draws", self.draws, 1)
         if self.max_candidates is not None:
-            _at_least("ablate.max_candidates", self.max_candidates, 1)
+            at_least("ablate.max_candidates", self.max_candidates, 1)
         for pair in self.lengths:
             if len(pair) != 2 or min(pair) < 1:
                 raise InputError(
@@ -310,7 +310,7 @@ class GenerateConfig:
     chat: bool = False
 
     def __post_init__(self) -> None:
-        _at_least("generate.max_new_tokens", self.max_new_tokens, 1)
+        at_least("generate.max_new_tokens", self.max_new_tokens, 1)
         if self.prompt is not None and self.file is not None:
             raise InputError("generate.prompt and generate.file exclude each other: give one")
 
@@ -364,7 +364,7 @@ class Config:
     reproduce: ReproduceConfig = field(default_factory=ReproduceConfig)
 
     def __post_init__(self) -> None:
-        _at_least("seed", self.seed, 0)
+        at_least("seed", self.seed, 0)
 
 
 def register(search_spaces: Path) -> None:
@@ -431,13 +431,6 @@ def _keys(node: DictConfig, prefix: str = "") -> list[str]:
     return keys
 
 
-def _at_least(key: str, value: int, least: int) -> None:
-    if value < least:
-        raise InputError(f"{key}={value}: give at least {least}")
-
-
 def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}"
-        raise InputError(f"{key}={value} is unknown: {hint}")
+        raise InputError(f"{key}={value} is unknown: {did_you_mean(value, choices)}")

@@ -54,5 +54,7 @@ def options_for(part: str, *refusals: type[Exception], see: str) -> Iterator[Non
     """
     try:
         yield
+    except InputError:  # names the option itself
+        raise
     except refusals as error:
         raise InputError(f"{part} does not take these options ({error}): see {see}") from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvsharer_exp.search.map_sampler import at_least_one
+from kvsharer_exp.errors import at_least
 from kvsharer_exp.search.memory import Memory
 from kvsharer_exp.sharing_map import SharingMap
 
@@ -30,7 +30,8 @@ class Beam:
     tries: int = 10
 
     def __post_init__(self) -> None:
-        at_least_one(width=self.width, tries=self.tries)
+        at_least("sampler.options.width", self.width, 1)
+        at_least("sampler.options.tries", self.tries, 1)
 
     def propose(self, memory: Memory, rng: np.random.Generator) -> Iterator[SharingMap]:
         sizes = range(1, memory.space.max_shared + 1)

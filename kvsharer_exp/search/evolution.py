@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvsharer_exp.search.map_sampler import at_least_one
+from kvsharer_exp.errors import InputError, at_least
 from kvsharer_exp.search.memory import Memory
 from kvsharer_exp.sharing_map import SharingMap
 
@@ -36,7 +36,10 @@ class Evolution:
     explore: float = 0.7
 
     def __post_init__(self) -> None:
-        at_least_one(elites=self.elites, offspring=self.offspring)
+        at_least("sampler.options.elites", self.elites, 1)
+        at_least("sampler.options.offspring", self.offspring, 1)
+        if not isinstance(self.explore, (int, float)) or self.explore < 0:
+            raise InputError(f"sampler.options.explore={self.explore}: give a number, at least 0")
 
     def propose(self, memory: Memory, rng: np.random.Generator) -> Iterator[SharingMap]:
         archive = memory.best(self.elites)

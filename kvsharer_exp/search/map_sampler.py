@@ -24,13 +24,6 @@ class Strategy(Protocol):
         """Maps worth scoring, the best first; it ends when nothing more comes to mind."""
 
 
-def at_least_one(**options: int) -> None:
-    """Refuse options of a strategy that are no whole numbers from 1 up, with a ``ValueError``."""
-    for name, value in options.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value} is no whole number from 1 up")
-
-
 class MapSampler(BaseSampler):
     """Samples parameters of ``space`` that decode to what ``strategy`` proposes.
 

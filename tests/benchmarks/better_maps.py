@@ -66,13 +66,15 @@ def reads(sharing_map: SharingMap) -> str:
 
 
 def table(maps: Iterable[SharingMap], held_out: HeldOut) -> str:
-    """Markdown: perplexity over the full cache's with its 95 % interval over windows."""
-    lines = [["map", "ppl ratio", "95 %"]]
+    """Markdown: perplexity over the full cache's with its 95 % interval over windows, and the least
+    and the greatest ratio of draws as large as the first stage."""
+    few = STAGES[0][0]
+    lines = [["map", "ppl ratio", "95 %", f"draws of {few}"]]
     for sharing_map in maps:
-        low, high = held_out.interval(sharing_map)
-        lines.append(
-            [reads(sharing_map), f"{held_out(sharing_map):.4f}", f"{low:.4f} to {high:.4f}"]
-        )
+        draws = held_out.draws(sharing_map, few)
+        spans = (held_out.interval(sharing_map), (min(draws), max(draws)))
+        spread = (f"{low:.4f} to {high:.4f}" for low, high in spans)
+        lines.append([reads(sharing_map), f"{held_out(sharing_map):.4f}", *spread])
     return to_markdown(lines)
 
 

@@ -209,6 +209,12 @@ class HeldOut:
         mean = t_interval(self._lost(sharing_map))
         return math.exp(mean.low), math.exp(mean.high)
 
+    def draws(self, sharing_map: SharingMap, windows: int) -> list[float]:
+        """On the first ``windows``, on the next, and so on."""
+        lost = self._lost(sharing_map)
+        parts = (lost[start : start + windows] for start in range(0, len(lost), windows))
+        return [math.exp(fmean(part)) for part in parts]
+
     def _lost(self, sharing_map: SharingMap, windows: int | None = None) -> list[float]:
         """By window, the log of its perplexity over the full cache's."""
         full = SharingMap.identity(sharing_map.num_layers)

@@ -296,6 +296,7 @@ REFUSALS = {
     "2 shared layers asked, but only 1 layers": ("blocks", PAIR, 2, {}),
     "num_pairs=0: give at least 1": ("ranked_pairs", LINE, 2, {"num_pairs": 0}),
     "tries=0: give at least 1": ("greedy_knobs", LINE, 2, {"tries": 0}),
+    "tries=1.5: give a whole number": ("greedy_knobs", LINE, 2, {"tries": 1.5}),
     "distances=[] is no list": ("greedy_knobs", LINE, 2, {"distances": []}),
     "distances=cka is no list": ("greedy_knobs", LINE, 2, {"distances": "cka"}),
     "distances=cosin is unknown: did you mean cosine?": (

@@ -13,7 +13,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from kvsharer_exp.errors import InputError, did_you_mean
+from kvsharer_exp.errors import InputError, at_least, did_you_mean
 from kvsharer_exp.evaluator import Accept
 from kvsharer_exp.ranking import DISTANCES
 from kvsharer_exp.records import CandidateScores, DissimilarityRanking
@@ -59,8 +59,7 @@ class GreedyKnobs(Space):
     _memory: _Memory = field(default_factory=_Memory, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.tries < 1:
-            raise InputError(f"search_space.options.tries={self.tries}: give at least 1")
+        at_least("search_space.options.tries", self.tries, 1)
         if isinstance(self.distances, str) or not self.distances:
             raise InputError(
                 f"search_space.options.distances={self.distances} is no list of distances: "

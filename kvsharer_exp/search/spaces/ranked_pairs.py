@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from kvsharer_exp.errors import InputError
+from kvsharer_exp.errors import at_least
 from kvsharer_exp.search.spaces.base import Space, or_first_pair, refuse_a_single_map
 from kvsharer_exp.sharing_map import SharingMap
 
@@ -31,8 +31,7 @@ class RankedPairs(Space):
     num_pairs: int = 64
 
     def __post_init__(self) -> None:
-        if self.num_pairs < 1:
-            raise InputError(f"search_space.options.num_pairs={self.num_pairs}: give at least 1")
+        at_least("search_space.options.num_pairs", self.num_pairs, 1)
         if len(self.pairs) == 1:
             full = SharingMap.identity(self.ranking.num_layers)
             refuse_a_single_map("ranked_pairs", [full.share(*self.pairs[0])])
