@@ -69,10 +69,11 @@ BOTH = [(s, k) for s in (*SAMPLERS, *STRATEGIES) for k in KINDS if s != "gp" or 
 def test_scores_the_seeds_first_and_no_map_twice(tmp_path, sampler: str, kind: str) -> None:
     scorer = Scorer()
     space = make_space(kind, RANKING, max_shared=3, seeds=[m for _, m in SEEDS])
-    found, trials, cached = search(tmp_path, scorer, 25, sampler=sampler, space=space)
-    assert len(found) == len(scorer.scored) == len(set(scorer.scored)) == 25
+    wanted = 15 if sampler == "gp" else 25  # its first ten are drawn by chance
+    found, trials, cached = search(tmp_path, scorer, wanted, sampler=sampler, space=space)
+    assert len(found) == len(scorer.scored) == len(set(scorer.scored)) == wanted
     assert [r.origin for r in found[:4]] == ["trailing 1", "trailing 2", "trailing 3", "sampler"]
-    assert len(trials) == 25 + cached
+    assert len(trials) == wanted + cached
     assert all(r.score is None for r in found if r.status != "complete")
     for result, trial in ((r, trials[r.number]) for r in found):
         expected = TrialState.COMPLETE if result.status == "complete" else TrialState.PRUNED
