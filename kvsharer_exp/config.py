@@ -394,6 +394,8 @@ def explain(error: OmegaConfBaseException) -> str:
     """OmegaConf's message as one line that names the key and the way out."""
     first = str(error).strip().splitlines()[0]
     key = getattr(error, "full_key", None) or ""
+    if "not in" in first and ".options." in key:
+        return f"{key} is not in the file of this {key.partition('.')[0]}: give it as +{key}=…"
     if "not in" in first and key:
         near = difflib.get_close_matches(key, config_keys(), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "kvsharer --help lists the keys"

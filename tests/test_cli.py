@@ -76,6 +76,8 @@ REFUSALS = {
     "calibration.distance=euclidean": "calibration.distance=euclidean is unknown",
     "search_space=rank_pairs": "did you mean ranked_pairs?",
     "search_space=nope": "choose one of blocks, greedy_knobs, layer_sources, ",
+    "sampler.options.elite=2": "give it as +sampler.options.elite=",
+    "+sampler.options.elite=2": "evolution does not take these options",
     "sampler=tpee": "sampler 'tpee' is unknown: did you mean tpe?",
     "compression.ratios=[]": "compression.ratios is empty",
     "compression.ratios=[1.5]": "compression.ratios=1.5",

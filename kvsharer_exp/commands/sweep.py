@@ -32,7 +32,7 @@ from kvsharer_exp.report import print_front
 from kvsharer_exp.scoring import retained
 from kvsharer_exp.search.greedy import num_targets
 from kvsharer_exp.search.samplers import STRATEGIES, check_sampler, make_sampler
-from kvsharer_exp.search.spaces import SearchSpace, find_space, make_space
+from kvsharer_exp.search.spaces import SearchSpace, check_space, make_space
 from kvsharer_exp.search.stages import StagedScorer, agreements, find_fitness
 from kvsharer_exp.search.study import count_cached, open_study, results, run_search
 from kvsharer_exp.sharing_map import SharingMap
@@ -40,7 +40,7 @@ from kvsharer_exp.sharing_map import SharingMap
 
 def run(config: Config) -> None:
     """Write ``result.json`` with the front; everything else is in MLflow."""
-    find_space(config.search_space.kind)
+    check_space(config.search_space.kind, **config.search_space.options)
     check_sampler(config.sampler.kind, **config.sampler.options)
     for name in config.scoring.weights:
         find_fitness(name)

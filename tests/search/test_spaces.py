@@ -20,7 +20,7 @@ from kvsharer_exp.ranking import distance_matrix, rank
 from kvsharer_exp.records import CandidateScores, DissimilarityRanking, Footprint, LayerPair
 from kvsharer_exp.search.greedy import adjacent_pairs, trailing_layers
 from kvsharer_exp.search.samplers import make_sampler
-from kvsharer_exp.search.spaces import SPACES, SearchSpace, find_space, make_space
+from kvsharer_exp.search.spaces import SPACES, SearchSpace, check_space, make_space
 from kvsharer_exp.search.stages import Outcome
 from kvsharer_exp.search.study import open_study, run_search
 from kvsharer_exp.sharing.architectures import attention_layers, check_map
@@ -320,6 +320,17 @@ def test_refusals_are_one_line(reason: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("reason", [r for r in REFUSALS if "one map" not in r])
+def test_kinds_and_options_are_refused_before_there_is_a_ranking(reason: str) -> None:
+    kind, _, _, options = REFUSALS[reason]
+    if not options and kind in SPACES:
+        check_space(kind)  # it is the model that is refused
+        return
+    with pytest.raises(InputError) as refused:
+        check_space(kind, **options)
+    assert reason in str(refused.value)
+
+
 @pytest.mark.parametrize("kind", SPACES)
 def test_a_model_of_one_pair_has_nothing_to_search(kind: str) -> None:
     with pytest.raises(InputError, match=r"holds one map only \(layer 1 reads 0\)"):
@@ -369,7 +380,7 @@ def test_a_space_of_another_package(tmp_path, monkeypatch) -> None:
     with pytest.raises(InputError, match="one_target does not take these options"):
         make_space("one_target", LINE, max_shared=2, sources=3)
     with pytest.raises(InputError, match="did you mean one_target"):
-        find_space("one_targe")
+        check_space("one_targe")
 
 
 @pytest.mark.parametrize(
@@ -397,4 +408,4 @@ def test_two_packages_with_a_space_of_one_name(tmp_path, monkeypatch) -> None:
         (tmp_path / package).mkdir()
         install(tmp_path / package, monkeypatch, package, f"both = {package}:OneTarget")
     with pytest.raises(InputError, match="both is brought by ours, theirs: uninstall all but one"):
-        find_space("both")
+        check_space("both")

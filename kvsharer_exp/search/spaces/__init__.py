@@ -11,7 +11,7 @@ from kvsharer_exp.search.spaces.greedy_knobs import GreedyKnobs
 from kvsharer_exp.search.spaces.layer_sources import LayerSources
 from kvsharer_exp.search.spaces.random_keys import RandomKeys
 from kvsharer_exp.search.spaces.ranked_pairs import RankedPairs
-from kvsharer_exp.search.spaces.registry import SPACES, find_space, make_space
+from kvsharer_exp.search.spaces.registry import SPACES, check_space, make_space
 from kvsharer_exp.search.spaces.suffix import Suffix
 
 __all__ = [
@@ -25,6 +25,6 @@ __all__ = [
     "Space",
     "SpaceSetting",
     "Suffix",
-    "find_space",
+    "check_space",
     "make_space",
 ]

@@ -93,6 +93,13 @@ class Space:
     def max_shared(self) -> int:
         return self.setting.max_shared
 
+    def check(self) -> None:
+        """Refuse a setting that leaves nothing to search; options are refused as it is made.
+
+        Raises:
+            InputError: see `refuse_a_single_map`.
+        """
+
 
 def or_first_pair(sharing_map: SharingMap, ranking: DissimilarityRanking) -> SharingMap:
     """The map itself, or where it is the full cache the ranking's first pair shared."""

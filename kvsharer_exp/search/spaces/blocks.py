@@ -24,7 +24,7 @@ class Blocks(Space):
     The ranking decides which group loses its last target: the one whose last pair stands last.
     """
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.max_shared > 1:
             return
         layers = range(self.ranking.num_layers)

@@ -32,6 +32,8 @@ class RankedPairs(Space):
 
     def __post_init__(self) -> None:
         at_least("search_space.options.num_pairs", self.num_pairs, 1)
+
+    def check(self) -> None:
         if len(self.pairs) == 1:
             full = SharingMap.identity(self.ranking.num_layers)
             refuse_a_single_map("ranked_pairs", [full.share(*self.pairs[0])])

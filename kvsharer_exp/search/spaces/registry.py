@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from kvsharer_exp.errors import InputError
 from kvsharer_exp.plugins import find_part, options_for
-from kvsharer_exp.records import DissimilarityRanking
+from kvsharer_exp.records import DissimilarityRanking, LayerPair
 from kvsharer_exp.search.greedy import Advance
-from kvsharer_exp.search.spaces.base import SearchSpace, SpaceSetting, refuse_a_single_map
+from kvsharer_exp.search.spaces.base import (
+    SearchSpace,
+    Space,
+    SpaceSetting,
+    refuse_a_single_map,
+)
 from kvsharer_exp.search.spaces.blocks import Blocks
 from kvsharer_exp.search.spaces.greedy_knobs import GreedyKnobs
 from kvsharer_exp.search.spaces.layer_sources import LayerSources
@@ -30,16 +36,6 @@ SPACES: dict[str, Callable[..., SearchSpace]] = {
 }
 
 
-def find_space(kind: str) -> Callable[..., SearchSpace]:
-    """The class of the space ``kind``; called with a `SpaceSetting` and the space's options.
-
-    Raises:
-        InputError: no such space, two packages that bring one of this name, or one whose entry
-            point cannot be loaded.
-    """
-    return find_part(kind, SPACES, group=GROUP, key="search_space.kind")
-
-
 def make_space(
     kind: str,
     ranking: DissimilarityRanking,
@@ -57,7 +53,7 @@ def make_space(
         InputError: no such space, an unknown option, fewer pairs than ``max_shared`` needs, or
             a space that holds a single map.
     """
-    create = find_space(kind)
+    create = _find(kind)
     targets = {pair.target for pair in ranking.pairs}
     if len(targets) < max_shared:
         raise InputError(
@@ -69,11 +65,34 @@ def make_space(
         full = SharingMap.identity(ranking.num_layers)
         refuse_a_single_map(kind, [full.share(only.target, only.source)])
     setting = SpaceSetting(ranking, max_shared, tuple(seeds), rank, advance, reset)
-    with options_for(f"search_space {kind}", TypeError, see="search_spaces/"):
+    with _options_for(kind):
         space = create(setting, **options)
     if not isinstance(space, SearchSpace):
         raise InputError(
             f"search_space.kind={kind} makes a {type(space).__name__}, which is no search space: "
             "give it ranking, max_shared, distributions, decode and encode"
         )
+    if isinstance(space, Space):
+        space.check()
     return space
+
+
+def check_space(kind: str, **options: Any) -> None:
+    """Refuse, before there is a ranking, what `make_space` would.
+
+    Raises:
+        InputError: no such space, or one of ours that does not take these options.
+    """
+    create = _find(kind)
+    if kind in SPACES:
+        pair = LayerPair(target=1, source=0, distance=0.0)
+        with _options_for(kind):
+            create(SpaceSetting(DissimilarityRanking("", "", 2, (pair,)), 1), **options)
+
+
+def _find(kind: str) -> Callable[..., SearchSpace]:
+    return find_part(kind, SPACES, group=GROUP, key="search_space.kind")
+
+
+def _options_for(kind: str) -> AbstractContextManager[None]:
+    return options_for(f"search_space {kind}", TypeError, see="search_spaces/")

@@ -25,7 +25,7 @@ class Suffix(Space):
     The ranking says which pairs may share and nothing else: two numbers leave nothing to order.
     """
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         wishes = range(self.ranking.num_layers - 1)
         sizes = range(1, self.max_shared + 1)
         refuse_a_single_map("suffix", (self._decode(n, wish) for n in sizes for wish in wishes))
