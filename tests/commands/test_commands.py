@@ -15,11 +15,12 @@ from kvsharer_exp.search import finals
 from kvsharer_exp.sharing_map import SharingMap
 
 LAYERS = 6
-QUICK = (
+WITH_TASKS = (
     *("model=tiny", "calibration.num_windows=4", "calibration.window_tokens=24"),
     *("heldout.num_windows=2", "heldout.window_tokens=32"),
     *("scoring.report.limit=2", "scoring.search.limit=2", "study.screen_windows=[2]"),
 )
+QUICK = (*WITH_TASKS, "scoring.search.tasks=[]", "scoring.report.tasks=[]")
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_search_without_the_acceptance_test(run) -> None:
 @pytest.mark.parametrize("written", ["0_1_2_1_4_4", "[0,1,2,1,4,4]", "map.json"])
 def test_evaluate_scores_a_map_beside_the_full_cache(run, tmp_path: Path, written: str) -> None:
     (tmp_path / "map.json").write_text('{"kv_source_layers": [0, 1, 2, 1, 4, 4]}')
-    result = run("evaluate", f"map={written}")
+    result = run("evaluate", f"map={written}", quick=WITH_TASKS)
     assert result["kv_source_layers"] == [0, 1, 2, 1, 4, 4]
     assert result["scores"].keys() == result["full"]["scores"].keys()
     assert result["scores"]["kl"] > 0
@@ -107,9 +108,7 @@ def test_evaluate_scores_a_map_beside_the_full_cache(run, tmp_path: Path, writte
 
 def test_sweep_gives_a_front_and_continues(run, store, capsys) -> None:
     sweep = ("sweep", "study.name=continues", "study.storage=continues.journal")
-    first = run(*sweep, "study.n_trials=8")
-    again = run(*sweep, "study.n_trials=12")
-    same = run(*sweep, "study.n_trials=12")
+    first, again, same = (run(*sweep, f"study.n_trials={n}", quick=WITH_TASKS) for n in (8, 12, 12))
     assert first["study"] == again["study"] == "continues"
     assert first["mlflow_run_id"] == again["mlflow_run_id"] == same["mlflow_run_id"]
     counted = [
@@ -182,15 +181,6 @@ def test_a_map_of_a_sweep_is_evaluated_by_its_run(run, store) -> None:
         assert result["scores"][name] == pytest.approx(entry["scores"][name], rel=1e-5)
 
 
-def test_spellings_of_the_same_run(run) -> None:
-    results = [
-        run(*words, "study.n_trials=4", "seed=5", quick=QUICK[1:])
-        for words in (["+model=tiny", "sweep"], ["sweep", "model=tiny"])
-    ]
-    assert results[0]["study"] == results[1]["study"]
-    assert results[0]["front"] == results[1]["front"]
-
-
 TOGETHER = {  # sampler → space; all pairs of them meet in tests/search/test_study.py
     "beam": "suffix",
     "evolution": "greedy_knobs",
@@ -218,8 +208,6 @@ def test_every_space_and_every_sampler(run, sampler: str, space: str) -> None:
         f"sampler={sampler}",
         "study.n_trials=8",
         "study.margin=9",
-        "scoring.search.tasks=[]",
-        "scoring.report.tasks=[]",
     )
     few = space in ("suffix", "greedy_knobs")  # hold fewer maps than that on six layers
     assert (2 if few else 8) <= result["trials"]["complete"] <= 8
@@ -255,10 +243,9 @@ def test_a_ranking_by_block_error(run) -> None:
 def test_maps_of_a_file_are_scored_and_a_flat_front_ends_the_search(
     run, tmp_path, store, capsys
 ) -> None:
-    quiet = ("scoring.search.tasks=[]", "scoring.report.tasks=[]")
     given = [[0, 1, 2, 3, 1, 1], [0, 1, 1, 3, 4, 3]]
     (tmp_path / "maps.json").write_text(json.dumps([*given, [0, 0, 0, 0, 4, 5]]))
-    result = run("sweep", "study.seeds=maps.json", "study.n_trials=30", "study.margin=9", *quiet)
+    result = run("sweep", "study.seeds=maps.json", "study.n_trials=30", "study.margin=9")
     tags = [child.data.tags for child in children(store, result["mlflow_run_id"])]
     origins = {tag["kv_source_layers"]: tag["origin"] for tag in tags}
     assert {origins["_".join(map(str, one))] for one in given} == {"seed file maps.json"}
@@ -266,7 +253,7 @@ def test_maps_of_a_file_are_scored_and_a_flat_front_ends_the_search(
     # A front of another sweep is a seed file as well; two maps without progress end this one.
     again = run(
         "sweep", f"study.seeds={result['folder']}/front.json", "study.patience=2",
-        "study.n_trials=60", "study.name=patient", *quiet,
+        "study.n_trials=60", "study.name=patient",
     )  # fmt: skip
     assert sum(again["trials"][s] for s in ("complete", "screened_out")) < 60
 
@@ -311,7 +298,6 @@ def test_lm_eval_as_the_fitness(run) -> None:
         "sweep",
         "scoring.fitness=lm_eval",
         "scoring.search.tasks=[wiki_ppl_search]",
-        "scoring.report.tasks=[]",
         "study.n_trials=3",
     )
     assert result["trials"]["complete"] + result["trials"]["screened_out"] == 3
