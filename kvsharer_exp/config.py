@@ -6,7 +6,9 @@ Config objects stop at the commands; everything below takes plain typed argument
 from __future__ import annotations
 
 import difflib
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -385,9 +387,23 @@ def to_config(composed: DictConfig) -> Config:
     try:
         plain = OmegaConf.to_container(composed, resolve=True)
         merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
+        for key, number in _floats(OmegaConf.to_container(merged)):
+            if not math.isfinite(number):
+                raise InputError(f"{key}={number}: give a finite number")
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise InputError(explain(error)) from error
+
+
+def _floats(node: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(node, float):
+        yield key, node
+    elif isinstance(node, dict):
+        for name, inner in node.items():
+            yield from _floats(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for inner in node:
+            yield from _floats(inner, key)
 
 
 def explain(error: OmegaConfBaseException) -> str:
