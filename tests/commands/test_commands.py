@@ -181,7 +181,7 @@ def test_a_map_of_a_sweep_is_evaluated_by_its_run(run, store) -> None:
         assert result["scores"][name] == pytest.approx(entry["scores"][name], rel=1e-5)
 
 
-TOGETHER = {  # sampler → space; all pairs of them meet in tests/search/test_study.py
+TOGETHER = {  # sampler → space; tests/search/test_study.py has more pairs
     "beam": "suffix",
     "evolution": "greedy_knobs",
     "gp": "random_keys",
