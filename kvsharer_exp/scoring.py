@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from kvsharer_exp.errors import InputError
+from kvsharer_exp.errors import InputError, at_least
 from kvsharer_exp.tasks import members, quiet_lm_eval
 
 _FEWSHOT_SEED = 1234  # lm-eval's own default
@@ -59,8 +59,8 @@ class TaskScorer:
         if not tasks:
             raise InputError("no lm-eval task is named: give at least one, like wiki_cloze")
         for name, value in (("limit", limit), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise InputError(f"{name}={value}: give at least 1")
+            if value is not None:
+                at_least(name, value, 1)
         self.tasks = members(tasks)
         self._members = {name: list(members({name: task})) for name, task in tasks.items()}
         self._groups = {name: task for name, task in tasks.items() if name not in self.tasks}
