@@ -12,24 +12,35 @@ from pathlib import Path
 from typing import Any
 
 import kvsharer_exp
-from kvsharer_exp import records
+from kvsharer_exp import extend
 
 PAGE = Path(__file__).with_name("api.md")
-RECORDS = [
-    name
-    for name, value in vars(records).items()
-    if dataclasses.is_dataclass(value) and value.__module__ == records.__name__
-]
 SECTIONS: dict[str, tuple[str, list[str]]] = {
     "Run, share, ship": ("kvsharer_exp", kvsharer_exp.__all__),
-    "Search spaces": ("kvsharer_exp.search.spaces", ["SearchSpace", "SpaceSetting", "Space"]),
-    "Records": ("kvsharer_exp.records", RECORDS),
+    "Extend": ("kvsharer_exp.extend", extend.__all__),
 }
 HEAD = """# API
 
-The public Python interface, from the docstrings (`make docs` writes this page). Records are frozen,
-and all of them have `to_dict`, `from_dict`, `to_json` and `from_json`.
+The public Python interface, written from the docstrings by `make docs`. Import from these two places only: where a
+name lives inside the package may change, its name here does not. Every frozen value has `to_dict`, `from_dict`,
+`to_json` and `from_json`; a sharing map has `to_json`, `from_json` and `parse`.
 """
+MOVED = {
+    "kvsharer_exp.search.spaces": ["SearchSpace", "Space", "SpaceSetting"],
+    "kvsharer_exp.search.spaces.base": ["from_pairs", "or_first_pair", "refuse_a_single_map"],
+    "kvsharer_exp.search.stages": ["Fitness"],
+    "kvsharer_exp.search.map_sampler": ["MapSampler", "Strategy"],
+    "kvsharer_exp.search.memory": ["Memory"],
+    "kvsharer_exp.records": [
+        *("CandidateScores", "DissimilarityRanking", "Footprint", "LayerPair", "TrialResult"),
+    ],
+    "kvsharer_exp.sharing_map": ["SharingMap"],
+    "kvsharer_exp.errors": ["InputError", "at_least"],
+    "kvsharer_exp.texts": ["Passage", "TextParts", "split_texts", "token_windows"],
+    "kvsharer_exp.models": ["ModelSpec"],
+    "kvsharer_exp.sharing.architectures": ["attention_layers"],
+}
+"""Where the names of `kvsharer_exp.extend` were imported from before it existed."""
 
 
 def page() -> str:
@@ -39,7 +50,19 @@ def page() -> str:
         parts.append(f"## {title}\n\n`from {module} import …`\n")
         for name in names:
             parts += entry(name, getattr(import_module(module), name))
+    parts += moved()
     return "\n".join(parts)
+
+
+def moved() -> Iterator[str]:
+    """The imports of earlier versions beside those of today."""
+    yield "## Moved\n\nEarlier versions documented imports from single modules. They are gone; use:\n"
+    yield "| until now | from now on |\n| --- | --- |"
+    for module, names in MOVED.items():
+        listed = ", ".join(names)
+        new = f"from kvsharer_exp.extend import {listed}"
+        yield f"| `from {module} import {listed}` | `{new}` |"
+    yield ""
 
 
 def entry(name: str, thing: Any) -> Iterator[str]:

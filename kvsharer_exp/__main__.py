@@ -2,6 +2,6 @@
 
 import sys
 
-from kvsharer_exp.cli import main
+from kvsharer_exp.cli.main import main
 
 sys.exit(main())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvsharer_exp.machine import settle
+from kvsharer_exp.measure.machine import settle
 
 settle()  # as the command line does, before torch
 

@@ -2,7 +2,7 @@
 
 import re
 
-from kvsharer_exp.terminal import LINE_CHARACTERS
+from kvsharer_exp.cli.terminal import LINE_CHARACTERS
 
 WAY_OUT = re.compile(
     r"\b(give|gives|choose|check|use|did you mean|lower|raise|run|wait|name|install|uninstall|set|"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from kvsharer_exp.cli import main
-from tests.commands.test_commands import QUICK
+from kvsharer_exp.cli.main import main
+from tests.cli.commands.test_commands import QUICK
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

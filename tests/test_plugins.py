@@ -7,14 +7,14 @@ from pathlib import Path
 import optuna
 import pytest
 
-from kvsharer_exp.cli import main
-from kvsharer_exp.errors import InputError
-from kvsharer_exp.plugins import find_part
+from kvsharer_exp.cli.main import main
 from kvsharer_exp.search import samplers
 from kvsharer_exp.search.samplers import SAMPLERS, make_sampler
-from kvsharer_exp.search.spaces import make_space
-from kvsharer_exp.sharing_map import SharingMap
-from tests.commands.test_commands import QUICK
+from kvsharer_exp.search.spaces.registry import make_space
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plugins import find_part
+from kvsharer_exp.values.sharing_map import SharingMap
+from tests.cli.commands.test_commands import QUICK
 from tests.search.test_spaces import LINE, check_encoded
 
 EXAMPLE = Path(__file__).parent / "plugin_example"

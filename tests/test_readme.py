@@ -13,10 +13,13 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from kvsharer_exp.assets import data_dir
-from kvsharer_exp.cli import COMMANDS, main, translate
-from kvsharer_exp.config import ModelConfig, config_keys, register, to_config
-from tests.commands.test_commands import QUICK
+from kvsharer_exp.cli.argv import COMMANDS, translate
+from kvsharer_exp.cli.config.compose import register, to_config
+from kvsharer_exp.cli.config.model import ModelConfig
+from kvsharer_exp.cli.config.schema import config_keys
+from kvsharer_exp.cli.main import main
+from kvsharer_exp.model.folders import data_dir
+from tests.cli.commands.test_commands import QUICK
 from tests.tiny import ARCHITECTURES
 
 ROOT = Path(__file__).parent.parent

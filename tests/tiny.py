@@ -10,10 +10,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from kvsharer_exp.sharing.architectures import attention_layers, may_share
-from kvsharer_exp.sharing.permanent import make_shared
-from kvsharer_exp.sharing.runtime import share_kv
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.model.sharing.architectures import attention_layers, may_share
+from kvsharer_exp.model.sharing.permanent import make_shared
+from kvsharer_exp.model.sharing.runtime import share_kv
+from kvsharer_exp.values.sharing_map import SharingMap
 
 NUM_LAYERS = 6
 SMALL = {

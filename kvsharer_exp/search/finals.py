@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from statistics import fmean
 
-from kvsharer_exp.records import TrialResult
-from kvsharer_exp.statistics import standard_error, t_interval
+from kvsharer_exp.values.intervals import standard_error, t_interval
+from kvsharer_exp.values.trial import TrialResult
 
 Batch = Callable[[TrialResult], Sequence[float]]
 """The losses of a map on the windows of one batch."""

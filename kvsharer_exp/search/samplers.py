@@ -16,12 +16,12 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 
-from kvsharer_exp.errors import InputError
-from kvsharer_exp.plugins import find_part, options_for
-from kvsharer_exp.search.beam import Beam
-from kvsharer_exp.search.evolution import Evolution
-from kvsharer_exp.search.map_sampler import MapSampler, Strategy
-from kvsharer_exp.search.spaces import SearchSpace
+from kvsharer_exp.search.spaces.base import SearchSpace
+from kvsharer_exp.search.strategies.beam import Beam
+from kvsharer_exp.search.strategies.evolution import Evolution
+from kvsharer_exp.search.strategies.map_sampler import MapSampler, Strategy
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plugins import find_part, options_for
 
 
 def _tpe(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:

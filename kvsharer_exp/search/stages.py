@@ -19,14 +19,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from kvsharer_exp.errors import InputError
-from kvsharer_exp.evaluator import Evaluator
-from kvsharer_exp.plugins import find_part
-from kvsharer_exp.records import CandidateScores, Footprint, Status, TrialResult
-from kvsharer_exp.scoring import TaskScorer, retained
-from kvsharer_exp.sharing.runtime import share_kv
-from kvsharer_exp.sharing_map import SharingMap
-from kvsharer_exp.statistics import kendall
+from kvsharer_exp.measure.evaluator import Evaluator
+from kvsharer_exp.measure.scoring import TaskScorer
+from kvsharer_exp.model.sharing.runtime import share_kv
+from kvsharer_exp.values.correlation import kendall
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.plugins import find_part
+from kvsharer_exp.values.score_names import retained
+from kvsharer_exp.values.scores import CandidateScores
+from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.trial import Status, TrialResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,12 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from kvsharer_exp.errors import InputError
-from kvsharer_exp.records import SAMPLED, Footprint, TrialResult
-from kvsharer_exp.search.spaces import SearchSpace
+from kvsharer_exp.search.spaces.base import SearchSpace
 from kvsharer_exp.search.stages import Outcome
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.trial import SAMPLED, TrialResult
 
 _RESULT = "result"
 _CACHED = "cached_from"

@@ -11,7 +11,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from kvsharer_exp.errors import InputError
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.text import clip
 
 _LOCAL = "sqlite:///"
 _MESSAGE = 200  # characters of our own errors
@@ -119,10 +120,6 @@ def is_outdated(uri: str, text: str) -> InputError | None:
 def _refusal(uri: str, text: str) -> InputError:
     way = "make it reachable and writable, or give another tracking.uri"
     reason = re.sub(r"\(sqlite3\.\w+\)\s*|\s*[\[(](SQL:|Background).*", "", " ".join(text.split()))
-    start = f"MLflow store {_short(uri, 60)} cannot be opened ("
-    reason = _short(reason, _MESSAGE - len(start) - len(way) - 3)
+    start = f"MLflow store {clip(uri, 60)} cannot be opened ("
+    reason = clip(reason, _MESSAGE - len(start) - len(way) - 3)
     return InputError(f"{start}{reason}): {way}")
-
-
-def _short(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvsharer_exp.errors import InputError
-from kvsharer_exp.records import TrialResult
-from kvsharer_exp.sharing_map import SharingMap
 from kvsharer_exp.tracking.server import UI, runs_page
 from kvsharer_exp.tracking.store import open_store, quiet
 from kvsharer_exp.tracking.system import AFTER_SECONDS, SystemMetrics
 from kvsharer_exp.tracking.values import TAG, metrics_of, not_finite, params_of, tags_of
 from kvsharer_exp.tracking.views import VIEW_TAG, envelope, front_view
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.trial import TrialResult
 
 # MLflow's limits: params, tags and metrics in one call (1000 of all kinds).
 _PARAMS, _METRICS = 100, 800

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from search_efficiency import HeldOut
 
-from kvsharer_exp.models import load_model
-from kvsharer_exp.report import to_markdown
+from kvsharer_exp.model.load import load_model
+from kvsharer_exp.reporting.markup import to_markdown
 from kvsharer_exp.search.spaces.base import from_pairs
-from kvsharer_exp.sharing_map import SharingMap
-from kvsharer_exp.tracking import environment
+from kvsharer_exp.tracking.environment import environment
+from kvsharer_exp.values.sharing_map import SharingMap
 
 STAGES = ((24, 40), (72, 16), (240, 16))  # windows, and how many maps are left after them
 SHOWN = 10

@@ -18,24 +18,26 @@ import time
 from statistics import median
 from typing import Any
 
-from kvsharer_exp.machine import settle
+from kvsharer_exp.measure.machine import settle
 
 settle()
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from kvsharer_exp.calibration import layer_means  # noqa: E402
-from kvsharer_exp.evaluator import Accept, Evaluator  # noqa: E402
-from kvsharer_exp.models import load_model  # noqa: E402
-from kvsharer_exp.ranking import distance_matrix, rank  # noqa: E402
-from kvsharer_exp.records import CandidateScores, LayerPair  # noqa: E402
-from kvsharer_exp.search.greedy import CUTS, Advance, greedy  # noqa: E402
-from kvsharer_exp.sharing.architectures import attention_layers  # noqa: E402
-from kvsharer_exp.sharing.runtime import share_kv  # noqa: E402
-from kvsharer_exp.sharing_map import SharingMap  # noqa: E402
-from kvsharer_exp.texts import split_texts, token_windows  # noqa: E402
+from kvsharer_exp.data.split import split_texts
+from kvsharer_exp.data.windows import token_windows
+from kvsharer_exp.measure.calibration import layer_means
+from kvsharer_exp.measure.evaluator import Accept, Evaluator
+from kvsharer_exp.measure.ranking import distance_matrix, rank
+from kvsharer_exp.model.load import load_model
+from kvsharer_exp.model.sharing.architectures import attention_layers
+from kvsharer_exp.model.sharing.runtime import share_kv
+from kvsharer_exp.search.paper.greedy import CUTS, Advance, greedy
+from kvsharer_exp.values.ranking import LayerPair
+from kvsharer_exp.values.scores import CandidateScores
+from kvsharer_exp.values.sharing_map import SharingMap
 
 RATIOS = [0.125, 0.25, 0.375]
 

@@ -21,10 +21,10 @@ from typing import Any
 
 from search_efficiency import Bench, HeldOut
 
-from kvsharer_exp.models import load_model
-from kvsharer_exp.report import to_markdown
-from kvsharer_exp.sharing_map import SharingMap
-from kvsharer_exp.statistics import t_interval
+from kvsharer_exp.model.load import load_model
+from kvsharer_exp.reporting.markup import to_markdown
+from kvsharer_exp.values.intervals import t_interval
+from kvsharer_exp.values.sharing_map import SharingMap
 
 
 def sweep(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:

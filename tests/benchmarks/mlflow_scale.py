@@ -20,10 +20,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from kvsharer_exp.front import pareto_front
-from kvsharer_exp.records import Footprint, TrialResult
-from kvsharer_exp.sharing_map import SharingMap
-from kvsharer_exp.tracking import Tracker
+from kvsharer_exp.search.front import pareto_front
+from kvsharer_exp.tracking.tracker import Tracker
+from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.trial import TrialResult
 from tests.browser import CHROMIUM, browser
 
 LAYERS = 30

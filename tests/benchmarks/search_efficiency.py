@@ -25,38 +25,35 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from kvsharer_exp.machine import settle
+from kvsharer_exp.measure.machine import settle
 
 settle()
 
 
-from kvsharer_exp.calibration import block_errors, layer_means  # noqa: E402
-from kvsharer_exp.commands.session import ERROR_WINDOWS  # noqa: E402
-from kvsharer_exp.evaluator import Evaluator  # noqa: E402
-from kvsharer_exp.figures.style import CYCLE, GREY, empty, save_png  # noqa: E402
-from kvsharer_exp.footprint import footprint  # noqa: E402
-from kvsharer_exp.front import GrowingFront, best_per_size  # noqa: E402
-from kvsharer_exp.models import load_model  # noqa: E402
-from kvsharer_exp.ranking import BLOCK_OUTPUT, distance_matrix, rank  # noqa: E402
-from kvsharer_exp.records import DissimilarityRanking, TrialResult  # noqa: E402
-from kvsharer_exp.report import to_markdown  # noqa: E402
-from kvsharer_exp.scoring import window_losses  # noqa: E402
-from kvsharer_exp.search.arms import Walker  # noqa: E402
-from kvsharer_exp.search.greedy import (  # noqa: E402
-    CUTS,
-    adjacent_pairs,
-    num_targets,
-    trailing_layers,
-)
-from kvsharer_exp.search.samplers import make_sampler  # noqa: E402
-from kvsharer_exp.search.spaces import make_space  # noqa: E402
-from kvsharer_exp.search.stages import FIT, StagedScorer, screen  # noqa: E402
-from kvsharer_exp.search.study import open_study, run_search  # noqa: E402
-from kvsharer_exp.sharing.runtime import share_kv  # noqa: E402
-from kvsharer_exp.sharing_map import SharingMap  # noqa: E402
-from kvsharer_exp.statistics import t_interval  # noqa: E402
-from kvsharer_exp.texts import split_texts, token_windows  # noqa: E402
-from kvsharer_exp.tracking import environment  # noqa: E402
+from kvsharer_exp.cli.commands.session import ERROR_WINDOWS
+from kvsharer_exp.data.split import split_texts
+from kvsharer_exp.data.windows import token_windows
+from kvsharer_exp.measure.calibration import block_errors, layer_means
+from kvsharer_exp.measure.evaluator import Evaluator
+from kvsharer_exp.measure.perplexity import window_losses
+from kvsharer_exp.measure.ranking import BLOCK_OUTPUT, distance_matrix, rank
+from kvsharer_exp.model.footprint import footprint
+from kvsharer_exp.model.load import load_model
+from kvsharer_exp.model.sharing.runtime import share_kv
+from kvsharer_exp.reporting.figures.style import CYCLE, GREY, empty, save_png
+from kvsharer_exp.reporting.markup import to_markdown
+from kvsharer_exp.search.front import GrowingFront, best_per_size
+from kvsharer_exp.search.paper.arms import Walker
+from kvsharer_exp.search.paper.greedy import CUTS, adjacent_pairs, num_targets, trailing_layers
+from kvsharer_exp.search.samplers import make_sampler
+from kvsharer_exp.search.spaces.registry import make_space
+from kvsharer_exp.search.stages import FIT, StagedScorer, screen
+from kvsharer_exp.search.study import open_study, run_search
+from kvsharer_exp.tracking.environment import environment
+from kvsharer_exp.values.intervals import t_interval
+from kvsharer_exp.values.ranking import DissimilarityRanking
+from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.trial import TrialResult
 
 REFERENCE = (1.0, -2.0)
 SCREEN_WINDOWS = [2, 8]  # those of a sweep

@@ -2,13 +2,11 @@
 
 import pytest
 
-from kvsharer_exp.calibration import layer_means
-from kvsharer_exp.errors import InputError
-from kvsharer_exp.evaluator import Evaluator
-from kvsharer_exp.ranking import distance_matrix, rank
-from kvsharer_exp.records import DissimilarityRanking, GreedyStep, LayerPair
-from kvsharer_exp.search.acceptance import acceptance_by_rank, pairs_alone
-from kvsharer_exp.search.arms import (
+from kvsharer_exp.measure.calibration import layer_means
+from kvsharer_exp.measure.evaluator import Evaluator
+from kvsharer_exp.measure.ranking import distance_matrix, rank
+from kvsharer_exp.search.paper.acceptance import acceptance_by_rank, pairs_alone
+from kvsharer_exp.search.paper.arms import (
     ARMS,
     GIVEN,
     WALKS,
@@ -19,8 +17,11 @@ from kvsharer_exp.search.arms import (
     is_tested,
     largest,
 )
-from kvsharer_exp.search.greedy import greedy, ordered_pairs
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.search.paper.greedy import greedy, ordered_pairs
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.greedy import GreedyStep
+from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
+from kvsharer_exp.values.sharing_map import SharingMap
 from tests.tiny import NUM_LAYERS, tiny_model, tokens
 
 WINDOWS = tokens(batch=4, length=10)

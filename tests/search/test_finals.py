@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from kvsharer_exp.records import Footprint, TrialResult
 from kvsharer_exp.search.finals import EACH, MARGIN, Batch, finalists, race, winners
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.trial import TrialResult
 
 IDENTITY = SharingMap.identity(12)
 

@@ -6,17 +6,11 @@ from statistics import fmean, stdev
 import pytest
 import torch
 
-from kvsharer_exp.calibration import layer_means
-from kvsharer_exp.errors import InputError
-from kvsharer_exp.evaluator import Evaluator
-from kvsharer_exp.ranking import distance_matrix, rank
-from kvsharer_exp.records import (
-    CandidateScores,
-    DissimilarityRanking,
-    GreedyResult,
-    LayerPair,
-)
-from kvsharer_exp.search.greedy import (
+from kvsharer_exp.measure.calibration import layer_means
+from kvsharer_exp.measure.evaluator import Evaluator
+from kvsharer_exp.measure.ranking import distance_matrix, rank
+from kvsharer_exp.model.sharing.runtime import share_kv
+from kvsharer_exp.search.paper.greedy import (
     adjacent_pairs,
     greedy,
     is_above,
@@ -24,8 +18,11 @@ from kvsharer_exp.search.greedy import (
     ordered_pairs,
     trailing_layers,
 )
-from kvsharer_exp.sharing.runtime import share_kv
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.greedy import GreedyResult
+from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
+from kvsharer_exp.values.scores import CandidateScores
+from kvsharer_exp.values.sharing_map import SharingMap
 from tests.tiny import ARCHITECTURES, NUM_LAYERS, tiny_model, tokens
 
 WINDOWS = tokens(batch=4, length=10)

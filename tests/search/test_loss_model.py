@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from kvsharer_exp.records import DissimilarityRanking, LayerPair
-from kvsharer_exp.search.loss_model import LossModel
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.search.strategies.loss_model import LossModel
+from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
+from kvsharer_exp.values.sharing_map import SharingMap
 
 LAYERS = 10
 PAIRS = tuple(LayerPair(t, s, float(t + s)) for t in range(LAYERS) for s in range(t))

@@ -6,12 +6,13 @@ import numpy as np
 import optuna
 import pytest
 
-from kvsharer_exp.records import DissimilarityRanking, Footprint, LayerPair
 from kvsharer_exp.search.samplers import make_sampler
-from kvsharer_exp.search.spaces import make_space
+from kvsharer_exp.search.spaces.registry import make_space
 from kvsharer_exp.search.stages import Outcome, screen
 from kvsharer_exp.search.study import open_study, run_search
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
+from kvsharer_exp.values.sharing_map import SharingMap
 
 LAYERS, MAX_SHARED = 16, 6
 PAIRS = tuple(LayerPair(t, s, float((t * 7 + s * 3) % 11)) for t in range(LAYERS) for s in range(t))

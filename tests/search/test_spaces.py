@@ -12,19 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from kvsharer_exp.assets import data_dir
-from kvsharer_exp.calibration import layer_means
-from kvsharer_exp.errors import InputError
-from kvsharer_exp.evaluator import Evaluator
-from kvsharer_exp.ranking import distance_matrix, rank
-from kvsharer_exp.records import CandidateScores, DissimilarityRanking, Footprint, LayerPair
-from kvsharer_exp.search.greedy import adjacent_pairs, trailing_layers
+from kvsharer_exp.measure.calibration import layer_means
+from kvsharer_exp.measure.evaluator import Evaluator
+from kvsharer_exp.measure.ranking import distance_matrix, rank
+from kvsharer_exp.model.folders import data_dir
+from kvsharer_exp.model.sharing.architectures import attention_layers, check_map
+from kvsharer_exp.search.paper.greedy import adjacent_pairs, trailing_layers
 from kvsharer_exp.search.samplers import make_sampler
-from kvsharer_exp.search.spaces import SPACES, SearchSpace, check_space, make_space
+from kvsharer_exp.search.spaces.base import SearchSpace
+from kvsharer_exp.search.spaces.registry import SPACES, check_space, make_space
 from kvsharer_exp.search.stages import Outcome
 from kvsharer_exp.search.study import open_study, run_search
-from kvsharer_exp.sharing.architectures import attention_layers, check_map
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
+from kvsharer_exp.values.scores import CandidateScores
+from kvsharer_exp.values.sharing_map import SharingMap
 from tests.tiny import tiny_model, tokens
 
 FILES = {path.stem: path for path in sorted(data_dir("search_spaces").rglob("*.yaml"))}
@@ -340,8 +343,7 @@ def test_a_model_of_one_pair_has_nothing_to_search(kind: str) -> None:
 SOMEONES = """
 from dataclasses import dataclass
 from optuna.distributions import IntDistribution
-from kvsharer_exp.search.spaces import Space
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.extend import SharingMap, Space
 
 @dataclass(frozen=True)
 class OneTarget(Space):

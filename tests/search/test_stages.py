@@ -8,9 +8,7 @@ from statistics import variance
 import pytest
 import torch
 
-from kvsharer_exp.errors import InputError
-from kvsharer_exp.evaluator import Evaluator
-from kvsharer_exp.records import Footprint, TrialResult
+from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.search.stages import (
     FIT,
     Outcome,
@@ -20,7 +18,10 @@ from kvsharer_exp.search.stages import (
     screen,
     screens,
 )
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.trial import TrialResult
 from tests.tiny import NUM_LAYERS, tiny_model
 
 WINDOWS = torch.randint(100, (6, 8), generator=torch.Generator().manual_seed(0))

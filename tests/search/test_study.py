@@ -10,15 +10,16 @@ import yaml
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from kvsharer_exp.assets import data_dir
-from kvsharer_exp.errors import InputError
-from kvsharer_exp.records import DissimilarityRanking, Footprint, LayerPair
-from kvsharer_exp.search.greedy import trailing_layers
+from kvsharer_exp.model.folders import data_dir
+from kvsharer_exp.search.paper.greedy import trailing_layers
 from kvsharer_exp.search.samplers import SAMPLERS, STRATEGIES, check_sampler, make_sampler
-from kvsharer_exp.search.spaces import SPACES, make_space
+from kvsharer_exp.search.spaces.registry import SPACES, make_space
 from kvsharer_exp.search.stages import Outcome
 from kvsharer_exp.search.study import count_cached, open_study, results, run_search
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
+from kvsharer_exp.values.sharing_map import SharingMap
 
 LAYERS = 8
 PAIRS = tuple(LayerPair(t, s, float(t - s)) for t in range(LAYERS) for s in range(t))

@@ -9,10 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from optuna.distributions import BaseDistribution
 
-from kvsharer_exp.errors import InputError
-from kvsharer_exp.records import DissimilarityRanking
-from kvsharer_exp.search.greedy import Advance
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.search.paper.greedy import Advance
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.ranking import DissimilarityRanking
+from kvsharer_exp.values.sharing_map import SharingMap
 
 
 @runtime_checkable

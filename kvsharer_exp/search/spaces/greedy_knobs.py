@@ -13,13 +13,14 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from kvsharer_exp.errors import InputError, at_least, did_you_mean
-from kvsharer_exp.evaluator import Accept
-from kvsharer_exp.ranking import DISTANCES
-from kvsharer_exp.records import CandidateScores, DissimilarityRanking
-from kvsharer_exp.search.greedy import greedy, ordered_pairs
+from kvsharer_exp.measure.evaluator import Accept
+from kvsharer_exp.measure.ranking import DISTANCES
+from kvsharer_exp.search.paper.greedy import greedy, ordered_pairs
 from kvsharer_exp.search.spaces.base import Space
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.values.errors import InputError, at_least, did_you_mean
+from kvsharer_exp.values.ranking import DissimilarityRanking
+from kvsharer_exp.values.scores import CandidateScores
+from kvsharer_exp.values.sharing_map import SharingMap
 
 ORDERS = ("dissimilar", "similar")
 _PAPER = {"key_weight": 0.5, "threshold": 0.5}

@@ -10,7 +10,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from kvsharer_exp.search.spaces.base import Space, or_first_pair
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.values.sharing_map import SharingMap
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from optuna.distributions import (
 )
 
 from kvsharer_exp.search.spaces.base import Space, from_pairs
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.values.sharing_map import SharingMap
 
 # Which of the owners a layer may read, given most dissimilar first.
 RULES: dict[str, Callable[[Sequence[int]], int]] = {

@@ -9,9 +9,9 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from kvsharer_exp.errors import at_least
 from kvsharer_exp.search.spaces.base import Space, or_first_pair, refuse_a_single_map
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.values.errors import at_least
+from kvsharer_exp.values.sharing_map import SharingMap
 
 
 @dataclass(frozen=True)

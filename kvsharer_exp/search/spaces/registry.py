@@ -6,23 +6,18 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from kvsharer_exp.errors import InputError
-from kvsharer_exp.plugins import find_part, options_for
-from kvsharer_exp.records import DissimilarityRanking, LayerPair
-from kvsharer_exp.search.greedy import Advance
-from kvsharer_exp.search.spaces.base import (
-    SearchSpace,
-    Space,
-    SpaceSetting,
-    refuse_a_single_map,
-)
+from kvsharer_exp.search.paper.greedy import Advance
+from kvsharer_exp.search.spaces.base import SearchSpace, Space, SpaceSetting, refuse_a_single_map
 from kvsharer_exp.search.spaces.blocks import Blocks
 from kvsharer_exp.search.spaces.greedy_knobs import GreedyKnobs
 from kvsharer_exp.search.spaces.layer_sources import LayerSources
 from kvsharer_exp.search.spaces.random_keys import RandomKeys
 from kvsharer_exp.search.spaces.ranked_pairs import RankedPairs
 from kvsharer_exp.search.spaces.suffix import Suffix
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plugins import find_part, options_for
+from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
+from kvsharer_exp.values.sharing_map import SharingMap
 
 GROUP = "kvsharer_exp.search_spaces"
 

@@ -10,7 +10,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, IntDistribution
 
 from kvsharer_exp.search.spaces.base import Space, from_pairs, refuse_a_single_map
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.values.sharing_map import SharingMap
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,7 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
-from kvsharer_exp.search.spaces import SearchSpace, Space
-from kvsharer_exp.search.spaces.base import or_first_pair
-from kvsharer_exp.search.stages import Fitness
-from kvsharer_exp.sharing_map import SharingMap
+from kvsharer_exp.extend import Fitness, SearchSpace, SharingMap, Space, or_first_pair
 
 WORST_WINDOW = Fitness(reference=4.0, loss=lambda shared, full: max(shared.kls))
 """KL of the window that suffers most, nats."""

@@ -1,0 +1,126 @@
+"""Our command line as Hydra's."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from kvsharer_exp.cli.config.model import DEFAULT_MODEL
+from kvsharer_exp.model.folders import data_dir
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.text import shorten
+
+COMMANDS = (
+    *("calibrate", "search", "sweep", "evaluate", "bench", "ablate"),
+    *("report", "reproduce", "export", "generate", "ui", "doctor"),
+)
+
+
+_FLAGS_WITH_VALUE = (
+    *("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd"),
+    *("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun"),
+)
+
+
+_FLAGS_WITHOUT_COMMAND = ("--help", "-h", "--hydra-help", "--shell-completion", "-sc")
+
+
+_FLAGS = (
+    *("--quiet", "-q", "--multirun", "-m", "--run", "-r", "--resolve"),
+    *(*_FLAGS_WITH_VALUE, *_FLAGS_WITHOUT_COMMAND),
+)
+
+
+_FLAG_VALUES = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}
+
+
+_LIST_CHARACTERS = 90  # of the choices an error lists
+
+
+def translate(arguments: Sequence[str]) -> list[str]:
+    """Our command line as Hydra's: flags first, then overrides.
+
+    Raises:
+        InputError: no command, an unknown one, two of them, or an unknown model.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    words: list[str] = []
+    expects_value = False
+    for argument in arguments:
+        if argument in ("--quiet", "-q"):
+            overrides.append("quiet=true")
+        elif expects_value or argument.startswith("-"):
+            if not expects_value:
+                known("flag", argument.partition("=")[0], _FLAGS)
+            elif flags[-1] in _FLAG_VALUES:
+                known(flags[-1], argument, _FLAG_VALUES[flags[-1]])
+            flags.append(argument)
+            expects_value = not expects_value and argument in _FLAGS_WITH_VALUE
+        elif argument.startswith("command="):
+            words.append(argument.removeprefix("command="))
+        elif argument.startswith("="):
+            raise InputError(f"{argument!r} has no key: give key=value")
+        elif "=" in argument or argument.startswith("~"):
+            overrides.append(argument)
+        else:
+            words.append(argument)
+    if expects_value:
+        raise InputError(f"{flags[-1]} needs a value: see --help")
+    if len(words) > 1:
+        raise InputError(f"two commands given ({', '.join(words)}): give one, keys as key=value")
+    if words:
+        overrides.insert(0, f"command={known('command', words[0], COMMANDS)}")
+    elif not any(flag in _FLAGS_WITHOUT_COMMAND for flag in flags):
+        raise InputError(f"no command given: choose one of {', '.join(COMMANDS)}, or --help")
+    if not {"-m", "--multirun"}.intersection(flags):
+        overrides = [_run_list(override) for override in overrides]
+    overrides = [_added_group(_ids_as_text(override)) for override in overrides]
+    models = [o.removeprefix("+model=") for o in overrides if o.startswith("+model=")]
+    if len(models) > 1:
+        raise InputError(f"two models given ({', '.join(models)}): give one, or a,b with -m")
+    if not models:
+        overrides.append(f"+model={DEFAULT_MODEL}")
+    return [*flags, *overrides]
+
+
+def _run_list(override: str) -> str:
+    """``run=a,b`` as the list that Hydra wants to see in brackets."""
+    key, _, value = override.partition("=")
+    several = key == "run" and "," in value and value[0] not in "['\""
+    return f"run=[{value}]" if several else override
+
+
+def _ids_as_text(override: str) -> str:
+    """``run=1148e184`` as ``run='1148e184'``: such an MLflow id is a number to Hydra."""
+    if override.partition("=")[0] not in ("run", "map"):
+        return override
+    return re.sub(r"(?<=[=,\[])(\d+e\d+)(?=[,\]]|$)", r"'\1'", override)
+
+
+def _added_group(override: str) -> str:
+    key, _, value = override.partition("=")
+    group = key.lstrip("+")
+    if group not in ("model", "experiment"):
+        return override
+    choices = sorted(path.stem for path in data_dir("conf").glob(f"{group}/*.yaml"))
+    for name in value.split(","):  # several under -m
+        known(group, name, choices)
+    return f"+{group}={value}"
+
+
+def known(what: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise InputError(unknown(what, value, choices))
+    return value
+
+
+def unknown(what: str, value: str, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(value, choices, n=1)
+    listed = ", ".join(choices)
+    if len(listed) > _LIST_CHARACTERS:
+        listed = listed[:_LIST_CHARACTERS].rpartition(",")[0] + ", … (--help lists all)"
+    others = f"choose one of {listed}" if listed else "see --help"
+    hint = f"did you mean {near[0]}?" if near else others
+    return f"{what} {shorten(value, 40)!r} is unknown: {hint}"

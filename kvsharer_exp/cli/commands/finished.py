@@ -1,0 +1,166 @@
+"""``run=``: MLflow run ids or run folders → finished runs with a ``result.json`` that is ours.
+
+Everything that can be wrong with them is said here, before anything is computed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.reporting.measured import FinishedRun
+from kvsharer_exp.tracking.runs import Runs, StoredRun
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.result_schema import SCHEMA
+from kvsharer_exp.values.text import shorten
+
+_LOCAL = "sqlite:///"
+
+
+def names_of(config: Config) -> list[str]:
+    """What ``run=`` holds: one name or several, each once.
+
+    Raises:
+        InputError: neither text nor a list of texts.
+    """
+    if config.run is None:
+        return []
+    given = config.run if isinstance(config.run, list) else [config.run]
+    names = ["" if isinstance(name, (list, dict)) else str(name).strip() for name in given]
+    if not names or not all(names):
+        raise InputError(f"run={shorten(config.run)}: give MLflow run ids or run folders")
+    return list(dict.fromkeys(names))
+
+
+def open_runs(config: Config, names: Sequence[str]) -> Runs:
+    """The store's runs.
+
+    Raises:
+        InputError: there is no store yet and ``names`` are not all folders.
+    """
+    uri = config.tracking.uri
+    store = Path(uri.partition("?")[0].removeprefix(_LOCAL))
+    folders = bool(names) and all(Path(name).is_dir() for name in names)
+    if uri.startswith(_LOCAL) and not store.exists() and not folders:
+        raise InputError(
+            f"MLflow store {shorten(str(store), 80)} does not exist, so it has no runs: "
+            "run a command first, or check tracking.uri"
+        )
+    artifacts = str(Path(config.tracking.folder) / "artifacts")
+    return Runs.open(uri, config.tracking.experiment, artifacts)
+
+
+def finished_run(runs: Runs, name: str, kinds: Collection[str]) -> FinishedRun:
+    """The run called ``name``: an MLflow run id, or a run folder.
+
+    Raises:
+        InputError: no such run; one that has not finished, has no ``result.json``, was made with
+            another schema, or is of another kind than ``kinds``.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        result = _result(_read(folder / "result.json"), f"folder {shorten(name, 80)}")
+        check_kind(result, name, kinds)
+        stored = runs.find(str(result["mlflow_run_id"]))
+        recorded = runs.text(stored.run_id, "config.yaml") if stored else None
+        pictures = {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+        config = _config(recorded or _read(folder / ".hydra" / "config.yaml"))
+        return FinishedRun(result, config, stored.url if stored else "", pictures, name)
+    found = runs.find(name)
+    if found is None:
+        raise _unknown(runs, name)
+    _check_finished(found)
+    text = runs.text(found.run_id, "result.json")
+    if text is None:
+        raise _without_result(found)
+    result = _result(text, f"run {name}")
+    check_kind(result, name, kinds)
+    config = _config(runs.text(found.run_id, "config.yaml"))
+    return FinishedRun(result, config, found.url, runs.pictures(found.run_id), name)
+
+
+def newest(runs: Runs, kinds: Collection[str], most: int) -> list[StoredRun]:
+    """The newest finished run of every command, model, experiment and map; at most ``most``.
+
+    Raises:
+        InputError: there is none.
+    """
+    chosen: dict[tuple[str, ...], StoredRun] = {}
+    for run in runs.recent():
+        if run.status == "FINISHED" and run.command in kinds:
+            chosen.setdefault((run.command, run.model, run.experiment, run.digest), run)
+    if not chosen:
+        raise InputError(
+            f"no finished run in this store: run one of {', '.join(kinds)} first, "
+            "or check tracking.uri"
+        )
+    return list(chosen.values())[:most]
+
+
+def check_kind(result: Mapping[str, Any], name: str, kinds: Collection[str]) -> None:
+    """Refuse what is not a run of ``kinds``."""
+    if result.get("command") not in kinds:
+        raise InputError(
+            f"run {shorten(name, 60)} is of kind {result.get('command')!r}: "
+            f"give a run of {', '.join(kinds)}"
+        )
+
+
+def _result(text: str | None, what: str) -> dict[str, Any]:
+    """``result.json``, of the schema that this version writes."""
+    if text is None:
+        raise InputError(f"{what} has no result.json: give the folder of a run that has finished")
+    try:
+        result = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{what} has a result.json that is no JSON: run it again") from error
+    schema = result.get("schema", 0) if isinstance(result, dict) else 0
+    if schema < SCHEMA:
+        command = result.get("command", "COMMAND") if isinstance(result, dict) else "COMMAND"
+        raise InputError(
+            f"{what} was made with schema {schema}, this version reads {SCHEMA}: run it again "
+            f"(kvsharer {command} …)"
+        )
+    if schema > SCHEMA:
+        raise InputError(
+            f"{what} was made with schema {schema}, this version reads {SCHEMA}: "
+            "use the newer kvsharer_exp that made it"
+        )
+    return dict(result)
+
+
+def _unknown(runs: Runs, name: str) -> InputError:
+    near = runs.closest(name)
+    hint = f"did you mean {near}?" if near else "check tracking.uri, or give a run folder"
+    return InputError(f"run {shorten(name, 60)} is not in this store: {hint}")
+
+
+def _check_finished(run: StoredRun) -> None:
+    if run.status in ("RUNNING", "SCHEDULED"):
+        raise InputError(f"run {run.run_id} has not finished ({run.status}): wait until it has")
+    if run.status != "FINISHED":
+        raise InputError(f"run {run.run_id} ended as {run.status}: run it again, or give another")
+
+
+def _without_result(run: StoredRun) -> InputError:
+    if run.parent_id:
+        return InputError(
+            f"run {run.run_id} is one map of run {run.parent_id} and has no result.json: "
+            "give that run"
+        )
+    return InputError(f"run {run.run_id} has no result.json: give a run of a kvsharer command")
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _config(text: str | None) -> dict[str, Any]:
+    """As recorded; empty when it was not."""
+    held = OmegaConf.to_container(OmegaConf.create(text or "{}"), resolve=False)
+    return {str(key): value for key, value in held.items()} if isinstance(held, dict) else {}

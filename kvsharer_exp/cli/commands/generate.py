@@ -1,0 +1,167 @@
+"""``generate``: answers to a prompt (or a file of them), full and shared side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from rich.text import Text
+
+from kvsharer_exp.cli.commands.evaluate import read_map
+from kvsharer_exp.cli.commands.session import Session, identify, open_session, start_run
+from kvsharer_exp.cli.config.commands import GenerateConfig
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.measure.benchmark import check_length
+from kvsharer_exp.model.describe import adds_bos
+from kvsharer_exp.model.sharing.architectures import attention_layers, check_map
+from kvsharer_exp.model.sharing.cache import cache_bytes
+from kvsharer_exp.model.sharing.runtime import share_kv
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.text import shorten
+
+
+def run(config: Config) -> None:
+    """Write ``result.json`` with both answers to every prompt."""
+    with open_session(config) as session:
+        prompts = read_prompts(config.generate)
+        sharing_map = read_map(config, session.tracker)
+        check_map(sharing_map, attention_layers(session.model))
+        encoded = [_encode(session, prompt) for prompt in prompts]
+        for ids in encoded:
+            longest = ids.shape[1] + config.generate.max_new_tokens
+            check_length(session.model, longest, "the prompt with generate.max_new_tokens")
+        start_run(session, kv_source_layers=str(sharing_map), digest=sharing_map.digest)
+        for side in (SharingMap.identity(session.num_layers), sharing_map):  # warm-up
+            _answer(session, side, encoded[0], 2)
+        answers = []
+        for prompt, ids in zip(prompts, encoded, strict=True):
+            answers.append({"prompt": prompt, **_both(session, sharing_map, ids)})
+            _show(session, answers[-1])
+        session.tracker.log_dict(session.run_id, {"answers": answers}, "answers.json")
+        session.finish(
+            {
+                **identify(sharing_map),
+                "max_new_tokens": config.generate.max_new_tokens,
+                "chat": config.generate.chat,
+                "answers": answers,
+            },
+            then=f"kvsharer evaluate model={config.model.name} map={sharing_map}",
+        )
+
+
+def read_prompts(wanted: GenerateConfig) -> list[str]:
+    """The one prompt, or every line of the file that is not empty.
+
+    Raises:
+        InputError: neither is given, the file cannot be read, or there is nothing in it.
+    """
+    if wanted.prompt is not None:
+        if not wanted.prompt.strip():
+            raise InputError("generate.prompt is empty: give some text to continue")
+        return [wanted.prompt]
+    if wanted.file is None:
+        raise InputError(
+            'no prompt given: generate.prompt="…" gives one, generate.file=… one a line'
+        )
+    try:
+        text = Path(wanted.file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise InputError(
+            f"generate.file={shorten(wanted.file)} cannot be read ({reason}): "
+            "give a text file with one prompt a line"
+        ) from error
+    prompts = [line for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise InputError(f"generate.file={shorten(wanted.file)} is empty: give one prompt a line")
+    return prompts
+
+
+def first_divergence(one: Sequence[int], other: Sequence[int]) -> int | None:
+    """Index of the first new token where the answers differ; None when they are the same."""
+    if one == other:
+        return None
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _encode(session: Session, prompt: str) -> torch.Tensor:
+    """(1, tokens)"""
+    tokenizer = session.tokenizer
+    if session.config.generate.chat:
+        if not getattr(tokenizer, "chat_template", None):
+            raise InputError(
+                f"generate.chat=true, but the tokenizer of {session.config.model.name} has no chat "
+                "template: leave it out"
+            )
+        turn = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(prompt, add_special_tokens=False).input_ids
+    bos = tokenizer.bos_token_id
+    if not session.config.generate.chat and adds_bos(session.spec, tokenizer):
+        ids = [bos, *ids]
+    return torch.tensor([ids], device=session.model.get_input_embeddings().weight.device)
+
+
+def _both(session: Session, sharing_map: SharingMap, ids: torch.Tensor) -> dict[str, Any]:
+    most = session.config.generate.max_new_tokens
+    identity = SharingMap.identity(sharing_map.num_layers)
+    full = _answer(session, identity, ids, most)
+    shared = _answer(session, sharing_map, ids, most)
+    return {
+        "prompt_tokens": ids.shape[1],
+        "full": full,
+        "shared": shared,
+        "first_diverging_token": first_divergence(full["tokens"], shared["tokens"]),
+    }
+
+
+def _answer(
+    session: Session, sharing_map: SharingMap, ids: torch.Tensor, most: int
+) -> dict[str, Any]:
+    """Greedy; ``tokens_per_second`` is over the whole call, prefill included."""
+    cuda = ids.is_cuda
+    with share_kv(session.model, sharing_map) if sharing_map.targets else nullcontext():
+        started = time.perf_counter()
+        output = session.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=most,
+            do_sample=False,
+            return_dict_in_generate=True,
+            pad_token_id=session.tokenizer.pad_token_id or session.tokenizer.eos_token_id,
+        )
+        if cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+    tokens = output.sequences[0, ids.shape[1] :].tolist()
+    return {
+        "text": session.tokenizer.decode(tokens, skip_special_tokens=True),
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": len(tokens) / seconds,
+        "kv_bytes": cache_bytes(output.past_key_values),
+    }
+
+
+def _show(session: Session, answer: dict[str, Any]) -> None:
+    session.console.print(Text(f"\n> {answer['prompt']}", style="bold"))
+    table = Table("", show_lines=True)
+    for side in ("full", "shared"):
+        table.add_column(side, overflow="fold")
+    full, shared, differs = answer["full"], answer["shared"], answer["first_diverging_token"]
+    table.add_row("answer", Text(full["text"]), Text(shared["text"]))
+    table.add_row("tokens/s", *(f"{side['tokens_per_second']:.1f}" for side in (full, shared)))
+    table.add_row("KV bytes", *(f"{side['kv_bytes']:,}" for side in (full, shared)))
+    session.console.print(table)
+    session.console.print(
+        f"the same {len(full['tokens'])} tokens"
+        if differs is None
+        else f"first different token: number {differs} (from 0) of {len(full['tokens'])}"
+    )

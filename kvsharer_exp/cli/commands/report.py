@@ -1,0 +1,213 @@
+"""``report``: finished runs beside the paper → Markdown, LaTeX and one HTML page, logged to MLflow.
+
+No model is loaded. Runs are named with ``run=``; without it they are the newest of the store.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from kvsharer_exp.cli.commands.finished import finished_run, names_of, newest, open_runs
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.terminal import TurningTable, make_console
+from kvsharer_exp.reporting.beside_paper import compare_with_paper, curves, paper_curves
+from kvsharer_exp.reporting.comparison import (
+    Table,
+    headline,
+    paper_table,
+    tables,
+    title_of,
+    to_values,
+)
+from kvsharer_exp.reporting.comparison_page import comparison_page
+from kvsharer_exp.reporting.figures.comparison import retained_figure
+from kvsharer_exp.reporting.figures.style import save_pdf, save_png
+from kvsharer_exp.reporting.markup import LATEX_PACKAGES, to_latex, to_markdown
+from kvsharer_exp.reporting.measured import FinishedRun
+from kvsharer_exp.reporting.paper_numbers import citation, paper_numbers
+from kvsharer_exp.reporting.result_readers import READERS, measured
+from kvsharer_exp.tracking.environment import environment
+from kvsharer_exp.tracking.tracker import Tracker
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.result_schema import SCHEMA
+
+_NEWEST = 12
+_DRAWN = {"perplexity/report": "held-out perplexity", "tasks/retained": "mean of the tasks"}
+
+
+def run(config: Config) -> None:
+    """Write ``report.md``, ``report.tex``, ``report.html``, the figures and ``result.json``."""
+    started, console = time.perf_counter(), make_console()
+    runs = read_runs(config, console)
+    compared = compare_with_paper([v for run in runs for v in measured(run)], paper_numbers())
+    made = tables(compared)
+    sentence = headline(compared, len(runs))
+    figures = {
+        f"retained_{quantity.partition('/')[0]}": (retained_figure(ours, paper, title=title), title)
+        for quantity, title in _DRAWN.items()
+        if (ours := curves(compared, quantity))
+        and (paper := paper_curves(paper_numbers(), quantity))
+    }
+    pictures = {f"{name}.png": save_png(figure) for name, (figure, _) in figures.items()}
+    versions = environment()
+    numbers = paper_table(paper_numbers(), [table.quantity for table in made])
+    page = comparison_page(
+        runs,
+        made,
+        {
+            f"What is retained of the full cache, {title}": pictures[f"{name}.png"]
+            for name, (_, title) in figures.items()
+        },
+        numbers,
+        headline=sentence,
+        citation=citation(),
+        environment=versions,
+    )
+    files: dict[str, bytes] = {
+        "report.md": _markdown(runs, made, numbers, sentence, pictures).encode(),
+        "report.tex": _latex(made, sentence).encode(),
+        "report.html": page.encode(),
+        **pictures,
+        **{f"{name}.pdf": save_pdf(figure) for name, (figure, _) in figures.items()},
+    }
+    _show(console, made)
+    console.print(sentence)
+    result = {
+        "schema": SCHEMA,
+        "command": config.command,
+        "model": _only_model(runs),
+        "seed": config.seed,
+        "seconds": round(time.perf_counter() - started, 3),
+        "versions": versions,
+        "runs": [
+            {"mlflow_run_id": r.run_id, "command": r.command, "model": r.result["model"]["id"]}
+            for r in runs
+        ],
+        "headline": sentence,
+        "values": to_values(compared),
+    }
+    _keep(config, console, runs, files, result)
+
+
+def read_runs(config: Config, console: Any) -> list[FinishedRun]:
+    """Those that ``run=`` names; else the newest, of which the console says which they are.
+
+    Raises:
+        InputError: see `finished_run`.
+    """
+    names = names_of(config)
+    store = open_runs(config, names)
+    if names:
+        found = [finished_run(store, name, READERS) for name in names]
+        return list({one.run_id: one for one in found}.values())
+    found = []
+    for stored in newest(store, READERS, _NEWEST):
+        try:
+            found.append(finished_run(store, stored.run_id, READERS))
+        except InputError as error:
+            console.print(f"left out: {error}", markup=False)
+    if not found:
+        raise InputError("none of the newest runs can be read: give run=, or run a command again")
+    for one in found:
+        console.print(f"newest   {one.run_id}  {one.title}", markup=False)
+    return found
+
+
+def _only_model(runs: Sequence[FinishedRun]) -> Any:
+    """The runs' model where they have but one."""
+    first = runs[0].result["model"]
+    return first if all(run.result["model"] == first for run in runs) else None
+
+
+def _show(console: Any, made: Sequence[Table]) -> None:
+    """The tables with numbers of the paper, or the first where there is none; the rest in files."""
+    shown = [table for table in made if table.has_paper] or list(made[:1])
+    for table in shown:
+        header, *rows = table.rows
+        console.print(f"[bold]{table.title}[/]")
+        printed = TurningTable(*header)
+        for row in rows:
+            printed.add_row(*row)
+        console.print(printed)
+        for note in table.notes:
+            console.print(note, markup=False)
+    if len(shown) < len(made):
+        others = "; ".join(title_of(table.quantity) for table in made if table not in shown)
+        console.print(f"in the files also: {others}", markup=False)
+
+
+def _markdown(
+    runs: Sequence[FinishedRun],
+    made: Sequence[Table],
+    numbers: Sequence[Sequence[str]],
+    sentence: str,
+    pictures: Mapping[str, bytes],
+) -> str:
+    parts = ["# Runs beside the paper", sentence, f"The paper: {citation()}."]
+    parts += [f"![{name}]({name})" for name in pictures]
+    for table in made:
+        links = [" ".join(f"[{i[:8]}]({url or i})" for i, url in ids) for ids in table.runs]
+        head, *rows = table.rows
+        whole = [[*head, "MLflow run"], *([*r, k] for r, k in zip(rows, links, strict=True))]
+        parts += [f"## {table.title}", to_markdown(whole).rstrip(), *table.notes]
+    if len(numbers) > 1:
+        parts += ["## What the paper reports", to_markdown(numbers).rstrip()]
+    listed = [[r.run_id, r.title, r.result["model"]["id"], r.source] for r in runs]
+    parts += ["## Runs", to_markdown([["MLflow run", "what", "model", "named as"], *listed])]
+    return "\n\n".join(parts)
+
+
+def _latex(made: Sequence[Table], sentence: str) -> str:
+    packages = "".join(rf"\usepackage{{{name}}}" for name in LATEX_PACKAGES)
+    parts = [f"% {sentence} Needs {packages}; every row ends with its MLflow runs."]
+    for table in made:
+        runs = [" ".join(run_id for run_id, _ in ids) for ids in table.runs]
+        head, *rows = table.rows
+        short = [[*r, k[:8]] for r, k in zip(rows, runs, strict=True)]
+        caption = " ".join([f"{table.title}.", *table.notes])
+        parts.append(to_latex([[*head, "run"], *short], caption=caption, comments=runs))
+    return "\n".join(parts)
+
+
+def _keep(
+    config: Config,
+    console: Any,
+    runs: Sequence[FinishedRun],
+    files: Mapping[str, bytes],
+    result: Mapping[str, Any],
+) -> None:
+    """Write everything to the run folder and to a run of this report in MLflow."""
+    tracking = config.tracking
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    artifacts = str(Path(tracking.folder) / "artifacts")
+    tracker = Tracker.open(tracking.uri, tracking.experiment, artifacts)
+    models = sorted({run.model for run in runs})
+    reported = ",".join(run.run_id for run in runs)
+    run_id = tracker.start_run(
+        f"{', '.join(models)} · {config.command}",
+        tags={"command": config.command, "model": ", ".join(models), "runs": reported},
+        params={"runs": reported, "seed": str(config.seed)},
+    )
+    try:
+        text = json.dumps({**result, "mlflow_run_id": run_id}, indent=2, allow_nan=False) + "\n"
+        for name, content in {**files, "result.json": text.encode()}.items():
+            (folder / name).write_bytes(content)
+            tracker.log_bytes(run_id, content, name)
+        note = f"{result['headline']} See `report.html`."
+        tracker.set_tags(run_id, {"mlflow.note.content": note})
+    except BaseException:
+        tracker.finish(run_id, "FAILED")
+        raise
+    tracker.finish(run_id)
+    console.print(f"\nresult   {folder / 'result.json'}", markup=False)
+    if not config.quiet:
+        console.print(f"report   {folder / 'report.html'}   (also .md and .tex)", markup=False)
+        console.print(f"mlflow   {tracker.run_url(run_id)}   (kvsharer ui shows it)", markup=False)
+        again = next(iter(runs)).run_id
+        console.print(f"next     kvsharer reproduce run={again}", markup=False)

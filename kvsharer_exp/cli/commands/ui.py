@@ -1,0 +1,91 @@
+"""``ui``: the MLflow UI on this store, with the flags that keep it light."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import quote
+
+from hydra.core.hydra_config import HydraConfig
+
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.tracking.server import runs_page, ui_command
+from kvsharer_exp.tracking.store import check_writable, is_outdated
+from kvsharer_exp.values.errors import InputError
+
+
+def run(config: Config) -> None:
+    """Serve until interrupted; says where once it answers. What the server says is in
+    ``server.log`` in the run folder."""
+    uri, port = config.tracking.uri, config.ui.port
+    if uri.startswith("http"):
+        raise InputError(
+            f"tracking.uri={uri[:80]} is a server, which has its own UI: open it in a browser"
+        )
+    _check_port(port)
+    check_writable(uri)
+    log = Path(HydraConfig.get().runtime.output_dir) / "server.log"
+    host = f"http://127.0.0.1:{port}"
+    arguments, environment = ui_command(uri, port)
+    for stop in (signal.SIGINT, signal.SIGTERM):  # either, also as a background job, ends both
+        signal.signal(stop, signal.default_int_handler)
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(arguments, env=environment, stdout=out, stderr=out) as server,
+    ):
+        print(f"starting the MLflow UI (log: {log})", flush=True)
+        try:
+            while server.poll() is None and _get(f"{host}/health") != b"OK":
+                time.sleep(0.2)
+            if server.poll() is None:
+                address = _address(host, config.tracking.experiment)
+                print(f"{address}   (Ctrl-C stops it)", flush=True)
+            code = server.wait()
+        except KeyboardInterrupt:
+            server.terminate()
+            return
+    if code:
+        text = log.read_text(encoding="utf-8", errors="replace")
+        raise is_outdated(uri, text) or RuntimeError(
+            f"the MLflow server ended with exit code {code}: see {log}"
+        )
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                reason = "is in use: give another with ui.port="
+            else:
+                reason = f"cannot be used ({error.strerror}): give one above 1023 with ui.port="
+            raise InputError(f"port {port} {reason}") from error
+
+
+def _get(url: str) -> bytes | None:
+    """What the server answers; None when it does not, or that there is no such thing."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            content: bytes = answer.read()
+            return content
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return None
+
+
+def _address(host: str, experiment: str) -> str:
+    """Where the experiment's runs are; the UI's first page while there is no such experiment."""
+    found = _get(
+        f"{host}/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(experiment)}"
+    )
+    if found is None:
+        return host
+    return runs_page(host, json.loads(found)["experiment"]["experiment_id"])

@@ -1,0 +1,123 @@
+"""``kvsharer completion bash|zsh|fish``: a script for the shell, with every word written into it.
+
+Nothing of this package runs when TAB is pressed. ``source <(kvsharer completion bash)`` in the
+shell's start-up file (fish: ``kvsharer completion fish | source``) keeps it up to date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from kvsharer_exp.cli.config.schema import config_keys
+from kvsharer_exp.model.folders import data_dir
+from kvsharer_exp.values.errors import InputError
+
+_FLAGS = ("--help", "--quiet", "--cfg", "--multirun", "--version")
+
+
+def script(words: Sequence[str], commands: Sequence[str]) -> str:
+    """The script for the shell that ``words``, what follows ``completion``, names.
+
+    Raises:
+        InputError: no shell, another one, or more than one word.
+    """
+    if len(words) != 1 or words[0] not in _SCRIPTS:
+        said = " ".join(words) or "no shell"
+        raise InputError(f"completion for {said}: give one of {', '.join(_SCRIPTS)}")
+    choices = [f"{group}={name}" for group, names in groups().items() for name in names]
+    values = {
+        "COMMANDS": [*commands, "completion"],
+        "SHELLS": list(_SCRIPTS),
+        "FLAGS": list(_FLAGS),
+        "GROUPS": [f"{group}=" for group in groups()],
+        "CHOICES": choices,
+        "KEYS": [f"{key}=" for key in _leaves(config_keys())],
+    }
+    text = _SCRIPTS[words[0]]
+    for name, listed in values.items():
+        text = text.replace(f"@{name}@", " ".join(listed))
+    return text
+
+
+def groups() -> Mapping[str, Sequence[str]]:
+    """Group → its choices, by the files of ``conf/`` and ``search_spaces/``."""
+    folders = [path for path in sorted(data_dir("conf").iterdir()) if path.is_dir()]
+    named = {**{path.name: path for path in folders}, "search_space": data_dir("search_spaces")}
+    return {name: sorted(p.stem for p in folder.glob("*.yaml")) for name, folder in named.items()}
+
+
+def _leaves(keys: Sequence[str]) -> list[str]:
+    """Keys that hold a value a person would give: no group, not the command, no free options."""
+    inner = {key.rpartition(".")[0] for key in keys}
+    return [key for key in keys if key not in inner | {"command"} and not key.endswith(".options")]
+
+
+# bash breaks words at "=" itself: the word before the cursor is taken from the line, and what is
+# answered starts behind the "=". Old versions (3.2 on macOS) have neither compopt nor mapfile.
+_BASH = """\
+_kvsharer() {
+    local line="${COMP_LINE:0:COMP_POINT}" words IFS=$' \\t\\n'
+    local current="${line##*[[:space:]]}"
+    local bare="${current#+}"
+    case "$bare" in
+        *=*) words="@CHOICES@" ;;
+        -*) words="@FLAGS@" ;;
+        *) words="@COMMANDS@ @GROUPS@ @KEYS@" ;;
+    esac
+    [[ $line == *" completion "* ]] && words="@SHELLS@"
+    COMPREPLY=($(compgen -W "$words" -- "$bare"))
+    if [[ $bare == *=* ]]; then
+        if (( ${#COMPREPLY[@]} == 0 )); then
+            IFS=$'\\n'
+            COMPREPLY=($(compgen -f -- "${bare#*=}"))
+            compopt -o filenames 2>/dev/null
+        elif [[ $COMP_WORDBREAKS == *=* ]]; then
+            COMPREPLY=("${COMPREPLY[@]#*=}")
+        fi
+    elif [[ $current == +* ]]; then
+        COMPREPLY=("${COMPREPLY[@]/#/+}")
+    fi
+    [[ ${COMPREPLY[0]-} == *= ]] && compopt -o nospace 2>/dev/null
+    return 0
+}
+complete -F _kvsharer kvsharer
+"""
+
+_ZSH = """\
+#compdef kvsharer
+_kvsharer() {
+    local -a choices found
+    choices=(@CHOICES@)
+    if [[ ${words[CURRENT-1]} == completion ]]; then
+        compadd -- @SHELLS@
+    elif [[ $PREFIX == *=* ]]; then
+        found=(${(M)choices:#${${PREFIX%%=*}#+}=*})
+        found=(${found#*=})
+        compset -P '*='
+        if (( $#found )); then compadd -a found; else _files; fi
+    elif [[ $PREFIX == -* ]]; then
+        compadd -- @FLAGS@
+    else
+        compset -P '+'
+        compadd -- @COMMANDS@
+        compadd -S '' -- @GROUPS@ @KEYS@
+    fi
+}
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
+compdef _kvsharer kvsharer
+"""
+
+_FISH = """\
+complete -c kvsharer -f
+complete -c kvsharer -n 'not __fish_seen_subcommand_from @COMMANDS@' -a '@COMMANDS@'
+complete -c kvsharer -n '__fish_seen_subcommand_from completion' -a '@SHELLS@'
+complete -c kvsharer -n 'not __fish_seen_subcommand_from completion' -a '@CHOICES@ @KEYS@'
+complete -c kvsharer -n 'string match -q "*=*" -- (commandline -ct)' -F
+complete -c kvsharer -s h -l help
+complete -c kvsharer -s q -l quiet
+complete -c kvsharer -s m -l multirun
+complete -c kvsharer -s c -l cfg -x -a 'job hydra all'
+complete -c kvsharer -l version
+"""
+
+_SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}

@@ -1,0 +1,83 @@
+"""Hydra's composed config as a checked `Config`."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kvsharer_exp.cli.config.schema import Config, config_keys
+from kvsharer_exp.values.errors import InputError
+
+
+def register(search_spaces: Path) -> None:
+    """Put the schema and every file of ``search_spaces/`` in Hydra's store."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for path in sorted(search_spaces.glob("*.yaml")):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        store.store(group="search_space", name=path.stem, node=content, provider=str(path))
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Hydra's composed config as a checked `Config`.
+
+    Raises:
+        InputError: an unknown key (also one added with ``+``), a wrong type, a value out of range.
+    """
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True)
+        merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
+        for key, number in _floats(OmegaConf.to_container(merged)):
+            if not math.isfinite(number):
+                raise InputError(f"{key}={number}: give a finite number")
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error)) from error
+
+
+def _floats(node: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(node, float):
+        yield key, node
+    elif isinstance(node, dict):
+        for name, inner in node.items():
+            yield from _floats(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for inner in node:
+            yield from _floats(inner, key)
+
+
+def explain(error: OmegaConfBaseException) -> str:
+    """OmegaConf's message as one line that names the key and the way out."""
+    first = str(error).strip().splitlines()[0]
+    key = getattr(error, "full_key", None) or ""
+    if "not in" in first and ".options." in key:
+        return f"{key} is not in the file of this {key.partition('.')[0]}: give it as +{key}=…"
+    if "not in" in first and key:
+        near = difflib.get_close_matches(key, config_keys(), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "kvsharer --help lists the keys"
+        return f"{key} is not a key of the configuration: {hint}"
+    value = re.search("(?<=Value ').*?(?=')", first)
+    for sign, way in _WAYS.items():
+        if sign in first:
+            return f"{key}={value.group()}: {way}" if value else f"{key}: {way}"
+    return f"{key}: {first}, see --help" if key else f"{first}, see --help"
+
+
+# What OmegaConf says of a value → what to give instead.
+_WAYS = {
+    "to Integer": "give a whole number",
+    "to Float": "give a number",
+    "valid bool": "give true or false",
+    "not Optional": "give a value, not null",
+    "not a ListConfig": "give a list, like [a,b]",
+    "not a subclass": "give its keys, see --help",
+}

@@ -1,0 +1,96 @@
+"""The command line: ``kvsharer COMMAND key=value …``, in any order, on top of Hydra.
+
+Hydra knows overrides only; the bare word is ours. `translate` turns ``sweep`` into
+``command=sweep``, ``model=x`` and ``experiment=x`` into ``+model=x`` and ``+experiment=x`` (a group
+without a default composes only so), adds the default model, and refuses unknown words before
+anything is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kvsharer_exp import __version__
+from kvsharer_exp.cli import completion
+from kvsharer_exp.cli.argv import COMMANDS, translate
+from kvsharer_exp.cli.config.compose import register, to_config
+from kvsharer_exp.cli.error_line import error_line, found_no_space
+from kvsharer_exp.cli.terminal import one_line, settle_streams
+from kvsharer_exp.measure.machine import settle
+from kvsharer_exp.model.folders import data_dir
+from kvsharer_exp.values.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code (0 done, 1 failed, 2 bad input, 130 stopped)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    settle_streams()
+    if arguments == ["--version"]:
+        print(f"kvsharer {__version__}")
+        return 0
+    debug = "debug=true" in (argument.lower() for argument in arguments)
+    settle()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of Hydra's own printer
+    try:
+        if arguments[:1] == ["completion"]:
+            print(completion.script(arguments[1:], COMMANDS), end="")
+            return 0
+        return _run(translate(arguments))
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        if debug:
+            traceback.print_exc()
+        print(one_line(f"kvsharer: {error_line(error)}"), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("kvsharer: interrupted; what was done is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output left, as in `kvsharer --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        text = f"failed with {type(error).__name__}: {error} (debug=true shows where)"
+        if found_no_space(error):
+            text = "the disk is full: free some space and run the same command again"
+        print(one_line(f"kvsharer: {text}"), file=sys.stderr)
+        return 1
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if not OmegaConf.has_resolver("pid"):
+        OmegaConf.register_new_resolver("pid", os.getpid)
+    register(data_dir("search_spaces"))
+    failures: list[BaseException] = []
+    codes = [0]
+
+    def job(composed: DictConfig) -> None:
+        # Hydra prints a line of its own about an exception that leaves here: hand it over instead.
+        try:
+            config = to_config(composed)
+            module = import_module(f"kvsharer_exp.cli.commands.{config.command}")
+            codes.append(module.run(config) or 0)
+        except (Exception, KeyboardInterrupt) as error:
+            failures.append(error)
+
+    decorate: Callable[[Callable[[DictConfig], None]], Callable[[], None]] = hydra.main(
+        version_base="1.3", config_path=str(data_dir("conf")), config_name="config"
+    )
+    before = sys.argv
+    sys.argv = ["kvsharer", *arguments]
+    try:
+        decorate(job)()
+    finally:
+        sys.argv = before
+    if failures:
+        raise failures[0]
+    return max(codes)

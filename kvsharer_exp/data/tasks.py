@@ -1,0 +1,215 @@
+"""Tasks for lm-eval by name: made from held-out text, the paper's, lm-eval's own, a YAML file.
+
+The paper's benchmarks that lm-eval lacks are the files of ``paper_tasks/``. Each of them reads the
+hub, or ``$KVSHARER_TASK_DATA/<task>.jsonl`` (``.json``, ``.parquet``) where that file exists.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import json
+import logging
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from kvsharer_exp.data.hub import offline_when_unreachable
+from kvsharer_exp.data.passages import TextParts
+from kvsharer_exp.data.wiki_tasks import LOCAL_TASKS, items_of
+from kvsharer_exp.values.errors import InputError
+
+TASK_DATA = "KVSHARER_TASK_DATA"  # the environment variable that names a folder of local copies
+_PAPER_FOLDER = Path(__file__).parent / "paper_tasks"
+PAPER_TASKS = tuple(sorted(path.stem for path in _PAPER_FOLDER.glob("*.yaml")))
+_ANYWHERE = ", ".join(name for name, task in LOCAL_TASKS.items() if task.part == "report")
+
+
+def load_tasks(names: Iterable[str], parts: TextParts, *, seed: int = 0) -> dict[str, Any]:
+    """lm-eval ``Task`` objects by name: made here, the paper's, lm-eval's, or of a YAML file.
+
+    A group with a score of its own (``mmlu``) stays one lm-eval ``Group``; another gives its
+    tasks. lm-eval's own index (8 s) is read only when a name asks for it.
+
+    Raises:
+        InputError: unknown name, a file that is no task, or data sets that cannot be fetched.
+    """
+    names = list(names)
+    tasks: dict[str, Any] = {}
+    failed: dict[str, Exception] = {}
+    local = set(names) <= LOCAL_TASKS.keys()
+    with quiet_lm_eval(), nullcontext() if local else offline_when_unreachable():
+        for name in names:
+            if name in LOCAL_TASKS:
+                tasks |= _local(name, parts, seed)
+                continue
+            manager, task = _find(name)
+            try:
+                found = manager.load([task])
+            except Exception as error:  # of lm-eval, datasets, the hub's clients, YAML, Jinja
+                failed[name] = error
+                continue
+            group = next(iter(found["groups"].values()), None)
+            tasks |= {group.name: group} if group and group.has_aggregation else found["tasks"]
+    if failed:
+        raise _not_loaded(failed) from next(iter(failed.values()))
+    return tasks
+
+
+def members(tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """Single tasks by name: a group is replaced by what it holds, through all its levels."""
+    from lm_eval.api.group import Group
+
+    single: dict[str, Any] = {}
+    for name, task in tasks.items():
+        held = task.get_all_tasks() if isinstance(task, Group) else []
+        single |= {each.task_name: each for each in held} or {name: task}
+    return single
+
+
+def _local(name: str, parts: TextParts, seed: int) -> dict[str, Any]:
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+
+    items = items_of(name, parts, seed=seed)
+    config = {
+        "task": name,
+        "custom_dataset": lambda: {"test": datasets.Dataset.from_list(items)},
+        "test_split": "test",
+        "num_fewshot": 0,
+        **LOCAL_TASKS[name].config,
+    }
+    return {name: ConfigurableTask(config=config)}
+
+
+@functools.cache
+def _manager() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+def _find(name: str) -> tuple[Any, Any]:
+    """The task manager that knows ``name``, and what to ask it for."""
+    from lm_eval.tasks import TaskManager
+
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise InputError(f"task file {name} does not exist: give the path of a task YAML")
+        return TaskManager(include_path=str(path.parent), include_defaults=False), name
+    if name in PAPER_TASKS:
+        manager = TaskManager(include_path=str(_PAPER_FOLDER), include_defaults=False)
+        # A group is lm-eval's way to load a task with some keys changed.
+        return manager, {"group": "paper", "task": [{"task": name, **_local_copy(name)}]}
+    if name not in _manager().task_index:
+        known = [*LOCAL_TASKS, *PAPER_TASKS, *_manager().all_tasks]
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else f"try {_ANYWHERE}"
+        raise InputError(f"task {name!r} is not known: {hint}")
+    return _manager(), name
+
+
+def _local_copy(name: str) -> dict[str, Any]:
+    """The keys that point a task at its file in ``$KVSHARER_TASK_DATA``; none without a file."""
+    folder = os.environ.get(TASK_DATA)
+    for kind, suffix in (("json", "jsonl"), ("json", "json"), ("parquet", "parquet")):
+        path = Path(folder or "", f"{name}.{suffix}")
+        if folder and path.is_file():
+            return {
+                "dataset_path": kind,
+                "dataset_name": None,
+                "dataset_kwargs": {"data_files": {"test": str(path)}},
+                "validation_split": None,
+                "test_split": "test",
+            }
+    return {}
+
+
+def _not_loaded(failed: Mapping[str, Exception]) -> InputError:
+    """One line of at most 190 characters that names all of them and the reason of the first."""
+    error = next(iter(failed.values()))
+    names = textwrap.shorten(", ".join(name[-60:] for name in failed), 110, placeholder=" …")
+    what = f"task{'s' if len(failed) > 1 else ''} {names} cannot be loaded"
+    way = "make the data reachable, or use wiki_cloze"
+    if failed.keys() <= set(PAPER_TASKS):
+        way = f"reach the hub, or put files into ${TASK_DATA} (fields: paper_tasks/*.yaml)"
+    reason = f"{type(error).__name__}: {error}"
+    room = 185 - len(what) - len(way)
+    return InputError(f"{what} ({textwrap.shorten(reason, room, placeholder=' …')}): {way}")
+
+
+def check_no_overlap(
+    search: Iterable[str], report: Iterable[str], allowed: Iterable[str] = ()
+) -> None:
+    """What the search optimises may not be what the report tells: neither tasks nor texts.
+
+    Raises:
+        InputError: a task is on both sides, or local tasks of both sides draw on one part, and
+            is not named in ``allowed``.
+    """
+    allowed = set(allowed)
+    searched = [name for name in search if name not in allowed]
+    reported = [name for name in report if name not in allowed]
+    for name in searched:
+        if name in reported:
+            raise InputError(
+                f"task {name} is both searched on and reported: take another for one side, "
+                f"or allow it with scoring.allow_overlap=[{name}]"
+            )
+        for other in reported:
+            if {name, other} <= LOCAL_TASKS.keys():
+                part = LOCAL_TASKS[name].part
+                if part == LOCAL_TASKS[other].part:
+                    raise InputError(
+                        f"search task {name} and report task {other} draw on the same ({part}) "
+                        f"text: search on ..._search tasks, or allow {name} by name"
+                    )
+
+
+def items_digest(task: Any, limit: int | None = None) -> str:
+    """12 hex characters that identify the first ``limit`` items of an lm-eval task."""
+    digest = hashlib.sha256()
+    for item in islice(task.eval_docs, limit):
+        digest.update(json.dumps(item, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def quiet_lm_eval() -> Iterator[None]:
+    """lm-eval without progress bars and without log lines below ERROR; undone at the end."""
+    import datasets
+
+    hidden = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    bars = {
+        name: module.tqdm
+        for name, module in list(sys.modules.items())
+        if name.startswith("lm_eval.") and hasattr(module, "tqdm")
+    }
+    logger.setLevel(logging.ERROR)
+    for name, bar in bars.items():
+        sys.modules[name].tqdm = _without_bar(bar)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, bar in bars.items():
+            sys.modules[name].tqdm = bar  # type: ignore[attr-defined]
+        if not hidden:
+            datasets.enable_progress_bars()
+
+
+def _without_bar(bar: Any) -> Callable[..., Any]:
+    def quiet(*arguments: Any, **options: Any) -> Any:
+        return bar(*arguments, **(options | {"disable": True}))
+
+    return quiet

@@ -1,0 +1,175 @@
+"""Tasks made from held-out text, because a hub with the usual benchmarks is not always at hand.
+
+``wiki_cloze`` (last word of an opening, after LAMBADA, https://arxiv.org/abs/1606.06031),
+``wiki_next`` (which of four continuations is the paragraph's own) and ``wiki_ppl`` (rolling
+perplexity). They draw on the report part; with ``_search`` at the end of the name, on the search
+part. Items are drawn by a seed and handed to lm-eval in memory (`kvsharer_exp.tasks`).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from kvsharer_exp.data.passages import Passage, TextParts
+from kvsharer_exp.values.errors import InputError
+
+Item = dict[str, Any]
+
+CLOZE_WORDS = range(40, 61)  # length of the context
+NEXT_CONTEXT_WORDS = 24
+NEXT_CHOICE_WORDS = 8
+NUM_CHOICES = 4
+PERPLEXITY_WORDS = 200
+_COMMON = frozenset(
+    """about after also among been before being between both came could does during each even from
+    have having here however into itself made many more most much only other over same several she
+    should since some such than that their them themselves then there these they this those though
+    through time under until upon used very well were what when where which while whom whose will
+    with within without would year years your""".split()
+)
+
+
+def cloze_items(passages: Sequence[Passage], seed: int) -> list[Item]:
+    """``{"context", "answer"}``: 40 to 60 words of a passage's opening and the word after them.
+
+    The answer is a word of 4 or more letters, not a function word, that the context has already
+    used, but not among its last three words; the end of a sentence is preferred.
+    """
+    rng = random.Random(seed)
+    items = []
+    for passage in passages:
+        words = passage.text.split()
+        bare = [re.sub(r"^\W+|\W+$", "", word) for word in words]
+        places = [
+            place
+            for place in CLOZE_WORDS
+            if place < len(words)
+            and re.fullmatch(r"[A-Za-z]{4,}", bare[place])
+            and words[place].startswith(bare[place])
+            and bare[place].casefold() not in _COMMON
+            and bare[place] in bare[: place - 3]
+            and bare[place] not in bare[place - 3 : place]
+        ]
+        if places:
+            last = [place for place in places if words[place].endswith((".", "!", "?"))]
+            place = rng.choice(last or places)
+            items.append({"context": " ".join(words[:place]), "answer": bare[place]})
+    rng.shuffle(items)
+    return items
+
+
+def next_items(passages: Sequence[Passage], seed: int) -> list[Item]:
+    """``{"context", "choices", "gold"}``: a paragraph's opening and four ways it might go on.
+
+    One choice is how it does go on, the others how other paragraphs of the document go on after
+    an opening of the same length. (Four openings for the end of a paragraph were tried first:
+    accuracy .35, too near chance to tell maps apart.)
+    """
+    rng = random.Random(seed)
+    items = []
+    for _, group in groupby(passages, key=lambda passage: passage.document):
+        texts = [passage.text.split() for passage in group]
+        texts = [words for words in texts if len(words) >= NEXT_CONTEXT_WORDS + NEXT_CHOICE_WORDS]
+        answers = [" ".join(words[NEXT_CONTEXT_WORDS:][:NEXT_CHOICE_WORDS]) for words in texts]
+        for place, words in enumerate(texts):
+            others = sorted(set(answers) - {answers[place]})
+            if len(others) < NUM_CHOICES - 1:
+                continue
+            choices = rng.sample(others, NUM_CHOICES - 1)
+            gold = rng.randrange(NUM_CHOICES)
+            choices.insert(gold, answers[place])
+            context = " ".join(words[:NEXT_CONTEXT_WORDS])
+            items.append({"context": context, "choices": choices, "gold": gold})
+    rng.shuffle(items)
+    return items
+
+
+def perplexity_items(passages: Sequence[Passage], seed: int) -> list[Item]:
+    """``{"text"}``: every passage, cut to 200 words."""
+    items = [{"text": " ".join(p.text.split()[:PERPLEXITY_WORDS])} for p in passages]
+    random.Random(seed).shuffle(items)
+    return items
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTask:
+    """A task made here: the part it draws on, how items are made, how lm-eval reads them."""
+
+    part: str
+    make_items: Callable[[Sequence[Passage], int], list[Item]]
+    config: Mapping[str, Any]
+
+
+def _metrics(aggregation: Mapping[str, str], higher_is_better: bool) -> list[dict[str, Any]]:
+    return [
+        {"metric": metric, "aggregation": name, "higher_is_better": higher_is_better}
+        for metric, name in aggregation.items()
+    ]
+
+
+_ON_REPORT = {
+    "wiki_cloze": LocalTask(
+        "report",
+        cloze_items,
+        {
+            "output_type": "loglikelihood",
+            "doc_to_text": "{{context}}",
+            "doc_to_target": "{{' ' + answer}}",  # log-likelihood tasks get no delimiter
+            "metric_list": _metrics({"acc": "mean"}, True)
+            + _metrics({"perplexity": "perplexity"}, False),
+        },
+    ),
+    "wiki_next": LocalTask(
+        "report",
+        next_items,
+        {
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{context}}",
+            "doc_to_choice": "choices",
+            "doc_to_target": "gold",
+            "metric_list": _metrics({"acc": "mean", "acc_norm": "mean"}, True),
+        },
+    ),
+    "wiki_ppl": LocalTask(
+        "report",
+        perplexity_items,
+        {
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "{{text}}",
+            "metric_list": _metrics(
+                {
+                    "word_perplexity": "weighted_perplexity",
+                    "byte_perplexity": "weighted_perplexity",
+                    "bits_per_byte": "bits_per_byte",
+                },
+                False,
+            ),
+        },
+    ),
+}
+LOCAL_TASKS: dict[str, LocalTask] = _ON_REPORT | {
+    f"{name}_search": replace(task, part="search") for name, task in _ON_REPORT.items()
+}
+
+
+def items_of(name: str, parts: TextParts, *, seed: int = 0) -> list[Item]:
+    """Items of a local task, in the order in which a limit takes them.
+
+    Raises:
+        InputError: the text gives no item.
+    """
+    task = LOCAL_TASKS[name]
+    passages = getattr(parts, task.part)
+    items = task.make_items(passages, seed)
+    if not items:
+        raise InputError(
+            f"task {name} finds no item in the {task.part} text ({len(passages)} passages): "
+            "give longer documents (heldout.path=wikipedia), or leave the task out"
+        )
+    return items

@@ -1,0 +1,86 @@
+"""Cut passages into windows of equal length for a model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from kvsharer_exp.data.passages import Passage
+from kvsharer_exp.values.errors import InputError
+
+
+def token_windows(
+    passages: Sequence[Passage],
+    tokenizer: Any,
+    *,
+    num_windows: int,
+    window_tokens: int,
+    seed: int,
+    at_most: bool = False,
+    add_bos: bool = False,
+) -> torch.Tensor:
+    """Windows of equal length, ``(num_windows, window_tokens)`` int64, none overlapping another.
+
+    ``at_most``: fewer, even none, where the text gives no more.
+
+    Paragraphs of a document that are shorter than a window are joined with a blank line. Every
+    stretch gives its first window before any gives a second one; their order is drawn by ``seed``.
+    ``add_bos`` makes the tokenizer's BOS the first of the ``window_tokens``.
+
+    Raises:
+        InputError: a number out of range, no BOS token, or too little text.
+    """
+    if num_windows < 1 or window_tokens < 2:
+        raise InputError(
+            f"{num_windows} windows of {window_tokens} tokens: "
+            "give at least 1 window of at least 2 tokens"
+        )
+    if add_bos and tokenizer.bos_token_id is None:
+        raise InputError("add_bos_token=true but the tokenizer has no BOS token: set it to false")
+    bos = [tokenizer.bos_token_id] if add_bos else []
+    body = window_tokens - len(bos)
+    stretches = list(_stretches(passages, tokenizer, body))
+    available = sum(len(stretch) // body for stretch in stretches)
+    if available < num_windows and not at_most:
+        raise InputError(
+            f"text gives {available} windows of {window_tokens} tokens, {num_windows} are asked: "
+            "give more text, or fewer or shorter windows"
+        )
+    random.Random(seed).shuffle(stretches)
+    num_windows = min(num_windows, available)
+    windows: list[list[int]] = []
+    start = 0
+    while len(windows) < num_windows:
+        full = (s[start : start + body] for s in stretches if len(s) >= start + body)
+        windows += [bos + tokens for tokens in full]
+        start += body
+    return torch.tensor(windows[:num_windows], dtype=torch.long).view(-1, window_tokens)
+
+
+def _stretches(passages: Sequence[Passage], tokenizer: Any, body: int) -> Iterator[list[int]]:
+    """Token ids of consecutive paragraphs of one document, at least ``body`` in each stretch."""
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+    for _, group in groupby(passages, key=lambda passage: passage.document):
+        texts = [passage.text for passage in group]
+        joined: list[tuple[list[str], list[int]]] = []
+        open_texts: list[str] = []
+        length = 0
+        for text, ids in zip(texts, encode(texts), strict=True):
+            open_texts.append(text)
+            length += len(ids)
+            if length >= body:
+                ids = ids if len(open_texts) == 1 else encode(["\n\n".join(open_texts)])[0]
+            if len(ids) >= body:
+                joined.append((open_texts, ids))
+                open_texts, length = [], 0
+        if open_texts and joined:  # the rest of the document is no window of its own
+            texts = joined[-1][0] + open_texts
+            joined[-1] = (texts, encode(["\n\n".join(texts)])[0])
+        yield from (ids for _, ids in joined)

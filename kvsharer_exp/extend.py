@@ -1,0 +1,58 @@
+"""The one stable import for what other packages add: search spaces, samplers, scorers, tasks, models.
+
+Everything here keeps its name from version to version, wherever it lives inside the package:
+
+>>> from kvsharer_exp.extend import SharingMap, Space, or_first_pair
+
+docs/api.md documents each name; tests/plugin_example/ is a package that uses them.
+"""
+
+from kvsharer_exp.data.passages import Passage, TextParts
+from kvsharer_exp.data.split import split_texts
+from kvsharer_exp.data.windows import token_windows
+from kvsharer_exp.model.sharing.architectures import attention_layers
+from kvsharer_exp.model.spec import ModelSpec
+from kvsharer_exp.search.spaces.base import (
+    SearchSpace,
+    Space,
+    SpaceSetting,
+    from_pairs,
+    or_first_pair,
+    refuse_a_single_map,
+)
+from kvsharer_exp.search.stages import Fitness
+from kvsharer_exp.search.strategies.map_sampler import MapSampler, Strategy
+from kvsharer_exp.search.strategies.memory import Memory
+from kvsharer_exp.values.errors import InputError, at_least
+from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
+from kvsharer_exp.values.scores import CandidateScores
+from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.trial import TrialResult
+
+__all__ = [
+    "CandidateScores",
+    "DissimilarityRanking",
+    "Fitness",
+    "Footprint",
+    "InputError",
+    "LayerPair",
+    "MapSampler",
+    "Memory",
+    "ModelSpec",
+    "Passage",
+    "SearchSpace",
+    "SharingMap",
+    "Space",
+    "SpaceSetting",
+    "Strategy",
+    "TextParts",
+    "TrialResult",
+    "at_least",
+    "attention_layers",
+    "from_pairs",
+    "or_first_pair",
+    "refuse_a_single_map",
+    "split_texts",
+    "token_windows",
+]

@@ -1,0 +1,190 @@
+"""Speed and memory of a map beside the full cache, measured on the model's own loop.
+
+That is what ``generate`` does for a greedy answer: one prefill, then one forward per token on the
+`DynamicCache` that the model makes by itself. Full and shared take turns, after a warm-up. What
+shapes say beforehand is in `prediction`.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from kvsharer_exp.measure.prediction import text_config
+from kvsharer_exp.model.sharing.architectures import attention_layers
+from kvsharer_exp.model.sharing.cache import cache_bytes
+from kvsharer_exp.model.sharing.runtime import share_kv
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.sharing_map import SharingMap
+
+_WARM_UP_STEPS = 3
+
+
+def check_length(model: nn.Module, num_tokens: int, what: str) -> None:
+    """Refuse more tokens than the model has positions for.
+
+    Raises:
+        InputError: names ``what``, the number and the limit.
+    """
+    config = text_config(model)
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and num_tokens > limit:
+        raise InputError(
+            f"{what} is {num_tokens} tokens, but the model has max_position_embeddings={limit}: "
+            "give fewer"
+        )
+
+
+def measure(
+    model: nn.Module,
+    sharing_map: SharingMap,
+    *,
+    batch: int,
+    context: int,
+    new_tokens: int,
+    repeats: int,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Full and shared in turn, prefill by prefill and step by step, from the same random tokens.
+
+    A round's decode rate is of its median step, so that a pause of the machine does not count.
+    ``speedup`` is a ratio of medians, above 1 where shared is faster. ``kv_projection_calls``: how
+    often the targets' key and value projections ran in one warm-up, counted by hooks.
+    """
+    vocabulary = text_config(model).vocab_size
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(vocabulary, (batch, context), generator=generator)
+    ids = ids.to(model.get_input_embeddings().weight.device)  # type: ignore[operator]
+    sides: dict[str, Callable[[], Any]] = {
+        "full": nullcontext,
+        "shared": lambda: share_kv(model, sharing_map),
+    }
+    with counted_projections(model, sharing_map) as ran:
+        warm_up = _round(model, ids, sides, _WARM_UP_STEPS, ran)
+    turns = (sides, dict(reversed(sides.items())))  # neither is always the second
+    rounds = [_round(model, ids, turns[i % 2], new_tokens) for i in range(repeats)]
+    sums = {side: _summary([one[side] for one in rounds]) for side in sides}
+    for side in sides:
+        sums[side]["kv_projection_calls"] = warm_up[side]["kv_projection_calls"]
+    full, shared = sums["full"], sums["shared"]
+    prefill, decode = "prefill_seconds", "decode_tokens_per_second"
+    speedup = {
+        "prefill": full[prefill]["median"] / shared[prefill]["median"],
+        "decode": shared[decode]["median"] / full[decode]["median"],
+    }
+    return {"new_tokens": new_tokens, "repeats": repeats, **sums, "speedup": speedup}
+
+
+@contextmanager
+def counted_projections(model: nn.Module, sharing_map: SharingMap) -> Iterator[list[str]]:
+    """Yields a list that grows by a name whenever a target's own K/V projection runs."""
+    layers, handles = attention_layers(model), []
+    seen: list[str] = []
+    for target in sharing_map.targets:
+        fused = getattr(layers[target].projections, "name", None)
+        for name in ("k_proj", "v_proj") if fused is None else (fused,):
+            handles.append(
+                layers[target]
+                .projection(name)
+                .register_forward_hook(lambda *_, name=f"{target}.{name}": seen.append(name))
+            )
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def _round(
+    model: nn.Module,
+    prompt: torch.Tensor,
+    sides: Mapping[str, Callable[[], Any]],
+    new_tokens: int,
+    ran: list[str] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """A prefill of ``prompt`` (batch, context) by each side, then ``new_tokens`` greedy steps in
+    turn, each side on its own cache.
+
+    Memory is after the prefill: on CUDA its peak, what the other side holds not counted; on the
+    CPU that of the whole process.
+    """
+    # As `generate` does: logits of the last position only.
+    keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+    last = {"logits_to_keep": 1} if keep else {}
+    cuda = prompt.is_cuda
+    gc.collect()
+    start = torch.cuda.memory_allocated(prompt.device) if cuda else 0
+    ids, caches = dict.fromkeys(sides, prompt), dict.fromkeys(sides)
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    memory: dict[str, dict[str, int]] = {}
+    calls = dict.fromkeys(sides, 0)
+    for step in range(new_tokens + 1):
+        for side, way in sides.items():
+            before = _held_memory(prompt) if cuda and step == 0 else 0
+            with way():
+                started = _now(cuda)
+                output = model(ids[side], past_key_values=caches[side], use_cache=True, **last)
+                ids[side] = output.logits[:, -1:].argmax(-1)
+                seconds[side].append(_now(cuda) - started)
+            caches[side] = output.past_key_values
+            if ran is not None:
+                calls[side] += len(ran)
+                ran.clear()
+            if step == 0 and cuda:
+                peak = torch.cuda.max_memory_allocated(prompt.device) - (before - start)
+                memory[side] = {"peak_memory_bytes": peak}
+            elif step == 0:
+                memory[side] = {"resident_bytes": _resident_bytes()}
+            del output
+    return {
+        side: {
+            "prefill_seconds": seconds[side][0],
+            "decode_tokens_per_second": len(prompt) / median(seconds[side][1:]),
+            "cache_bytes": cache_bytes(caches[side]),
+            "kv_projection_calls": calls[side],
+            **memory[side],
+        }
+        for side in sides
+    }
+
+
+def _held_memory(prompt: torch.Tensor) -> int:
+    """Bytes allocated on the device; its peak counts from here."""
+    torch.cuda.reset_peak_memory_stats(prompt.device)
+    return torch.cuda.memory_allocated(prompt.device)
+
+
+def _now(cuda: bool) -> float:
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _resident_bytes() -> int:
+    """Resident memory of this process: weights, both caches, freed memory that malloc keeps; 0
+    where there is no /proc."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") if statm.exists() else 0
+
+
+def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Median, lowest and highest of what varies."""
+
+    def spread(key: str) -> dict[str, float]:
+        values = [run[key] for run in runs]
+        return {"median": median(values), "min": min(values), "max": max(values)}
+
+    counted = ("cache_bytes", "kv_projection_calls")
+    whole = {key: spread(key) for key in runs[0] if key not in counted}
+    return {**whole, "cache_bytes": runs[0]["cache_bytes"]}

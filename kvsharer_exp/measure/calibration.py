@@ -1,0 +1,107 @@
+"""What the calibration windows say of layers before any map is scored.
+
+*Layer means*: every layer's keys and values averaged over the windows, as KVSharer ranks by
+(§3.1, https://arxiv.org/abs/2410.18517; 30 windows of 64 tokens). *Block errors*: how far a layer's
+output moves when it alone reads another layer's keys and values. Measured on all 435 pairs of
+SmolLM2: Spearman's rho with the KL of the pair is 0.95 for block errors, -0.04 for the paper's
+distance of means (RESULTS.md).
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from kvsharer_exp.model.sharing.architectures import attention_layers, may_share
+from kvsharer_exp.model.sharing.runtime import install
+from kvsharer_exp.values.sharing_map import SharingMap
+
+
+@dataclass(frozen=True, slots=True)
+class LayerMeans:
+    """Mean keys and values per layer, each (num_key_value_heads, window_tokens, head_dim), float32.
+
+    As the cache holds them: after RoPE, before heads are repeated for grouped queries.
+    """
+
+    keys: tuple[torch.Tensor, ...]
+    values: tuple[torch.Tensor, ...]
+    num_windows: int
+
+
+@torch.inference_mode()
+def layer_means(model: nn.Module, windows: torch.Tensor, *, batch_size: int = 8) -> LayerMeans:
+    """Average every layer's KV over ``windows`` (num_windows, window_tokens); all of them count."""
+    layers = attention_layers(model)
+    identity = SharingMap.identity(len(layers))
+    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    keys: list[torch.Tensor | int] = [0] * len(layers)
+    values: list[torch.Tensor | int] = [0] * len(layers)
+    for batch in windows.split(batch_size):
+        with install(layers, [identity], keep=True) as states:
+            model.base_model(batch.to(device), use_cache=False)  # type: ignore[operator]
+        for index, (key, value) in states.items():
+            keys[index] += key.float().sum(0).cpu()
+            values[index] += value.float().sum(0).cpu()
+    return LayerMeans(
+        tuple(total / len(windows) for total in keys),  # type: ignore[misc]
+        tuple(total / len(windows) for total in values),  # type: ignore[misc]
+        len(windows),
+    )
+
+
+@torch.inference_mode()
+def block_errors(
+    model: nn.Module, windows: torch.Tensor, *, batch_size: int = 8
+) -> list[list[float]]:
+    """``matrix[target][source]``: the relative squared error that sharing the pair leaves in the
+    output of the target's block, ‖shared - own‖² / ‖own‖², mean over tokens and ``windows``
+    (num_windows, window_tokens); NaN where the pair may not share.
+
+    Every block before the target sees what it sees in the full model, so a pair costs one block.
+    """
+    layers = attention_layers(model)
+    identity = SharingMap.identity(len(layers))
+    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    totals = [[0.0 if may_share(t, s) else math.nan for s in layers] for t in layers]
+    for batch in windows.split(batch_size):
+        calls: dict[int, tuple[Any, Any, Any]] = {}
+        with ExitStack() as undo:
+            for layer in layers:
+                remember = partial(_remember, calls, layer.index)
+                handle = layer.block.register_forward_hook(remember, with_kwargs=True)
+                undo.callback(handle.remove)
+            with install(layers, [identity], keep=True) as states:
+                model.base_model(batch.to(device), use_cache=False)  # type: ignore[operator]
+        for target in layers:
+            args, kwargs, returned = calls[target.index]
+            own = _output(returned)
+            for source in layers:
+                if not may_share(target, source):
+                    continue
+                pair = identity.share(target.index, source.index)
+                handed = {source.index: states[source.index]}
+                with install(layers, [pair], shared=handed, keep=True):
+                    shared = _output(target.block(*args, **kwargs))
+                error = (shared - own).square().sum(-1) / own.square().sum(-1)
+                totals[target.index][source.index] += error.mean(-1).sum().item()
+    return [[total / len(windows) for total in row] for row in totals]
+
+
+def _remember(
+    calls: dict[int, tuple[Any, Any, Any]], index: int, block: nn.Module, *call: Any
+) -> None:
+    """A forward hook: ``call`` is what the block was given (args, kwargs) and what it returned."""
+    args, kwargs, returned = call
+    calls[index] = args, kwargs, returned
+
+
+def _output(returned: Any) -> torch.Tensor:
+    """The hidden states (batch, tokens, hidden_size) of what a block returned, float32."""
+    return (returned[0] if isinstance(returned, tuple) else returned).float()

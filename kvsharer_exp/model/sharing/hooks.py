@@ -1,0 +1,171 @@
+"""The hooks that put maps into a model, and the place where sources leave KV for their targets.
+
+Hooks are objects, not closures: a deep copy of a model that shares for good copies them with it,
+and its layers hand over KV among themselves only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from kvsharer_exp.model.sharing.architectures import AttentionLayer
+from kvsharer_exp.model.sharing.cache import KeyValue, SourceView, TargetView
+from kvsharer_exp.model.sharing.projections import QueryRows, SharingError
+from kvsharer_exp.values.sharing_map import SharingMap
+
+
+@dataclass(slots=True)
+class Handover:
+    """KV on its way, by source layer, and what the targets of the forward under way were given."""
+
+    shared: dict[int, KeyValue] = field(default_factory=dict)
+    views: dict[int, TargetView] = field(default_factory=dict)
+
+
+class Exchange(Protocol):
+    """Where the layers of one model meet."""
+
+    def here(self) -> Handover:
+        """The hand-over of the calling thread."""
+
+
+@dataclass(slots=True)
+class OneThread:
+    """For a block: others than ``thread`` are refused, since undoing would meet their forwards."""
+
+    handover: Handover
+    thread: int
+
+    def here(self) -> Handover:
+        if not torch.compiler.is_compiling() and threading.get_ident() != self.thread:
+            raise SharingError(
+                "the model runs under a map of another thread: use one model per thread, "
+                "or enter share_kv in the thread that runs it"
+            )
+        return self.handover
+
+
+class EachThread:
+    """For good: every thread has its own, as with any other model; a copy starts empty."""
+
+    def __init__(self) -> None:
+        self._handovers: dict[int, Handover] = {}
+
+    def here(self) -> Handover:
+        thread = 0 if torch.compiler.is_compiling() else threading.get_ident()
+        if thread not in self._handovers:
+            self._handovers[thread] = Handover()
+        return self._handovers[thread]
+
+    def __reduce__(self) -> tuple[type[EachThread], tuple[()]]:
+        return EachThread, ()
+
+
+@dataclass(slots=True)
+class _Hook:
+    """Swaps the cache argument of one attention module for a view of it."""
+
+    layer: int
+    argument: str
+    position: int
+    exchange: Exchange
+
+    def view(self, cache: Any, handover: Handover) -> SourceView | TargetView:
+        return SourceView(cache, handover.shared)
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if kwargs.get("cache") is not None:
+            raise SharingError(
+                "continuous batching stores every layer's KV by itself: "
+                "a map cannot be honoured there, use generate"
+            )
+        handover = self.exchange.here()
+        at = self.position
+        if len(args) > at:
+            return (*args[:at], self.view(args[at], handover), *args[at + 1 :]), kwargs
+        view = self.view(kwargs.get(self.argument), handover)
+        return args, {**kwargs, self.argument: view}
+
+
+@dataclass(slots=True)
+class _TargetHook(_Hook):
+    sources: tuple[int, ...]
+    done: frozenset[int]
+    rows: QueryRows | None
+
+    def view(self, cache: Any, handover: Handover) -> TargetView:
+        view = TargetView(cache, handover.shared, self.sources, self.done, self.rows)
+        handover.views[self.layer] = view
+        return view
+
+
+@dataclass(slots=True)
+class _ReadCheck:
+    """After a target's forward: it did read, or the model would silently not share."""
+
+    layer: int
+    exchange: Exchange
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self.exchange.here().views.pop(self.layer).was_read:
+            raise SharingError(
+                f"layer {self.layer} ({type(module).__name__}) did not read its source's KV: "
+                "its attention does not call cache.update; leave it out of the map"
+            )
+
+
+def connect(
+    layers: tuple[AttentionLayer, ...],
+    maps: Sequence[SharingMap],
+    exchange: Exchange,
+    undo: ExitStack,
+    *,
+    keep: bool = False,
+) -> None:
+    """Put ``maps`` into the model; closing ``undo`` takes them out again.
+
+    A batch is then as many equal parts as there are maps, each under its own; several only where
+    there is no cache. ``keep``: every owner leaves its KV, and it stays after its last reader.
+    """
+    last_reader: dict[int, int] = {}
+    for sharing_map in maps:
+        for target in sharing_map.targets:
+            source = sharing_map.kv_source_layers[target]
+            last_reader[source] = max(target, last_reader.get(source, target))
+    for layer in layers:
+        index = layer.index
+        sources = tuple(sharing_map.kv_source_layers[index] for sharing_map in maps)
+        place = (index, layer.cache_argument, layer.cache_position, exchange)
+        if any(source != index for source in sources):
+            rows = _replace(layer, undo) if index not in sources else None
+            done = {s for s in sources if not keep and last_reader.get(s) == index}
+            _before(layer, _TargetHook(*place, sources, frozenset(done), rows), undo)
+            check = layer.attention.register_forward_hook(_ReadCheck(index, exchange))
+            undo.callback(check.remove)
+        elif keep or index in last_reader:
+            _before(layer, _Hook(*place), undo)
+
+
+def _before(layer: AttentionLayer, hook: Callable[..., Any], undo: ExitStack) -> None:
+    handle = layer.attention.register_forward_pre_hook(hook, with_kwargs=True)
+    undo.callback(handle.remove)
+
+
+def _replace(layer: AttentionLayer, undo: ExitStack) -> QueryRows | None:
+    """Put stubs where a target projects; returns the fused one, which wants to be confirmed."""
+    rows = None
+    for name, stub in layer.projections.stubs().items():
+        stub.train(layer.attention.training)
+        undo.callback(setattr, layer.attention, name, layer.projection(name))
+        setattr(layer.attention, name, stub)
+        rows = stub if isinstance(stub, QueryRows) else None
+    return rows

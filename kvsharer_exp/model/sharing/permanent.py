@@ -1,0 +1,47 @@
+"""Share KV for good: ``model = make_shared(model, sharing_map)``."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TypeVar
+
+from torch import nn
+
+from kvsharer_exp.model.sharing.architectures import attention_layers, check_map
+from kvsharer_exp.model.sharing.hooks import EachThread, connect
+from kvsharer_exp.model.sharing.projections import QueryRows
+from kvsharer_exp.model.sharing.runtime import refuse_if_sharing
+from kvsharer_exp.values.sharing_map import SharingMap
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def make_shared(model: Model, sharing_map: SharingMap) -> Model:
+    """Change ``model`` itself to run under ``sharing_map``, without the weights it then lacks.
+
+    The same hooks and stubs as `share_kv`, with no way back: targets' key and value weights leave
+    ``state_dict`` (of a fused projection its query rows stay), and may be freed. Written on the
+    model: ``config.kv_source_layers`` (list, one source per layer, transformers' name) and
+    ``parameter_bytes_saved`` (int, exactly what `footprint` predicts). Any number of threads may
+    run it, and a deep copy is on its own.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        SharingError: the map does not fit, the model cannot share, or it is already sharing.
+    """
+    layers = attention_layers(model)
+    check_map(sharing_map, layers)
+    refuse_if_sharing(layers)
+    saved = sum(layers[target].kv_parameter_bytes for target in sharing_map.targets)
+    with ExitStack() as undo:
+        connect(layers, [sharing_map], EachThread(), undo)
+        for layer in layers:
+            for stub in layer.attention.children():
+                if isinstance(stub, QueryRows):
+                    stub.own()
+        undo.pop_all()  # all is well: forget how to undo, and with it the dropped weights
+    model.config.kv_source_layers = list(sharing_map.kv_source_layers)  # type: ignore[union-attr]
+    model.parameter_bytes_saved = saved  # type: ignore[assignment]
+    return model

@@ -1,0 +1,219 @@
+"""Where an attention module makes its queries, keys and values, and what stands there for a target.
+
+Two ways are known, told apart by the names of the submodules:
+
+- *separate*: ``k_proj`` and ``v_proj``; a target gets `NoProjection` in their place;
+- *fused*: one linear map whose rows come in ``groups`` of [queries | keys | values]. One group for
+  ``qkv_proj`` (phi3) and ``c_attn`` (gpt2), one per KV head for ``query_key_value`` (gpt_neox). A
+  target gets `QueryRows`, which holds and computes the query rows alone.
+
+A model that names its fused map so but lays it out differently (codegen, falcon) is refused at its
+first forward: the stub's zeros must come out as keys and values, as many as there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from kvsharer_exp.values.errors import InputError
+
+_ONE_GROUP = ("qkv_proj", "c_attn")
+_GROUP_PER_KV_HEAD = ("query_key_value",)
+
+
+class SharingError(InputError):
+    """A model or a map that cannot share KV; the message names the layers and the way out."""
+
+
+class NoProjection(nn.Module):
+    """Stands where a target's ``k_proj`` or ``v_proj`` was: one token of zeros, expanded."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.out_features = features
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, sequence, hidden) -> zeros (batch, sequence, features), strides 0, 0, 1."""
+        # Features lie side by side since some RoPE (llama4) views them as complex numbers.
+        zeros = hidden_states.new_zeros(self.out_features)
+        return zeros.expand(*hidden_states.shape[:-1], self.out_features)
+
+
+class QueryRows(nn.Module):
+    """Stands where a target's fused projection was: its query rows; keys and values are zero.
+
+    ``weight`` (query_features, hidden) shares the memory of the map it stands for when that has one
+    group, and is a copy when the rows are interleaved. No gradient flows to it.
+    """
+
+    def __init__(self, fused: nn.Module, groups: int, query_rows: int, kv_rows: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.query_rows = query_rows  # per group
+        self.kv_rows = kv_rows  # per group
+        self.out_features = groups * (query_rows + kv_rows)
+        self.confirmed = False
+        bias = getattr(fused, "bias", None)
+        self.weight = self._queries_of(_rows(fused))
+        self.bias = None if bias is None else self._queries_of(bias)
+
+    def _queries_of(self, rows: torch.Tensor) -> nn.Parameter:
+        grouped = rows.detach().unflatten(0, (self.groups, self.query_rows + self.kv_rows))
+        return nn.Parameter(grouped[:, : self.query_rows].flatten(0, 1), requires_grad=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, sequence, hidden) -> (batch, sequence, features) in the fused layout."""
+        queries = nn.functional.linear(hidden_states, self.weight, self.bias)
+        grouped = queries.unflatten(-1, (self.groups, self.query_rows))
+        return nn.functional.pad(grouped, (0, self.kv_rows)).flatten(-2)
+
+    def own(self) -> None:
+        """Keep the rows in memory of their own, so that the whole map can be freed."""
+        self.weight = nn.Parameter(self.weight.clone(), requires_grad=False)
+        if self.bias is not None:
+            self.bias = nn.Parameter(self.bias.clone(), requires_grad=False)
+
+    def confirm(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Once per stub: see that its zeros came out as keys and values, and only there.
+
+        ``key``, ``value``: (batch, num_key_value_heads, sequence, head_dim).
+
+        Raises:
+            SharingError: they did not, so the rows kept were not the query's.
+        """
+        if self.confirmed or torch.compiler.is_compiling():
+            return
+        features = sum(kv.shape[1] * kv.shape[-1] for kv in (key, value))
+        if features != self.groups * self.kv_rows or key.any() or value.any():
+            raise SharingError(
+                f"layer {layer} cannot share KV: its fused projection is not laid out as queries, "
+                "keys, values; choose a model from the list in the README"
+            )
+        self.confirmed = True
+
+
+@dataclass(frozen=True, slots=True)
+class SeparateProjections:
+    """``k_proj`` and ``v_proj`` of ``attention``."""
+
+    attention: nn.Module
+    key_features: int
+    value_features: int
+    num_key_value_heads: int
+
+    @property
+    def kv_parameter_bytes(self) -> int:
+        """Bytes of keys' and values' weights and biases: what a target drops."""
+        modules = (self.attention.get_submodule(name) for name in ("k_proj", "v_proj"))
+        return sum(_bytes(module.parameters()) for module in modules)
+
+    @property
+    def replaced(self) -> bool:
+        """Whether a stub stands here already."""
+        return isinstance(self.attention.k_proj, NoProjection)
+
+    def stubs(self) -> dict[str, nn.Module]:
+        """What stands where for a target, by the name of the submodule."""
+        return {
+            "k_proj": NoProjection(self.key_features),
+            "v_proj": NoProjection(self.value_features),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FusedProjection:
+    """Submodule ``name`` of ``attention``: ``groups`` × (``query_rows`` + ``kv_rows``) rows."""
+
+    attention: nn.Module
+    name: str
+    groups: int
+    query_rows: int
+    kv_rows: int
+    num_key_value_heads: int
+
+    @property
+    def key_features(self) -> int:
+        return self.groups * self.kv_rows // 2
+
+    @property
+    def value_features(self) -> int:
+        return self.groups * self.kv_rows // 2
+
+    @property
+    def kv_parameter_bytes(self) -> int:
+        """Bytes of the rows of keys and values (weights and biases): what a target drops."""
+        if self.replaced:
+            return 0
+        whole = _bytes(self.attention.get_submodule(self.name).parameters())
+        return whole * self.kv_rows // (self.query_rows + self.kv_rows)
+
+    @property
+    def replaced(self) -> bool:
+        return isinstance(self.attention.get_submodule(self.name), QueryRows)
+
+    def stubs(self) -> dict[str, nn.Module]:
+        fused = self.attention.get_submodule(self.name)
+        return {self.name: QueryRows(fused, self.groups, self.query_rows, self.kv_rows)}
+
+
+Projections = SeparateProjections | FusedProjection
+
+
+def find_projections(attention: nn.Module, config: Any) -> Projections | None:
+    """How ``attention`` projects, or None when it does so in no way known here."""
+    key_features, value_features = (
+        getattr(getattr(attention, name, None), "out_features", None)
+        for name in ("k_proj", "v_proj")
+    )
+    if key_features is not None and value_features is not None:
+        head_dim = getattr(attention, "head_dim", None) or key_features
+        return SeparateProjections(
+            attention, key_features, value_features, key_features // head_dim
+        )
+    for name in (*_ONE_GROUP, *_GROUP_PER_KV_HEAD):
+        fused = getattr(attention, name, None)
+        if isinstance(fused, nn.Module):
+            return _find_fused(attention, name, fused, config)
+    return None
+
+
+def _find_fused(
+    attention: nn.Module, name: str, fused: nn.Module, config: Any
+) -> FusedProjection | None:
+    heads: int = config.num_attention_heads
+    kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
+    if isinstance(fused, QueryRows):
+        features = fused.out_features
+    else:
+        weight = getattr(fused, "weight", None)
+        # Quantised or offloaded weights have no rows to take.
+        if weight is None or weight.ndim != 2 or not weight.is_floating_point() or weight.is_meta:
+            return None
+        features = len(_rows(fused))
+    head_dim, rest = divmod(features, heads + 2 * kv_heads)
+    if rest:
+        return None
+    groups = kv_heads if name in _GROUP_PER_KV_HEAD else 1
+    return FusedProjection(
+        attention,
+        name,
+        groups,
+        query_rows=heads // groups * head_dim,
+        kv_rows=2 * kv_heads // groups * head_dim,
+        num_key_value_heads=kv_heads,
+    )
+
+
+def _rows(fused: nn.Module) -> torch.Tensor:
+    """The weight of ``fused`` as (features, hidden); transformers' Conv1D keeps it transposed."""
+    weight: torch.Tensor = fused.weight  # type: ignore[assignment]
+    return weight.T if type(fused).__name__ == "Conv1D" else weight
+
+
+def _bytes(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)

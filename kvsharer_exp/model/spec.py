@@ -1,0 +1,75 @@
+"""Which weights, and how they are held: source, dtype, device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvsharer_exp.values.errors import InputError
+
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Which weights, and how they are held.
+
+    ``device``: auto (CUDA when there is one), cpu, cuda, cuda:N; ``device_map``: accelerate's, and
+    then ``device`` is not used; ``add_bos_token``: None leaves it to the tokenizer; ``seed``: of
+    random weights.
+
+    Raises:
+        InputError: an unknown dtype, or a device that is not there.
+    """
+
+    name: str
+    source: str
+    dtype: str = "float32"
+    device: str = "auto"
+    device_map: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    add_bos_token: bool | None = None
+    attn_implementation: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InputError(
+                f"model.dtype={self.dtype} is unknown: choose one of {', '.join(DTYPES)}"
+            )
+        if not self.source:
+            raise InputError("model.source is empty: give a hub id, a folder or a .gguf file")
+        if self.device_map is not None and self.device != "auto":
+            raise InputError(
+                f"model.device={self.device} and model.device_map={self.device_map} exclude each "
+                "other: give one"
+            )
+
+
+def model_id(spec: ModelSpec) -> str:
+    """The hub id, the wheel's asset or the file's name: no path of this machine."""
+    if spec.source.startswith(("wheel:", "random:")):
+        return spec.source
+    source = spec.source.removeprefix("hub:")
+    return Path(source).name if is_local(source) else source
+
+
+def is_local(source: str) -> bool:
+    return source.endswith(".gguf") or source.startswith(("/", ".", "~")) or Path(source).is_dir()
+
+
+def device_of(spec: ModelSpec) -> str:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if spec.device == "auto":
+        return "cuda" if cuda else "cpu"
+    if spec.device.startswith("cuda") and not cuda:
+        raise InputError(f"model.device={spec.device}, but there is no CUDA here: give cpu or auto")
+    try:
+        return str(torch.device(spec.device))
+    except RuntimeError as error:
+        raise InputError(
+            f"model.device={spec.device} is unknown: give auto, cpu, cuda or cuda:1"
+        ) from error

@@ -1,0 +1,92 @@
+"""The tables of an ablation: arms with intervals and marks, acceptance by rank, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from kvsharer_exp.reporting.ablation import KL, Cell
+from kvsharer_exp.reporting.columns import columns
+from kvsharer_exp.search.paper.acceptance import RankBin
+from kvsharer_exp.values.intervals import (
+    Interval,
+    half_width,
+)
+
+MARKS = {"better": "▲", "worse": "▼", "not told apart": "≈"}
+
+
+LEGEND = (
+    "▲ better, ▼ worse than the first arm, ≈ not told apart: paired on the same items, adjusted "
+    "for the number of comparisons (Holm); no mark: not as many layers shared, or no items"
+)
+
+
+def arms_table(
+    cells: Sequence[Cell], full: Mapping[str, float], intervals: Mapping[str, Interval]
+) -> list[list[str]]:
+    """Header and rows, the full cache first; each task alone, with its interval and mark."""
+    shown = [name for name in (KL, *columns(full)) if name in full]
+    labels = [name.removeprefix("lm_eval/").replace("/", " ") for name in shown]
+    rows = [["arm", "ratio", "shared", "evaluated", "seconds", *labels]]
+    whole = [Interval(full[n], full[n], full[n]) if n == KL else intervals.get(n) for n in shown]
+    rows.append(["full cache", "", "0", "", "", *[_number(interval) for interval in whole]])
+    for cell in cells:
+        scores = [
+            _number(cell.scores.get(name), MARKS.get(cell.verdicts.get(name, ""), ""))
+            for name in shown
+        ]
+        low, high = min(cell.found), max(cell.found)
+        found = str(low) if low == high else f"{low}–{high}"
+        draws = f" (mean of {len(cell.found)})" if len(cell.found) > 1 else ""
+        rows.append(
+            [
+                cell.label + draws,
+                f"{cell.compression:.1%}",
+                f"{found}/{cell.requested}",
+                f"{cell.evaluated:.0f}",
+                f"{cell.seconds:.1f}",
+                *scores,
+            ]
+        )
+    return rows
+
+
+def _number(interval: Interval | None, mark: str = "") -> str:
+    if interval is None:
+        return "–"
+    mean, low, high = (0.0 if abs(x) < 1e-6 else x for x in asdict(interval).values())
+    inside = "" if low == high else f" ({low:.3g}–{high:.3g})"
+    return f"{mean:.3g}{inside} {mark}".rstrip()
+
+
+def acceptance_table(bins: Mapping[str, Sequence[RankBin]]) -> list[list[str]]:
+    """Header and rows: ranks down, arms across; ``accepted/tried (interval)``."""
+    rows = [["rank", *[arm.replace("_", " ") for arm in bins]]]
+    for across in zip(*bins.values(), strict=True):
+        cells = [
+            "–"
+            if b.rate is None
+            else f"{b.accepted}/{b.tried} ({b.rate.low:.0%}–{b.rate.high:.0%})"
+            for b in across
+        ]
+        first, last = across[0].first, across[0].last
+        rows.append([f"{first}–{last}" if first < last else f"{first}", *cells])
+    return rows
+
+
+def limit_sentences(items: Mapping[str, Sequence[float]], *, confidence: float) -> list[str]:
+    """How wide an interval each task's number of items gives, and what four and sixteen times
+    as many would."""
+    sentences = []
+    for name in columns(dict.fromkeys(items, 0.0)):
+        values = items[name]
+        if len(values) < 2 or not name.startswith("lm_eval/"):
+            continue
+        widths = [
+            f"± {half_width(values, size, confidence=confidence):.2g} with {size}"
+            for size in (len(values) * factor for factor in (1, 4, 16))
+        ]
+        label = name.removeprefix("lm_eval/").replace("/", " ")
+        sentences.append(f"The limit: {label} {', '.join(widths)} items")
+    return sentences

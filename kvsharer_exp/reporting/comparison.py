@@ -1,0 +1,202 @@
+"""Finished runs beside the paper: one table per quantity, across runs and models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvsharer_exp.reporting.beside_paper import Compared
+from kvsharer_exp.reporting.measured import Measured
+from kvsharer_exp.reporting.paper_numbers import PaperNumber
+from kvsharer_exp.search.paper.arms import GIVEN
+
+TITLES = {
+    "perplexity/report": "Perplexity of held-out text",
+    "kl/report": "KL to the full cache on held-out text, nats",
+    "tasks/mean": "Mean of the tasks, 0 to 100",
+    "tasks/retained": "Mean of the tasks, % of the full cache's",
+    "search/seconds": "Seconds of the greedy search",
+    "search/candidates": "Maps the greedy search evaluated",
+    "bench/memory_mb": "Peak memory after the prefill, MB",
+    "bench/cache_mib": "KV cache, MiB",
+    "bench/kv_mib": "KV cache by the shapes, MiB",
+    "bench/prefill_seconds": "Prefill, seconds",
+    "bench/tokens_per_second": "Decode, tokens per second",
+    "bench/decode_speedup": "Decode, times faster than the full cache",
+    "kl": "KL to the full cache on calibration text, nats",
+    "perplexity/calibration": "Perplexity of calibration text",
+}
+"""Quantities with a name in words, in the order of the report; tasks follow ``tasks/retained``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One quantity across all runs. ``rows``: header first, ``runs`` of each row below it."""
+
+    quantity: str
+    title: str
+    rows: list[list[str]]
+    runs: list[tuple[tuple[str, str], ...]]
+    notes: list[str]
+    has_paper: bool
+
+
+def tables(compared: Sequence[Compared]) -> list[Table]:
+    """One per quantity, those of `TITLES` in order, tasks between them by name."""
+    found = dict.fromkeys(one.value.quantity for one in compared)
+    order = list(TITLES)
+    tasks = order.index("tasks/retained")
+
+    def place(quantity: str) -> tuple[int, str]:
+        return (order.index(quantity), "") if quantity in TITLES else (tasks, quantity)
+
+    return [
+        _table(quantity, [one for one in compared if one.value.quantity == quantity])
+        for quantity in sorted(found, key=place)
+    ]
+
+
+def _table(quantity: str, shown: Sequence[Compared]) -> Table:
+    has_paper = any(one.paper for one in shown)
+    keeps = any(one.value.retained is not None for one in shown)
+    header = ["model", "map", "shared", "this run", *(["retained"] if keeps else [])]
+    header += ["paper", "difference"] if has_paper else []
+    rows = [header]
+    for one in shown:
+        value = one.value
+        row = [value.model, value.map, _size(value), _cell(value)]
+        if keeps:
+            row.append("" if value.retained is None else f"{value.retained:.1%}")
+        if has_paper:
+            row += _paper_cells(one)
+        rows.append(row)
+    runs = [
+        tuple((run_id, one.value.run.page(run_id)) for run_id in one.value.run_ids) for one in shown
+    ]
+    return Table(quantity, title_of(quantity), rows, runs, _notes(shown), has_paper)
+
+
+def title_of(quantity: str) -> str:
+    """A quantity in words."""
+    return TITLES.get(quantity) or quantity.removeprefix("lm_eval/").replace("/", ", ")
+
+
+def number_text(value: float) -> str:
+    """Four digits, or all before the point; rounding noise of a zero is a zero."""
+    if abs(value) < 1e-6:
+        return "0"
+    if abs(value) >= 1e6:
+        return f"{value:.3e}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _size(value: Measured) -> str:
+    found = "?" if value.num_shared is None else str(value.num_shared)
+    short = value.requested not in (None, value.num_shared)
+    return f"{found}/{value.num_layers}" + (f" ({value.requested} asked)" if short else "")
+
+
+def _cell(value: Measured) -> str:
+    inside = ""
+    if value.low is not None and value.high is not None:
+        inside = f" ({number_text(value.low)}–{number_text(value.high)})"
+    return f"{number_text(value.value)}{inside} {value.mark}".rstrip()
+
+
+def _paper_cells(one: Compared) -> list[str]:
+    if one.paper is None or one.difference is None:
+        return ["–", "–"]
+    paper = one.paper.value
+    about = "≈ " if one.paper.about else ""
+    return [about + number_text(paper), f"{one.difference:+.3g} ({one.difference / paper:+.1%})"]
+
+
+def _notes(shown: Sequence[Compared]) -> list[str]:
+    """What must be known before a difference is read."""
+    notes: dict[str, None] = {}
+    for one in shown:
+        value = one.value
+        if one.paper is not None:
+            if one.paper.measured_on:
+                here = _measured_on(value)
+                notes[f"The paper's: {one.paper.measured_on}; {value.model} here: {here}."] = None
+            if value.arm == GIVEN:
+                notes["A map was given: the paper's number is for the map of its method."] = None
+        elif one.unlike:
+            notes[f"The paper has no number for {value.model} with {one.unlike}."] = None
+    if any(one.value.mark for one in shown):
+        notes["▲ better, ▼ worse than the first arm of its run, ≈ not told apart."] = None
+    return list(notes)
+
+
+def _measured_on(value: Measured) -> str:
+    if value.quantity == "perplexity/report":
+        held = value.run.config.get("heldout", {})
+        words = "{num_windows} windows of {window_tokens} tokens of {path}"
+        return words.format_map(held) if held else "text that is not recorded"
+    return "the same tasks as lm-eval runs them"
+
+
+def paper_table(numbers: Sequence[PaperNumber], quantities: Iterable[str]) -> list[list[str]]:
+    """Header and rows: what the paper reports of these quantities, with its place there."""
+    wanted = set(quantities)
+    rows = [["quantity", "model", "arm", "ratio", "paper", "place in arXiv 2410.18517"]]
+    for number in numbers:
+        if number.quantity in wanted:
+            arm = number.arm.replace("_", " ") if number.compression else "full cache"
+            words = [arm, number.length, *_special(number)]
+            rows.append(
+                [
+                    title_of(number.quantity),
+                    number.model,
+                    ", ".join(filter(None, words)),
+                    f"{number.compression:.1%}",
+                    ("≈ " if number.about else "") + number_text(number.value),
+                    number.place,
+                ]
+            )
+    return rows
+
+
+def _special(number: PaperNumber) -> list[str]:
+    """The settings that a place of the paper varies."""
+    words = {"calibration.path": "{}", "calibration.num_windows": "{} sentences"}
+    if not number.experiment.startswith("paper_calibration"):
+        return []
+    key = {"paper_calibration_set": "calibration.path"}.get(
+        number.experiment, "calibration.num_windows"
+    )
+    return [words[key].format(number.method[key])]
+
+
+def headline(compared: Sequence[Compared], num_runs: int) -> str:
+    """The report in one sentence."""
+    beside = [one for one in compared if one.paper is not None]
+    models = len({one.value.model for one in compared})
+    runs = f"{num_runs} run{'s' if num_runs != 1 else ''}"
+    said = f"{runs} of {models} model{'s' if models != 1 else ''}, {len(compared)} values"
+    if not beside:
+        return f"{said}; the paper has no number for any of them."
+    return f"{said}, {len(beside)} of them beside the paper's number."
+
+
+def to_values(compared: Sequence[Compared]) -> list[dict[str, Any]]:
+    """As ``result.json`` of the report writes them."""
+    return [
+        {
+            "quantity": one.value.quantity,
+            "model": one.value.model_id,
+            "map": one.value.map,
+            "num_shared": one.value.num_shared,
+            "value": one.value.value,
+            "low": one.value.low,
+            "high": one.value.high,
+            "retained": one.value.retained,
+            "paper": None if one.paper is None else one.paper.value,
+            "difference": one.difference,
+            "place": "" if one.paper is None else one.paper.place,
+            "mlflow_run_ids": list(one.value.run_ids),
+        }
+        for one in compared
+    ]

@@ -1,0 +1,199 @@
+"""The front of memory against accuracy, for print and interactive.
+
+Scores that are minus a loss (kl, perplexity, cosine) are drawn as the loss, on a log scale; linear
+below the smallest loss where one is 0.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kvsharer_exp.reporting.figures.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    MARKERS,
+    ORANGE,
+    empty,
+    log_scale,
+)
+from kvsharer_exp.values.trial import TrialResult
+
+Intervals = Mapping[str, tuple[float, float]]
+"""By a map's digest, between what its score may lie, in units of the score."""
+
+
+def front_figure(
+    results: Sequence[TrialResult],
+    front: Sequence[TrialResult],
+    *,
+    reference_maps: Mapping[str, Sequence[TrialResult]],
+    score_label: str,
+    title: str,
+    full_score: float | None = None,
+    intervals: Intervals | None = None,
+) -> Any:
+    """Score against KV kept; the front as steps with its sizes: the best map for every budget.
+
+    ``score_label``: names what is drawn. ``full_score``: of the full cache, drawn when given.
+    ``intervals``: drawn as bars on the front and the reference maps.
+    """
+    figure, axes = empty(7.4, 5.0)
+    losses = are_losses(results)
+
+    def scatter(points: list[tuple[float, float, int]], label: str, **style: Any) -> None:
+        axes.scatter([p[0] for p in points], [p[1] for p in points], label=label, **style)
+
+    points = _points(results, losses)
+    scatter(points, "maps scored", s=14, c=GREY, alpha=0.6, zorder=1)
+    for (name, chosen), marker in zip(reference_maps.items(), MARKERS * 9, strict=False):
+        scatter(_points(chosen, losses), name, s=48, c=ORANGE, marker=marker, zorder=2)
+        _draw_intervals(axes, chosen, intervals or {}, losses, ORANGE)
+    line = _points(front, losses)
+    xs, ys = [p[0] for p in line], [p[1] for p in line]
+    axes.plot(xs, ys, "o-", c=BLUE, label="front", drawstyle="steps-pre", zorder=3)
+    _draw_intervals(axes, front, intervals or {}, losses, BLUE)
+    for fraction, height, shared in line:
+        # Below a loss or above a score: the side where no map is.
+        place = {"xytext": (0, -13 if losses else 6), "textcoords": "offset points", "fontsize": 8}
+        axes.annotate(str(shared), (fraction, height), color=BLUE, ha="center", **place)
+    heights = [p[1] for p in points]
+    if full_score is not None:
+        full = (1.0, height_of(full_score, losses), 0)
+        scatter([full], "full cache", s=110, c=BLACK, marker="*", zorder=4)
+        heights.append(full[1])
+    if losses:
+        log_scale(axes, heights)
+    axes.invert_xaxis()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set(xlabel="KV cache kept (numbers: layers shared)", title=title)
+    axes.set_ylabel(score_axis(score_label, losses))
+    axes.grid(axis="y", alpha=0.25)
+    axes.margins(y=0.08)
+    axes.legend(frameon=False, loc="upper left" if losses else "lower left")
+    return figure
+
+
+def _draw_intervals(
+    axes: Any, chosen: Sequence[TrialResult], intervals: Intervals, losses: bool, colour: str
+) -> None:
+    for result in chosen:
+        if result.score is not None and result.sharing_map.digest in intervals:
+            ends = [height_of(end, losses) for end in intervals[result.sharing_map.digest]]
+            fraction = result.footprint.kv_fraction
+            axes.vlines(fraction, min(ends), max(ends), color=colour, lw=5, alpha=0.3, zorder=1.5)
+
+
+def are_losses(results: Sequence[TrialResult]) -> bool:
+    """Whether scores are minus a loss: none above 0."""
+    scores = [result.score for result in results if result.score is not None]
+    return any(score < 0 for score in scores) and max(scores) <= 0
+
+
+def height_of(score: float, losses: bool) -> float:
+    """Where a score is drawn: itself, or the loss."""
+    return max(0.0, -score) if losses else score
+
+
+def score_axis(score_label: str, losses: bool) -> str:
+    """What the axis says."""
+    return f"{score_label} ({'lower' if losses else 'higher'} is better)"
+
+
+def _points(results: Sequence[TrialResult], losses: bool) -> list[tuple[float, float, int]]:
+    """(kv_fraction, height, layers shared), most KV first."""
+    points = [
+        (r.footprint.kv_fraction, height_of(r.score, losses), len(r.sharing_map.targets))
+        for r in results
+        if r.score is not None and math.isfinite(r.score)
+    ]
+    return sorted(points, reverse=True)
+
+
+def front_html(
+    results: Sequence[TrialResult],
+    front: Sequence[TrialResult],
+    *,
+    reference_maps: Mapping[str, Sequence[TrialResult]],
+    score_label: str,
+    title: str,
+    full_score: float | None = None,
+    intervals: Intervals | None = None,
+) -> str:
+    """The front as an interactive figure, a ``<div>`` with its library inside (no network).
+
+    Plotly's log axis has no place for 0: a loss of 0 is drawn below the smallest other one.
+    """
+    from plotly.graph_objects import Figure, Scatter
+
+    losses = are_losses(results)
+    positive = [height for _, height, _ in _points(results, losses) if height > 0]
+    floor = min(positive, default=1.0) / 2
+
+    def place(score: float) -> float:
+        return max(floor, height_of(score, losses)) if losses else score
+
+    def bars(chosen: Sequence[TrialResult]) -> dict[str, Any]:
+        """How far each interval reaches above and below its point."""
+        reach = []
+        for result in chosen:
+            assert result.score is not None
+            here = (result.score, result.score)
+            ends = [place(end) for end in (intervals or {}).get(result.sharing_map.digest, here)]
+            reach.append((max(ends) - place(result.score), place(result.score) - min(ends)))
+        sides = {"array": [up for up, _ in reach], "arrayminus": [down for _, down in reach]}
+        return {"error_y": {"type": "data", **sides}} if intervals else {}
+
+    def trace(name: str, chosen: Sequence[TrialResult], sure: bool = True, **style: Any) -> Any:
+        kept = [r for r in chosen if r.score is not None and math.isfinite(r.score)]
+        kept.sort(key=lambda r: -r.footprint.kv_fraction)
+        return Scatter(
+            name=html.escape(name),
+            x=[r.footprint.kv_fraction for r in kept],
+            y=[place(r.score) for r in kept if r.score is not None],
+            text=[_hover(r) for r in kept],
+            hovertemplate="%{text}<extra></extra>",
+            **({} if sure else bars(kept)),
+            **style,
+        )
+
+    other: dict[str, Any] = {
+        "mode": "markers",
+        "marker": {"color": ORANGE, "size": 10, "symbol": "square"},
+    }
+    scored: dict[str, Any] = {"mode": "markers", "marker": {"color": GREY, "size": 6}}
+    line: dict[str, Any] = {
+        "mode": "lines+markers",
+        "marker": {"color": BLUE, "size": 9},
+        "line": {"color": BLUE, "shape": "vh"},
+    }
+    traces = [
+        trace("maps scored", results, **scored),
+        *[trace(name, chosen, False, **other) for name, chosen in reference_maps.items()],
+        trace("front", front, False, **line),
+    ]
+    if full_score is not None:
+        star = {"color": BLACK, "size": 13, "symbol": "star"}
+        text = f"full cache<br>score: {full_score:.4g}<extra></extra>"
+        full = {"x": [1.0], "y": [place(full_score)], "mode": "markers", "hovertemplate": text}
+        traces.append(Scatter(name="full cache", marker=star, **full))
+    figure = Figure(traces)
+    figure.update_layout(template="plotly_white", title=html.escape(title), height=520)
+    figure.update_xaxes(title="KV cache kept", tickformat=".0%", autorange="reversed")
+    figure.update_yaxes(
+        title=html.escape(score_axis(score_label, losses)), type="log" if losses else "linear"
+    )
+    return figure.to_html(full_html=False, include_plotlyjs=True, div_id="front")
+
+
+def _hover(result: TrialResult) -> str:
+    """Size, origin, map (in lines of 12 layers) and scores; plotly reads it as HTML."""
+    shared = f"{len(result.sharing_map.targets)}/{result.sharing_map.num_layers} shared"
+    sources = [str(source) for source in result.sharing_map.kv_source_layers]
+    rows = ["_".join(sources[start : start + 12]) for start in range(0, len(sources), 12)]
+    scores = [f"{html.escape(name)}: {value:.4g}" for name, value in result.scores.items()]
+    head = f"{shared} · {html.escape(result.origin)}"
+    return "<br>".join([head, "_<br>".join(rows), *scores])

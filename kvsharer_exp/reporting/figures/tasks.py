@@ -1,0 +1,42 @@
+"""What maps retain, task by task: averages hide what a single task loses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kvsharer_exp.reporting.figures.style import BLACK, empty, shades
+from kvsharer_exp.values.trial import FrontEntry
+
+
+def tasks_figure(
+    entries: Sequence[FrontEntry], full_scores: Mapping[str, float], scores: Sequence[str]
+) -> Any:
+    """Retained share of each of ``scores``, a bar per map, fewest layers shared first; the line
+    is the full cache, with its score under the name. A score that a map lacks has no bar."""
+    shown = [entry for entry in entries if entry.num_shared]
+    shown.sort(key=lambda entry: entry.num_shared)
+    figure, axes = empty(max(5.0, 1.2 + 1.0 * len(scores) + 0.16 * len(scores) * len(shown)), 4.0)
+    width = 0.8 / max(1, len(shown))
+    for number, (entry, colour) in enumerate(zip(shown, shades(len(shown)), strict=True)):
+        offset = (number - (len(shown) - 1) / 2) * width
+        known = [
+            (i, entry.retained[name]) for i, name in enumerate(scores) if name in entry.retained
+        ]
+        label = f"{entry.num_shared} ({entry.kv_fraction:.0%} KV)"
+        places, heights = [i + offset for i, _ in known], [value for _, value in known]
+        axes.bar(places, heights, width * 0.92, color=colour, label=label)
+    axes.axhline(1.0, color=BLACK, lw=1)
+    axes.set_xticks(range(len(scores)), [_label(name, full_scores[name]) for name in scores])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set(ylabel="retained of the full cache's score", ylim=(0, None))
+    axes.set_title("Task by task (100 %: the full cache)")
+    if shown:
+        legend = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "title": "layers shared"}
+        axes.legend(frameon=False, fontsize=8, title_fontsize=8, **legend)
+    return figure
+
+
+def _label(name: str, full: float) -> str:
+    words = name.removeprefix("lm_eval/").replace("/", "\n")
+    return f"{words}\nfull: {full:.3g}"

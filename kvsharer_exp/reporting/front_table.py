@@ -1,0 +1,34 @@
+"""The front as a table: the full cache first, then every map with what it retains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from kvsharer_exp.reporting.columns import columns
+from kvsharer_exp.values.trial import FrontEntry
+
+
+def front_table(entries: Sequence[FrontEntry], full_scores: Mapping[str, float]) -> list[list[str]]:
+    """Header and rows: the full cache first, then every map; scores with retained %."""
+    shown = columns(full_scores)
+    labels = [name.removeprefix("lm_eval/").replace("/", " ") for name in shown]
+    rows = [["shared", "KV", *labels, "from"]]
+    full = [number(full_scores[name]) for name in shown]
+    rows.append(["0 (full)", "100%", *full, ""])
+    for entry in entries:
+        if not entry.num_shared:
+            continue
+        cells = []
+        for name in shown:
+            kept = entry.retained.get(name)
+            share = f" ({kept:.0%})" if kept is not None else ""
+            value = entry.scores.get(name)
+            cells.append("–" if value is None else number(value) + share)
+        size = f"{entry.num_shared}/{len(entry.kv_source_layers)}"
+        rows.append([size, f"{entry.kv_fraction:.0%}", *cells, entry.origin])
+    return rows
+
+
+def number(value: float) -> str:
+    """Three digits; rounding noise of a zero is a zero."""
+    return "0" if abs(value) < 1e-6 else f"{value:.3g}"

@@ -1,0 +1,225 @@
+"""``result.json`` of any command → `Measured` values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+from kvsharer_exp.reporting.ablation import describe
+from kvsharer_exp.reporting.columns import columns
+from kvsharer_exp.reporting.measured import FinishedRun, Measured
+from kvsharer_exp.search.paper.arms import GIVEN
+from kvsharer_exp.values.score_names import higher_is_better, retained
+
+_MIB, _MB = 2**20, 10**6
+_MARKS = {"better": "▲", "worse": "▼", "not told apart": "≈"}
+_VARIED = ("threshold", "path", "num_windows", "window_tokens", "states", "distance")
+FULL = "full cache"
+
+
+def measured(run: FinishedRun) -> list[Measured]:
+    """Every value of a finished run, the full cache's first."""
+    return list(READERS[run.command](run))
+
+
+def _base(run: FinishedRun, **changes: Any) -> Measured:
+    """A value of the full cache, to be filled in; ``settings`` are the run's."""
+    groups = {group: run.config.get(group, {}) for group in ("search", "calibration", "heldout")}
+    settings = {
+        f"{group}.{name}": value
+        for group, values in groups.items()
+        for name, value in values.items()
+        if name in _VARIED
+    }
+    model = run.result["model"]
+    blank = Measured(
+        quantity="",
+        value=0.0,
+        model=run.model,
+        model_id=model["id"],
+        num_layers=model["num_layers"],
+        map=FULL,
+        arm="",
+        num_shared=0,
+        requested=None,
+        run_ids=(run.run_id,),
+        run=run,
+        settings=settings,
+        experiment=run.experiment,
+    )
+    return replace(blank, **changes)
+
+
+def _scores(
+    base: Measured,
+    scores: Mapping[str, float],
+    full: Mapping[str, float],
+    *,
+    intervals: Mapping[str, Mapping[str, float]] | None = None,
+    marks: Mapping[str, str] | None = None,
+) -> Iterator[Measured]:
+    """The scores a table shows, and the mean over tasks (0 to 100) where there are several."""
+    kept = retained(scores, full) if base.num_shared != 0 else {}
+    shown = [name for name in ("kl/report", *columns(full)) if name in scores]
+    for name in shown:
+        if name in ("kl", "kl/report") and base.num_shared == 0:
+            continue  # 0 by definition
+        inside = (intervals or {}).get(name, {})
+        low, high = inside.get("low"), inside.get("high")
+        yield replace(
+            base,
+            quantity=name,
+            value=scores[name],
+            low=low if low != high else None,
+            high=high if low != high else None,
+            retained=kept.get(name),
+            mark=_MARKS.get((marks or {}).get(name, ""), ""),
+        )
+    yield from _task_means(base, [n for n in shown if n.startswith("lm_eval/")], scores, full)
+
+
+def _task_means(
+    base: Measured, names: Sequence[str], scores: Mapping[str, float], full: Mapping[str, float]
+) -> Iterator[Measured]:
+    """As the paper averages: of the scores; and as a share of the full cache's average."""
+    names = [name for name in names if higher_is_better(name) and name in full]
+    if len(names) < 2:
+        return
+    tasks = sorted(name.split("/")[1] for name in names)
+    base = replace(base, settings={**base.settings, "tasks": tasks})
+    mean, whole = fmean(scores[n] for n in names), fmean(full[n] for n in names)
+    yield replace(base, quantity="tasks/mean", value=100 * mean)
+    if base.num_shared != 0 and whole > 0:
+        yield replace(base, quantity="tasks/retained", value=100 * mean / whole)
+
+
+def _of_search(run: FinishedRun) -> Iterator[Measured]:
+    result = run.result
+    arm = f"{result['order']}_{'tested' if result['acceptance'] else 'untested'}"
+    for row in result["results"]:
+        base = _base(
+            run, map=describe(arm, {}), arm=arm, num_shared=row["found"], requested=row["requested"]
+        )
+        base = replace(base, settings={**base.settings, "search.threshold": result["threshold"]})
+        yield replace(base, quantity="search/seconds", value=row["seconds"])
+        yield replace(base, quantity="search/candidates", value=row["candidates"])
+
+
+def _of_sweep(run: FinishedRun) -> Iterator[Measured]:
+    full = run.result["full"]["scores"]
+    yield from _scores(_base(run), full, full)
+    tested = run.config.get("search", {}).get("acceptance", True)
+    arms = {"paper greedy": "dissimilar_tested" if tested else "dissimilar_untested"}
+    entries = [(entry, True) for entry in run.result["front"]]
+    entries += [(entry, False) for entry in run.result.get("paper_greedy", [])]
+    for entry, on_front in entries:
+        if entry["num_shared"]:
+            base = _base(
+                run,
+                map=", ".join(filter(None, ["front", entry["origin"]]))
+                if on_front
+                else entry["origin"],
+                arm=arms.get(entry["origin"], "front"),
+                num_shared=entry["num_shared"],
+                run_ids=(entry["mlflow_run_id"] or run.run_id,),
+            )
+            yield from _scores(base, entry["scores"], full)
+
+
+def _of_evaluate(run: FinishedRun) -> Iterator[Measured]:
+    result = run.result
+    full = result["full"]["scores"]
+    yield from _scores(_base(run), full, full)
+    base = _base(run, map=f"map {result['digest']}", arm=GIVEN, num_shared=result["num_shared"])
+    yield from _scores(base, result["scores"], full)
+
+
+def _of_bench(run: FinishedRun) -> Iterator[Measured]:
+    result = run.result
+    if "digest" in result:
+        changes = {"map": f"map {result['digest']}", "arm": GIVEN}
+        for cell in result["cells"]:
+            yield from _timed(run, cell, num_shared=result["num_shared"], **changes)
+        return
+    for cell in result["cells"]:
+        where = f"batch {cell['batch']}, context {cell['context']}"
+        sizes = [(row["num_shared"], row["kv_bytes"]) for row in cell["predicted"]]
+        for num_shared, held in [(0, {"shared": sizes[0][1]["full"]}), *sizes]:
+            base = _base(run, map=where, arm="calculated", num_shared=num_shared)
+            yield replace(base, quantity="bench/kv_mib", value=held["shared"] / _MIB)
+
+
+def _of_ablate(run: FinishedRun) -> Iterator[Measured]:
+    result = run.result
+    full = result["full"]
+    yield from _scores(_base(run), full["scores"], full["scores"], intervals=full["intervals"])
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for row in result["rows"]:
+        rows.setdefault(_place(row), []).append(row)
+    for cell in result["cells"]:
+        ids = [row["mlflow_run_id"] for row in rows[_place(cell)] if row["mlflow_run_id"]]
+        draws = f" (mean of {len(cell['found'])})" if len(cell["found"]) > 1 else ""
+        base = _base(
+            run,
+            map=describe(cell["arm"], cell["variant"]) + draws,
+            arm=cell["arm"],
+            num_shared=cell["found"][0] if len(set(cell["found"])) == 1 else None,
+            requested=cell["requested"],
+            run_ids=tuple(ids) or (run.run_id,),
+        )
+        base = replace(base, settings={**base.settings, **cell["variant"]})
+        means = {name: inside["mean"] for name, inside in cell["scores"].items()}
+        if cell["arm"].endswith(("_tested", "_untested")):
+            yield replace(base, quantity="search/seconds", value=cell["seconds"])
+            yield replace(base, quantity="search/candidates", value=cell["evaluated"])
+        yield from _scores(
+            base, means, full["scores"], intervals=cell["scores"], marks=cell["verdicts"]
+        )
+    for cell in result["timings"]:
+        head = result["reference"]
+        found = round((1 - cell["predicted"]["kv_fraction"]) * run.result["model"]["num_layers"])
+        words = describe(head["arm"], head["variant"])
+        yield from _timed(run, cell, map=words, arm=head["arm"], num_shared=found)
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    return f"{row['variant']} {row['arm']} {row['compression']}"
+
+
+def _timed(
+    run: FinishedRun, cell: Mapping[str, Any], *, map: str, arm: str, num_shared: int
+) -> Iterator[Measured]:
+    """Both sides of one measured cell of batch × prompt + new tokens."""
+    length = f"{cell['context']}+{cell['new_tokens']}"
+    for side in ("full", "shared"):
+        got = cell[side]
+        base = _base(run, length=length, map=f"{FULL}, batch {cell['batch']}, {length}")
+        if side == "shared":
+            words = f"{map}, batch {cell['batch']}, {length}"
+            base = replace(base, map=words, arm=arm, num_shared=num_shared)
+        yield replace(base, quantity="bench/cache_mib", value=got["cache_bytes"] / _MIB)
+        if "peak_memory_bytes" in got:
+            peak = got["peak_memory_bytes"]["median"] / _MB
+            yield replace(base, quantity="bench/memory_mb", value=peak)
+        for name, key in (
+            ("bench/prefill_seconds", "prefill_seconds"),
+            ("bench/tokens_per_second", "decode_tokens_per_second"),
+        ):
+            spread = got[key]
+            inside = {"low": spread["min"], "high": spread["max"]}
+            inside = inside if spread["min"] < spread["max"] else {}
+            yield replace(base, quantity=name, value=spread["median"], **inside)
+        if side == "shared":
+            yield replace(base, quantity="bench/decode_speedup", value=cell["speedup"]["decode"])
+
+
+READERS: dict[str, Callable[[FinishedRun], Iterable[Measured]]] = {
+    "search": _of_search,
+    "sweep": _of_sweep,
+    "evaluate": _of_evaluate,
+    "bench": _of_bench,
+    "ablate": _of_ablate,
+}
+"""What can be reported, by command."""

@@ -1,0 +1,209 @@
+"""One HTML page per sweep that needs no network: question, answer, front, pictures, how to serve.
+
+Plotly's library is in it once (4.8 MB); all other pictures are PNG.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvsharer_exp.reporting.answers import answer, headline, most_shared
+from kvsharer_exp.reporting.columns import columns
+from kvsharer_exp.reporting.figures.front import front_figure, front_html
+from kvsharer_exp.reporting.figures.maps import map_figure
+from kvsharer_exp.reporting.figures.progress import progress_figure
+from kvsharer_exp.reporting.figures.ranking import distance_heatmap
+from kvsharer_exp.reporting.figures.style import save_png, spread
+from kvsharer_exp.reporting.figures.tasks import tasks_figure
+from kvsharer_exp.reporting.front_table import front_table
+from kvsharer_exp.reporting.html import STYLE, embedded, table
+from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.trial import FrontEntry, TrialResult
+
+_DRAWN = 8  # maps side by side in a picture
+
+
+_AXES = {
+    "kl": "KL to the full cache, nats",
+    "perplexity": "increase of the loss, nats",
+    "cosine": "1 − cosine to the full cache",
+    "lm_eval": "1 − mean retained of the search tasks",
+}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All that a page tells of a sweep. ``results`` in the order scored, ``volumes`` beside them;
+    ``intervals``: see `front_figure`."""
+
+    model: str
+    fitness: str
+    asked: Mapping[str, str]
+    entries: Sequence[FrontEntry]
+    full_scores: Mapping[str, float]
+    results: Sequence[TrialResult]
+    front: Sequence[TrialResult]
+    reference_maps: Mapping[str, Sequence[TrialResult]]
+    volumes: Sequence[float]
+    distances: Sequence[Sequence[float]]
+    distance: str
+    environment: Mapping[str, str]
+    compare_url: str = ""
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return f"{self.model}: memory against accuracy"
+
+    @property
+    def headline(self) -> str:
+        return headline(self.model, self.entries, self.reference_maps, self.results)
+
+    @property
+    def score_label(self) -> str:
+        return _AXES.get(self.fitness, f"{self.fitness}, losses")
+
+    @property
+    def shared(self) -> list[FrontEntry]:
+        """The maps of the front that share layers, fewest first."""
+        return sorted((e for e in self.entries if e.num_shared), key=lambda e: e.num_shared)
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """What both pictures of the front are given."""
+        return {
+            "reference_maps": self.reference_maps,
+            "score_label": self.score_label,
+            "full_score": 0.0,
+            "intervals": self.intervals,
+        }
+
+
+def pictures(sweep: Sweep) -> dict[str, Any]:
+    """File name without its ending → figure."""
+    drawn = spread(sweep.shared, _DRAWN)
+    label = sweep.score_label
+    found = {
+        "front": front_figure(sweep.results, sweep.front, title=sweep.title, **sweep.drawing),
+        "progress": progress_figure(sweep.results, sweep.volumes, score_label=label),
+        "tasks": tasks_figure(drawn, sweep.full_scores, _compared(sweep.full_scores)),
+    }
+    if drawn:
+        maps = {_above(entry): SharingMap(entry.kv_source_layers) for entry in drawn}
+        found["maps"] = map_figure(maps, f"{sweep.model}: maps of the front")
+    return found
+
+
+def _compared(full_scores: Mapping[str, float]) -> list[str]:
+    return [name for name in columns(full_scores) if name not in ("kl", "perplexity/calibration")]
+
+
+def _above(entry: FrontEntry) -> str:
+    kl = f"\nKL {entry.scores['kl']:.3g}" if "kl" in entry.scores else ""
+    return f"{entry.num_shared}/{len(entry.kv_source_layers)} shared{kl}"
+
+
+def front_page(sweep: Sweep, pngs: Mapping[str, bytes]) -> str:
+    """The page; ``pngs`` are those of `pictures`, drawn."""
+    header, *rows = front_table(sweep.entries, sweep.full_scores)
+    sentences = answer(
+        sweep.entries,
+        sweep.full_scores,
+        sweep.reference_maps,
+        sweep.results,
+        f"score ({sweep.fitness})",
+    )
+    heat = save_png(distance_heatmap(sweep.distances, f"{sweep.distance} between layers' mean KV"))
+    compare = (
+        f'<p><a href="{html.escape(sweep.compare_url)}">Compare the front in MLflow</a> '
+        "(while <code>kvsharer ui</code> runs)</p>"
+        if sweep.compare_url
+        else ""
+    )
+    maps = ""
+    if "maps" in pngs:
+        maps = embedded(
+            pngs["maps"],
+            "Shaded layers keep their KV; a white one reads that of the layer its arc points to.",
+        )
+    title = html.escape(sweep.title)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{STYLE}</style></head><body>
+<h1>{title}</h1>
+<p class="answer">{html.escape(sweep.headline)}</p>
+{compare}
+<h2>Asked</h2>
+{table(["what", "value"], list(sweep.asked.items()))}
+<h2>Found</h2>
+<ul>{"".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)}</ul>
+<div class="wide">{table(header, rows)}</div>
+<p>In brackets: what is retained of the full cache's score on the same items.</p>
+{front_html(sweep.results, sweep.front, title="", **sweep.drawing)}
+{embedded(pngs["tasks"], "Averages hide what a single task loses.")}
+<h2>Maps</h2>
+<p>One click selects a map.</p>
+<div class="wide">{_maps_table(sweep.shared)}</div>
+{maps}
+<h2>Serve one</h2>
+{_serving(sweep)}
+<h2>How the search went</h2>
+{embedded(pngs["progress"], "Best of each size, and the area under the front, by maps scored.")}
+{embedded(heat, "What the search started from: how unlike the layers' mean keys and values are.")}
+<h2>Environment and seeds</h2>
+{table(["what", "value"], list(sweep.environment.items()))}
+</body></html>
+"""
+
+
+def _maps_table(shared: Sequence[FrontEntry]) -> str:
+    rows = [
+        [
+            str(entry.num_shared),
+            str(SharingMap(entry.kv_source_layers)),
+            ", ".join(engines(SharingMap(entry.kv_source_layers))),
+            entry.digest,
+        ]
+        for entry in shared
+    ]
+    return table(["shared", "kv_source_layers", "can be served by", "digest"], rows, code=1)
+
+
+def engines(sharing_map: SharingMap) -> list[str]:
+    """Who can express the map: transformers (this package), vLLM (a target reads any earlier layer
+    of its attention type), and SGLang and llama.cpp, where the last layers read the last owner."""
+    targets, layers = sharing_map.targets, sharing_map.num_layers
+    last_owner = layers - len(targets) - 1
+    trailing = all(sharing_map.kv_source_layers[i] == last_owner for i in targets)
+    return ["transformers", "vLLM", *(["SGLang", "llama.cpp"] if trailing else [])]
+
+
+def _serving(sweep: Sweep) -> str:
+    """Lines to copy for the map that `headline` names, or the one that shares least."""
+    entry = most_shared(sweep.entries, 0.95) or next(iter(sweep.shared), None)
+    if entry is None:
+        return "<p>No map of the front shares a layer.</p>"
+    sharing_map = SharingMap(entry.kv_source_layers)
+    code = f"""from kvsharer_exp import SharingMap, load_model, share_kv
+
+model, tokenizer = load_model({sweep.model!r})
+sharing_map = SharingMap.parse("{sharing_map}")
+inputs = tokenizer("The capital of France is", return_tensors="pt")
+with share_kv(model, sharing_map):
+    print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
+    shell = f"kvsharer export model={sweep.model} map={sharing_map} export.path=shared_model"
+    load = """from kvsharer_exp import load_exported
+
+model, tokenizer = load_exported("shared_model")"""
+    blocks = [f"<pre>{html.escape(text)}</pre>" for text in (code, shell, load)]
+    return f"""<p>{entry.num_shared} of {sharing_map.num_layers} layers shared, in Python:</p>
+{blocks[0]}<p>As a model folder without the weights that targets no longer need:</p>
+{blocks[1]}{blocks[2]}
+<p>vLLM expresses any of these maps: <code>Attention(…, kv_sharing_target_layer_name=…)</code> in
+the model's code lets a layer read any earlier one of the same attention type. SGLang and llama.cpp
+share trailing layers only: the last layers, reading the last one that keeps its KV.</p>"""

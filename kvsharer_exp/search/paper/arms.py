@@ -1,0 +1,135 @@
+"""The arms of an ablation: ways to choose a map, each at every compression ratio.
+
+Is it the dissimilarity ranking or the acceptance test that makes the paper's maps
+(https://arxiv.org/abs/2410.18517 §5)? ``<order>_tested`` and ``<order>_untested`` walk the ranking
+in one order with and without the test; the other arms need no ranking. An arm with the test may
+evaluate at most ``max_candidates`` maps, the same number for each.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kvsharer_exp.measure.evaluator import Evaluator
+from kvsharer_exp.search.paper.greedy import (
+    ORDERS,
+    adjacent_pairs,
+    greedy,
+    num_targets,
+    ordered_pairs,
+    trailing_layers,
+)
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.greedy import GreedyResult, GreedyStep
+from kvsharer_exp.values.ranking import DissimilarityRanking
+from kvsharer_exp.values.sharing_map import SharingMap
+
+WALKS = {f"{order}_{test}": order for order in ORDERS for test in ("tested", "untested")}
+FIXED = {"trailing_layers": trailing_layers, "adjacent_pairs": adjacent_pairs}
+GIVEN = "given"
+ARMS = (*WALKS, *FIXED, GIVEN)
+_DRAW_STRIDE = 1000  # draw 0 is what `kvsharer search search.order=random` finds with that seed
+
+
+def check_arm(name: str) -> str:
+    """``name``, an arm.
+
+    Raises:
+        InputError: it is none.
+    """
+    if name not in ARMS:
+        near = difflib.get_close_matches(name, ARMS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose of {', '.join(ARMS)}"
+        raise InputError(f"arm {name!r} is unknown: {hint}")
+    return name
+
+
+def is_random(name: str) -> bool:
+    """Whether the arm is drawn, so that one draw says little."""
+    return WALKS.get(name) == "random"
+
+
+def is_tested(name: str) -> bool:
+    """Whether the arm spends candidate evaluations."""
+    return name in WALKS and name.endswith("_tested")
+
+
+@dataclass(frozen=True, slots=True)
+class Walker:
+    """What all arms of one setting share.
+
+    evaluator: scores candidates on the calibration windows (arms with the test only).
+    threshold: T of the acceptance test.
+    all_windows: whether a candidate is scored on all windows when fewer decide.
+    max_candidates: evaluations that an arm with the test may spend; None: the whole ranking.
+    given: the maps of the arm ``given``.
+    """
+
+    evaluator: Evaluator
+    ranking: DissimilarityRanking
+    threshold: float = 0.5
+    all_windows: bool = False
+    max_candidates: int | None = None
+    given: tuple[SharingMap, ...] = ()
+
+    def run(
+        self,
+        arm: str,
+        ratios: Sequence[float],
+        *,
+        seed: int = 0,
+        draw: int = 0,
+        on_step: Callable[[GreedyStep, int], None] | None = None,
+    ) -> list[GreedyResult]:
+        """The arm's map at each of ``ratios``; ``found`` below ``requested`` where it has none
+        that large. The same seed and draw give the same maps.
+
+        Raises:
+            InputError: no such arm, or a ratio of zero or all layers.
+        """
+        if check_arm(arm) not in WALKS:
+            return [self._fixed(arm, ratio) for ratio in ratios]
+        self.evaluator.reset()
+        try:
+            return greedy(
+                ordered_pairs(self.ranking, WALKS[arm], seed + _DRAW_STRIDE * draw),
+                self.ranking.num_layers,
+                ratios,
+                advance=self.evaluator.advance if is_tested(arm) else None,
+                threshold=self.threshold,
+                all_windows=self.all_windows,
+                max_candidates=self.max_candidates if is_tested(arm) else None,
+                on_step=on_step,
+            )
+        finally:
+            self.evaluator.reset()
+
+    def _fixed(self, arm: str, ratio: float) -> GreedyResult:
+        layers = self.ranking.num_layers
+        requested = num_targets(ratio, layers)
+        if arm == GIVEN:
+            sharing_map = largest(self.given, requested, layers)
+        else:
+            sharing_map = FIXED[arm](self.ranking.pairs, layers, requested)
+        return GreedyResult(
+            compression=ratio,
+            requested=requested,
+            found=len(sharing_map.targets),
+            kv_source_layers=sharing_map.kv_source_layers,
+            candidates=0,
+            seconds=0.0,
+            trace=(),
+        )
+
+
+def largest(maps: Sequence[SharingMap], requested: int, num_layers: int) -> SharingMap:
+    """The map with most targets, but no more than ``requested``; else the full cache."""
+    fitting = [m for m in maps if len(m.targets) <= requested]
+    return max(fitting, key=lambda m: len(m.targets), default=SharingMap.identity(num_layers))
+
+
+def evaluated(result: GreedyResult) -> int:
+    """Candidate maps that were run for this result: pairs taken untested cost nothing."""
+    return sum(step.cosine is not None for step in result.trace)

@@ -1,0 +1,74 @@
+"""Our Optuna sampler: a strategy proposes maps, the first new one the space holds is drawn.
+
+https://optuna.readthedocs.io/en/stable/reference/samplers/generated/optuna.samplers.BaseSampler.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial
+
+from kvsharer_exp.search.spaces.base import SearchSpace
+from kvsharer_exp.search.strategies.memory import Memory
+from kvsharer_exp.values.sharing_map import SharingMap
+
+
+class Strategy(Protocol):
+    def propose(self, memory: Memory, rng: np.random.Generator) -> Iterator[SharingMap]:
+        """Maps worth scoring, the best first; it ends when nothing more comes to mind."""
+
+
+class MapSampler(BaseSampler):
+    """Samples parameters of ``space`` that decode to what ``strategy`` proposes.
+
+    ``space``: any whose ``encode`` takes most maps (``layer_sources`` takes all). ``errors``: the
+    block errors of its pairs, where they are known.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        strategy: Strategy,
+        *,
+        seed: int,
+        errors: Sequence[Sequence[float]] | None = None,
+    ) -> None:
+        self._memory, self._strategy = Memory(space, errors), strategy
+        self._rng = np.random.default_rng(seed)
+        self._independent = RandomSampler(seed=seed)
+
+    def reseed_rng(self) -> None:
+        self._rng = np.random.default_rng()
+        self._independent.reseed_rng()
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self._memory.space.distributions()
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        self._memory.update(study)
+        known = self._memory.known
+        for proposed in self._strategy.propose(self._memory, self._rng):
+            if proposed not in known:
+                params = self._memory.space.encode(proposed)
+                if params is not None:
+                    return params
+        return {}  # nothing new: every parameter is then drawn by itself
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        return self._independent.sample_independent(study, trial, param_name, param_distribution)

@@ -1,0 +1,124 @@
+"""What our samplers remember of a study: its results, the best maps of every size, pair losses."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+
+from kvsharer_exp.search.spaces.base import SearchSpace
+from kvsharer_exp.search.stages import FIT, screens
+from kvsharer_exp.search.strategies.loss_model import LossModel
+from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.trial import SAMPLED, TrialResult
+
+
+class Memory:
+    """Read from the study's trials, so a resumed study remembers as much.
+
+    ``errors``: what is known of the pairs before the first trial, see `LossModel`.
+    """
+
+    def __init__(self, space: SearchSpace, errors: Sequence[Sequence[float]] | None = None) -> None:
+        self.space = space
+        self.model = LossModel(space.ranking, errors)
+        self._results: dict[int, TrialResult] = {}
+        self._under_way: set[SharingMap] = set()
+
+    def update(self, study: optuna.Study) -> None:
+        """Take in the trials that ended since, and fit the model to all losses above 0."""
+        self._under_way.clear()
+        drawn = self.space.distributions().keys()
+        for trial in study.get_trials(deepcopy=False):
+            if trial.state == TrialState.RUNNING and trial.params.keys() == drawn:
+                self._under_way.add(self.space.decode(trial.params))
+            elif trial.number not in self._results and "result" in trial.user_attrs:
+                result = TrialResult.from_json(trial.user_attrs["result"])
+                if result.status != "failed":
+                    self._results[trial.number] = result
+        losses = _losses(list(self._results.values()))
+        seen = [known for known in losses if known[0].targets and known[1] > 0]
+        if seen:
+            self.model.fit(*zip(*seen, strict=True))
+
+    @property
+    def identity(self) -> SharingMap:
+        return SharingMap.identity(self.space.ranking.num_layers)
+
+    @property
+    def known(self) -> set[SharingMap]:
+        """Scored, or drawn to be."""
+        return {result.sharing_map for result in self._results.values()} | self._under_way
+
+    def counts(self) -> Counter[int]:
+        """How many maps of each size were tried so far."""
+        return Counter(len(shared.targets) for shared in self.known)
+
+    def untried(self) -> set[int]:
+        """The targets that no map of one target has, but for seeds: those choose their source by
+        other rules than what it costs."""
+        drawn = self._under_way | {
+            result.sharing_map for result in self._results.values() if result.origin == SAMPLED
+        }
+        targets = {target for target, _ in self.model.pairs}
+        return targets - {m.targets[0] for m in drawn if len(m.targets) == 1}
+
+    def best(self, each: int) -> dict[int, list[SharingMap]]:
+        """The ``each`` best complete maps of every size, best first; size 0 is the full cache."""
+        complete = [result for result in self._results.values() if result.score is not None]
+        complete.sort(key=lambda result: (-(result.score or 0.0), result.number))
+        found = {0: [self.identity]}
+        for result in complete:
+            kept = found.setdefault(len(result.sharing_map.targets), [])
+            if len(kept) < each and result.sharing_map not in kept:
+                kept.append(result.sharing_map)
+        return found
+
+    def lowest(self) -> dict[int, float]:
+        """The least loss of the complete maps of every size, as the model counts losses."""
+        found: dict[int, float] = {}
+        for result in self._results.values():
+            if result.score is not None:
+                size = len(result.sharing_map.targets)
+                loss = result.scores.get(FIT, -result.score)
+                found[size] = min(found.get(size, math.inf), loss)
+        return found
+
+    def ranked(self, maps: Iterable[SharingMap], costs: np.ndarray) -> list[SharingMap]:
+        """The map expected to lose least first, if the pairs lose ``costs``."""
+        listed = sorted(set(maps), key=lambda shared: shared.kv_source_layers)
+        if not listed:
+            return []
+        order = np.argsort(self.model.expected(listed, costs), kind="stable")
+        return [listed[index] for index in order]
+
+
+def _losses(results: Sequence[TrialResult]) -> list[tuple[SharingMap, float, float]]:
+    """Every map with its loss on all windows and how uncertain its log is; of a map that stopped
+    before: its loss in the last stage it saw times the ratio of the two that others had, which
+    differs by so much from one to the next."""
+    ratios: dict[str, tuple[float, float]] = {}
+
+    def ratio(stage: str) -> tuple[float, float]:
+        if stage not in ratios:
+            both = [(r.scores.get(stage), r.scores.get(FIT)) for r in results]
+            logs = [math.log(fit / cheap) for cheap, fit in both if fit and cheap]
+            doubt = stdev(logs) if len(logs) > 1 else 0.0
+            ratios[stage] = math.exp(fmean(logs)) if logs else 1.0, doubt
+        return ratios[stage]
+
+    def loss(result: TrialResult) -> tuple[float, float]:
+        if FIT in result.scores:
+            return result.scores[FIT], 0.0
+        seen = screens(result.scores)
+        if not seen:
+            return -(result.score or 0.0), 0.0
+        factor, doubt = ratio(seen[-1])
+        return factor * result.scores[seen[-1]], doubt
+
+    return [(result.sharing_map, *loss(result)) for result in results]

@@ -1,1 +1,0 @@
-"""Run a pretrained model under a sharing map."""

@@ -1,0 +1,232 @@
+"""Ship a map: a model folder without the weights its targets no longer need, and load it again.
+
+The folder is an ordinary transformers one. Here `load_exported` builds the stock model and shares
+it; elsewhere ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` does so by
+the file beside the weights (`exported_model`), without this package.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from kvsharer_exp.model.load import quiet_transformers
+from kvsharer_exp.model.sharing.architectures import attention_layers
+from kvsharer_exp.model.sharing.permanent import make_shared
+from kvsharer_exp.model.sharing.projections import FusedProjection, QueryRows
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.text import shorten
+
+_CODE, _CLASS = "modeling_kv_shared.py", "KVSharedForCausalLM"
+_STOCK_LINE = "from transformers import LlamaForCausalLM as StockForCausalLM"
+
+
+def check_destination(path: Path, *, overwrite: bool) -> None:
+    """Refuse what `write_export` would refuse, before any work is done.
+
+    Raises:
+        InputError: a file, a folder with something in it and no ``overwrite``, or one that is no
+            export, which is never replaced.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"export.path={shorten(path)} is a file: give a folder that is not there")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(
+            f"export.path={shorten(path)} is not empty: give another export.path, or "
+            "export.overwrite=true to replace an earlier export"
+        )
+    if not (path / "sharing_map.json").is_file():
+        raise InputError(
+            f"export.path={shorten(path)} holds something that is no export (no sharing_map.json): "
+            "give another export.path"
+        )
+
+
+def check_model(model: Any) -> None:
+    """Refuse a model whose class is not transformers' own.
+
+    Raises:
+        InputError: the folder could not be loaded without code that is not ours to ship.
+    """
+    name = type(model).__name__
+    if getattr(transformers, name, None) is not type(model):
+        raise InputError(
+            f"{name} is not a class of transformers: load the model without "
+            "model.trust_remote_code to export it"
+        )
+
+
+def write_export(
+    model: Any,
+    tokenizer: Any,
+    sharing_map: SharingMap,
+    path: Path,
+    *,
+    card: str,
+    overwrite: bool = False,
+) -> int:
+    """Make ``model`` share for good and write it to ``path``; returns the bytes of its weights.
+
+    Written beside ``path`` and renamed: a kill leaves no half an export under that name.
+
+    Raises:
+        InputError: see `check_destination` and `check_model`.
+        SharingError: the map does not fit.
+    """
+    check_destination(path, overwrite=overwrite)
+    check_model(model)
+    how = _how(model)
+    make_shared(model, sharing_map)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}.partial-"
+    with (
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as partial,
+        quiet_transformers(),
+    ):
+        folder = Path(partial) / "new"
+        folder.mkdir()  # the temporary folder itself is for its owner's eyes only
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        _amend(
+            folder / "config.json",
+            {
+                "kv_source_layers": list(sharing_map.kv_source_layers),
+                "kv_sharing": how,
+                "auto_map": {"AutoModelForCausalLM": f"{_CODE.removesuffix('.py')}.{_CLASS}"},
+            },
+        )
+        for weights in folder.glob("*.safetensors"):  # written for their owner's eyes only
+            weights.chmod((folder / "config.json").stat().st_mode)
+        (folder / _CODE).write_text(_code(type(model).__name__), encoding="utf-8")
+        (folder / "sharing_map.json").write_text(sharing_map.to_json() + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        if path.is_dir() and any(path.iterdir()):
+            os.replace(path, Path(partial) / "old")
+        os.replace(folder, path)
+    return sum(weights.stat().st_size for weights in path.glob("*.safetensors"))
+
+
+def _how(model: Any) -> dict[str, Any]:
+    """What the file beside the weights must know of this architecture's attention."""
+    layer = attention_layers(model)[0]
+    how: dict[str, Any] = {
+        "cache_argument": layer.cache_argument,
+        "cache_position": layer.cache_position,
+        "names": ["k_proj", "v_proj"],
+    }
+    fused = layer.projections
+    if isinstance(fused, FusedProjection):
+        how |= {
+            "names": [fused.name],
+            "groups": fused.groups,
+            "query_rows": fused.query_rows,
+            "kv_rows": fused.kv_rows,
+        }
+    return how
+
+
+def _code(stock_class: str) -> str:
+    """`exported_model` as it is, on top of ``stock_class``."""
+    text = (resources.files("kvsharer_exp.shipping") / "exported_model.py").read_text(
+        encoding="utf-8"
+    )
+    assert text.count(_STOCK_LINE) == 1
+    return text.replace(_STOCK_LINE, _STOCK_LINE.replace("LlamaForCausalLM", stock_class))
+
+
+def _amend(path: Path, values: dict[str, Any]) -> None:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    text = json.dumps({**config, **values}, indent=2, sort_keys=True)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def load_exported(folder: str | Path) -> tuple[Any, Any]:
+    """(model, tokenizer) of an export: the stock model, sharing for good; runs no code of it.
+
+    In eval mode, on the CPU, in the dtype it was exported in.
+
+    Raises:
+        InputError: not an export, or weights that do not fit it exactly.
+        SharingError: the map in it does not fit its model.
+    """
+    folder = Path(folder).expanduser()
+    sharing_map = _read_map(folder)
+    with quiet_transformers():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype="auto",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # fused projections of targets: filled below
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:80]
+            raise InputError(
+                f"{shorten(folder)} cannot be loaded ({reason}): export it again"
+            ) from error
+    model, info = loaded
+    stock = set(model.state_dict())
+    model = make_shared(model.eval().requires_grad_(False), sharing_map)
+    held, missing = set(model.state_dict()), set(info["missing_keys"])
+    rows, filled = _fill_fused(model, folder)
+    mismatched = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
+    wrong = {
+        "lacks": missing & held,
+        "has the wrong shape of": (mismatched & held - rows) | (rows - filled - missing),
+        "has besides": set(info["unexpected_keys"]) | (stock - held - missing),
+    }
+    for what, keys in wrong.items():
+        if keys:
+            raise InputError(
+                f"{shorten(folder)} is not whole: it {what} {shorten(min(keys))} "
+                f"({len(keys)} such); export it again"
+            )
+    return model, tokenizer
+
+
+def _read_map(folder: Path) -> SharingMap:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{shorten(folder)} is no export, there is no config.json: give one")
+    sources = json.loads(path.read_text(encoding="utf-8")).get("kv_source_layers")
+    if sources is None:
+        raise InputError(
+            f"{shorten(folder)} is no export: its config.json has no kv_source_layers; "
+            "use load_model for other models"
+        )
+    return SharingMap.parse(sources)
+
+
+def _fill_fused(model: Any, folder: Path) -> tuple[set[str], set[str]]:
+    """Read targets' query rows, for which no stock model has a place: (all names, those found)."""
+    stubs = {name: m for name, m in model.named_modules() if isinstance(m, QueryRows)}
+    parameters = {
+        f"{name}.{part}": value
+        for name, stub in stubs.items()
+        for part, value in stub.named_parameters()
+    }
+    filled = set()
+    for path in sorted(folder.glob("*.safetensors")) if parameters else ():
+        with safe_open(path, "pt") as weights:
+            for name in parameters.keys() & set(weights.keys()):
+                stored = weights.get_tensor(name)
+                if stored.shape == parameters[name].shape:
+                    with torch.no_grad():
+                        parameters[name].copy_(stored)
+                    filled.add(name)
+    return set(parameters), filled

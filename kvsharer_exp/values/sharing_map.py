@@ -1,0 +1,241 @@
+"""The sharing map: for every decoder layer, the layer whose keys and values its attention reads.
+
+Written as transformers writes it (``kv_source_layers``, one source per layer): ``sources[i] <= i``
+and every source owns its KV, i.e. ``sources[sources[i]] == sources[i]``. Method: KVSharer,
+https://arxiv.org/abs/2410.18517; compact text form ``0_1_0_3`` after LCKV.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.text import clip
+
+_EMPTY = "map is empty: give one source layer per layer, like 0_1_0_3"
+
+
+class SharingMapError(InputError):
+    """A map that breaks a rule; the message names the value, the rule and the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharingMap:
+    """One source layer per layer; ``kv_source_layers[i] == i`` means layer ``i`` owns its KV.
+
+    Raises:
+        SharingMapError: empty, not integers, negative, source above target, or a source that
+            itself reads another layer.
+    """
+
+    kv_source_layers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        sources = self.kv_source_layers
+        if isinstance(sources, (str, bytes)) or not isinstance(sources, Iterable):
+            raise SharingMapError(
+                f"map {sources!r} is not a sequence: give one source layer per layer, "
+                "or use SharingMap.parse for text"
+            )
+        sources = tuple(_index(source, layer) for layer, source in enumerate(sources))
+        if not sources:
+            raise SharingMapError(_EMPTY)
+        for layer, source in enumerate(sources):
+            if source < 0:
+                raise SharingMapError(
+                    f"source {source} of layer {layer} is negative: give 0 or more"
+                )
+            if source > layer:
+                raise SharingMapError(
+                    f"layer {layer} reads layer {source}, which comes after it: "
+                    f"give a source of at most {layer}"
+                )
+            if sources[source] != source:
+                raise SharingMapError(
+                    f"layer {layer} reads layer {source}, which does not own its KV "
+                    f"(it reads layer {sources[source]}): name {sources[source]} instead"
+                )
+        object.__setattr__(self, "kv_source_layers", sources)
+
+    @classmethod
+    def identity(cls, num_layers: int) -> SharingMap:
+        """The full cache: every one of ``num_layers`` layers owns its KV."""
+        return cls(tuple(range(num_layers)))
+
+    @classmethod
+    def parse(cls, value: str | Path | Sequence[int] | SharingMap) -> SharingMap:
+        """Read ``"0_1_0_3"``, ``"[0, 1, 0, 3]"``, a path to a ``.json`` file, or a sequence.
+
+        Of a file with several maps (``front.json``, a sweep's or search's ``result.json``) the
+        number of shared layers names one: ``"front.json:4"``.
+
+        Raises:
+            SharingMapError: neither of these, or not a valid map.
+        """
+        if isinstance(value, SharingMap):
+            return value
+        if isinstance(value, Path):
+            return cls._read(value)
+        if not isinstance(value, str):
+            return cls(value)  # type: ignore[arg-type]
+        text = value.strip()
+        if file := re.fullmatch(r"(.+\.json)(?::(\d+))?", text):
+            return cls._read(Path(file[1]), None if file[2] is None else int(file[2]))
+        if text.startswith(("[", "{")):
+            return cls.from_json(text)
+        if not text:
+            raise SharingMapError(_EMPTY)
+        try:
+            return cls(tuple(_integer(part) for part in text.split("_")))
+        except SharingMapError:
+            raise
+        except ValueError as error:
+            raise SharingMapError(
+                f"map {clip(text)!r} is neither 0_1_0_3 nor [0,1,0,3] nor a path ending in "
+                ".json: give one integer per layer"
+            ) from error
+
+    @classmethod
+    def _read(cls, path: Path, num_shared: int | None = None) -> SharingMap:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise SharingMapError(
+                f"map file {path} cannot be read ({reason}): "
+                'give a JSON file like {"kv_source_layers": [0, 1, 0, 3]}'
+            ) from error
+        held = _several(text) or [cls.from_json(text)]
+        sizes = {len(sharing_map.targets): sharing_map for sharing_map in reversed(held)}
+        if num_shared is None and len(held) == 1:
+            return held[0]
+        if num_shared not in sizes:
+            listed = ", ".join(map(str, sorted(sizes)))
+            raise SharingMapError(
+                f"map file {path.name} holds maps of {clip(listed)} shared layers: "
+                f"name one of them, like {path.name}:{max(sizes)}"
+            )
+        return sizes[num_shared]
+
+    @classmethod
+    def from_json(cls, text: str) -> SharingMap:
+        """Read ``[0, 1, 0, 3]`` or an object that holds ``kv_source_layers``.
+
+        Raises:
+            SharingMapError: not JSON, no such key, or not a valid map.
+        """
+        try:
+            value: Any = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise SharingMapError(
+                f"map {clip(text)!r} is not JSON ({error.msg} at character {error.pos}): "
+                'give {"kv_source_layers": [0, 1, 0, 3]}'
+            ) from error
+        if isinstance(value, dict):
+            if "kv_source_layers" not in value:
+                raise SharingMapError(
+                    'map JSON has no key kv_source_layers: give {"kv_source_layers": [0, 1, 0, 3]}'
+                )
+            value = value["kv_source_layers"]
+        if not isinstance(value, list):
+            raise SharingMapError(
+                f"kv_source_layers is {type(value).__name__}, not a list: "
+                "give one source layer per layer"
+            )
+        return cls(tuple(value))
+
+    def to_json(self) -> str:
+        """``{"kv_source_layers": [...]}``, which ``from_json`` reads back."""
+        return json.dumps({"kv_source_layers": list(self.kv_source_layers)})
+
+    def __str__(self) -> str:
+        return "_".join(map(str, self.kv_source_layers))
+
+    def share(self, target: int, source: int) -> SharingMap:
+        """The map in which ``target`` reads ``source``; chains are resolved.
+
+        If ``source`` reads another layer, ``target`` reads that owner; layers that read
+        ``target`` follow it to the same owner (KVSharer's i→j, later j→k: i then reads k).
+
+        Raises:
+            SharingMapError: a layer out of range, or a source that is not before the target.
+        """
+        for layer in (target, source):
+            if not 0 <= layer < self.num_layers:
+                raise SharingMapError(
+                    f"layer {layer} is outside the map: layers go from 0 to {self.num_layers - 1}"
+                )
+        if source >= target:
+            raise SharingMapError(
+                f"layer {target} cannot read layer {source}: name a source before its target"
+            )
+        owner = self.kv_source_layers[source]
+        return SharingMap(
+            tuple(
+                owner if layer == target or old == target else old
+                for layer, old in enumerate(self.kv_source_layers)
+            )
+        )
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.kv_source_layers)
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """Layers that read another layer's KV, ascending."""
+        return tuple(i for i, source in enumerate(self.kv_source_layers) if source != i)
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """Layers that keep their own KV, ascending."""
+        return tuple(i for i, source in enumerate(self.kv_source_layers) if source == i)
+
+    @property
+    def compression(self) -> float:
+        """Targets / layers, in [0, 1)."""
+        return len(self.targets) / self.num_layers
+
+    @property
+    def digest(self) -> str:
+        """12 hex characters that identify the map."""
+        return hashlib.sha256(str(self).encode()).hexdigest()[:12]
+
+
+def _index(source: Any, layer: int) -> int:
+    """Any integer type (numpy's too) but bool as a plain ``int``."""
+    if not isinstance(source, bool):
+        try:
+            return operator.index(source)
+        except TypeError:
+            pass
+    raise SharingMapError(
+        f"source {source!r} of layer {layer} is not an integer: give a layer index"
+    )
+
+
+def _integer(text: str) -> int:
+    """``int`` without its extras: no blanks, signs beyond ``-``, or ``1_000``."""
+    if not text.removeprefix("-").isdecimal():
+        raise ValueError(text)
+    return int(text)
+
+
+def _several(text: str) -> list[SharingMap]:
+    """The maps of a front, or of results at several ratios, in their order; none of other JSON."""
+    try:
+        value: Any = json.loads(text)
+    except json.JSONDecodeError:
+        return []  # `SharingMap.from_json` says what is wrong with it
+    if isinstance(value, dict):
+        value = value.get("front") or value.get("results")
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        return []
+    return [SharingMap(e["kv_source_layers"]) for e in value if "kv_source_layers" in e]

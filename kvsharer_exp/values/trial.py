@@ -1,0 +1,57 @@
+"""What became of one trial, and a map of the front."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.record import Record
+from kvsharer_exp.values.sharing_map import SharingMap
+
+Status = Literal["complete", "screened_out", "failed"]
+
+
+SAMPLED = "sampler"  # the origin of a map that is no seed
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult(Record):
+    """What one trial gave. A failed or screened-out trial carries no score it did not measure.
+
+    ``score`` is the objective (higher is better), None unless ``status`` is ``complete``.
+    ``reason`` says why a trial failed or was screened out. ``window_losses``: of a complete map,
+    what the search minimises, on every scoring window.
+    """
+
+    number: int
+    params: Mapping[str, Any]
+    sharing_map: SharingMap
+    scores: Mapping[str, float]
+    footprint: Footprint
+    status: Status
+    stage_reached: str
+    seconds: float
+    score: float | None = None
+    origin: str = ""
+    reason: str = ""
+    window_losses: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEntry(Record):
+    """One map of the front with its scores, as ``result.json`` writes it.
+
+    ``intervals``: [low, high] of a score, 95 %, over the windows or items it is a mean of.
+    """
+
+    kv_source_layers: tuple[int, ...]
+    digest: str
+    num_shared: int
+    kv_fraction: float
+    scores: Mapping[str, float]
+    retained: Mapping[str, float] = field(default_factory=dict)
+    mlflow_run_id: str = ""
+    origin: str = ""
+    intervals: Mapping[str, list[float]] = field(default_factory=dict)

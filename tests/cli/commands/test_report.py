@@ -1,0 +1,191 @@
+"""``report`` on a real store: its files, where a cell is from, every way to name runs wrongly."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from kvsharer_exp.cli.argv import translate
+from kvsharer_exp.cli.main import main
+from tests.browser import CHROMIUM, browser
+from tests.cli.commands.conftest import EXPERIMENT, id_of, read
+from tests.refusals import check_refusal
+
+
+@pytest.fixture
+def report(tmp_path: Path, own):
+    def call(*words: str) -> dict:
+        assert main(["report", *own, f"hydra.run.dir={tmp_path / 'made'}", *words]) == 0
+        return read(tmp_path / "made")
+
+    return call
+
+
+def test_runs_by_id_and_by_folder_give_tables_that_name_their_runs(
+    report, runs, tmp_path, store, capsys
+) -> None:
+    ids = {name: id_of(folder) for name, folder in runs.items()}
+    named = f"run={runs['search']},{ids['evaluate']},{ids['bench']},{ids['ablate']},{ids['sweep']}"
+    result = report(named)
+    assert [run["mlflow_run_id"] for run in result["runs"]] == list(
+        ids[name] for name in ("search", "evaluate", "bench", "ablate", "sweep")
+    )
+    scored = read(runs["evaluate"])
+    value = next(
+        v
+        for v in result["values"]
+        if v["mlflow_run_ids"] == [ids["evaluate"]]
+        and (v["quantity"], v["num_shared"]) == ("perplexity/report", 2)
+    )
+    assert value["value"] == scored["scores"]["perplexity/report"]
+    assert value["retained"] == scored["retained"]["perplexity/report"]
+    rows = read(runs["ablate"])["rows"]
+    told = {i for v in result["values"] for i in v["mlflow_run_ids"]}
+    assert {row["mlflow_run_id"] for row in rows} <= told
+    client = MlflowClient(tracking_uri=store[0].partition("=")[2])
+    assert all(client.get_run(run_id).info.status == "FINISHED" for run_id in told)
+    markdown = (tmp_path / "made" / "report.md").read_text()
+    latex = (tmp_path / "made" / "report.tex").read_text()
+    assert all(run_id in markdown and run_id in latex for run_id in told)
+    assert latex.count(r"\begin{tabular}") == markdown.count("\n## ") - 2 + (
+        "## What the paper reports" not in markdown
+    )
+    own_run = client.get_run(result["mlflow_run_id"])
+    assert own_run.info.status == "FINISHED"
+    logged = {file.path for file in client.list_artifacts(result["mlflow_run_id"])}
+    assert {"report.md", "report.tex", "report.html", "result.json"} <= logged
+    assert "retained_perplexity.png" in logged
+    assert "Perplexity of held-out text" in capsys.readouterr().out
+
+
+def test_a_value_that_the_paper_has_stands_beside_it(report, runs, tmp_path, capsys) -> None:
+    """The tiny model's run under the name of one of the paper's, in a folder of its own."""
+    result = read(runs["search"])
+    result["model"] |= {"id": "meta-llama/Llama-2-7b-chat-hf", "num_layers": 32}
+    result["results"][0] |= {"found": 8, "requested": 8, "seconds": 75.0}
+    result |= {"threshold": 0.5, "mlflow_run_id": "0" * 32}
+    copied = tmp_path / "copied"
+    (copied / ".hydra").mkdir(parents=True)
+    (copied / "result.json").write_text(json.dumps(result))
+    config = (runs["search"] / ".hydra" / "config.yaml").read_text()
+    for a, b in (("num_windows: 3", "num_windows: 30"), ("window_tokens: 16", "window_tokens: 64")):
+        assert a in config
+        config = config.replace(a, b)
+    (copied / ".hydra" / "config.yaml").write_text(config)
+    made = report(f"run={copied}")
+    value = next(v for v in made["values"] if v["num_shared"] == 8)
+    assert (value["quantity"], value["paper"]) == ("search/seconds", 60)
+    assert value["difference"] == 15
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "≈ 60" in shown
+    assert "+15" in shown
+
+
+def test_without_run_the_newest_are_taken_and_named(report, runs, capsys) -> None:
+    result = report()
+    assert {run["mlflow_run_id"] for run in result["runs"]} == {id_of(f) for f in runs.values()}
+    said = capsys.readouterr().out
+    assert all(f"newest   {id_of(folder)}" in said for folder in runs.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "override"),
+    [
+        ("run=a,b", "run=[a,b]"),
+        ("run=[a,b]", "run=[a,b]"),
+        ("run='a,b'", "run='a,b'"),
+        ("run=a", "run=a"),
+    ],
+)
+def test_several_runs_need_no_brackets(words: str, override: str) -> None:
+    assert override in translate(["report", words])
+    assert "run=a,b" in translate(["reproduce", "-m", "run=a,b"])
+
+
+def tampered(runs: dict[str, Path], tmp_path: Path, **changes: object) -> str:
+    """A copy of a run's folder whose result.json says something else."""
+    result = read(runs["search"]) | changes
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "result.json").write_text(json.dumps(result))
+    return f"run={tmp_path / 'copy'}"
+
+
+REFUSALS = {
+    "prefix": lambda runs, path, store: (f"run={id_of(runs['sweep'])[:8]}", id_of(runs["sweep"])),
+    "typing error": lambda runs, path, store: (
+        f"run={id_of(runs['sweep'])[:-1]}x",
+        f"did you mean {id_of(runs['sweep'])}?",
+    ),
+    "no such run": lambda runs, path, store: ("run=nonsense", "run nonsense is not in this store"),
+    "child": lambda runs, path, store: (child_of(runs), f"one map of run {id_of(runs['ablate'])}"),
+    "running": lambda runs, path, store: (started(store, "RUNNING"), "has not finished (RUNNING)"),
+    "failed": lambda runs, path, store: (started(store, "FAILED"), "ended as FAILED"),
+    "no result": lambda runs, path, store: (started(store, "FINISHED"), "has no result.json"),
+    "empty folder": lambda runs, path, store: (f"run={path}", "has no result.json"),
+    "older": lambda runs, path, store: (
+        tampered(runs, path, schema=0),
+        "was made with schema 0, this version reads 1: run it again (kvsharer search",
+    ),
+    "newer": lambda runs, path, store: (tampered(runs, path, schema=99), "use the newer"),
+    "kind": lambda runs, path, store: (
+        tampered(runs, path, command="calibrate"),
+        "is of kind 'calibrate': give a run of search, sweep, evaluate, bench, ablate",
+    ),
+    "empty": lambda runs, path, store: ("run=[]", "run=[]: give MLflow run ids or run folders"),
+    "nested": lambda runs, path, store: ("run=[[a]]", "give MLflow run ids or run folders"),
+    "no store": lambda runs, path, store: (
+        f"tracking.uri=sqlite:///{path}/none/mlflow.db",
+        "does not exist, so it has no runs",
+    ),
+    "no runs": lambda runs, path, store: (
+        "tracking.experiment=tests of no report",
+        "no finished run in this store",
+    ),
+}
+
+
+def child_of(runs: dict[str, Path]) -> str:
+    rows = read(runs["ablate"])["rows"]
+    return f"run={rows[0]['mlflow_run_id']}"
+
+
+def started(store: list[str], status: str) -> str:
+    client = MlflowClient(tracking_uri=store[0].partition("=")[2])
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    run = client.create_run(experiment.experiment_id)
+    if status != "RUNNING":
+        client.set_terminated(run.info.run_id, status)
+    return f"run={run.info.run_id}"
+
+
+@pytest.mark.parametrize(
+    ("case", "command"),
+    [*((case, "report") for case in REFUSALS), ("older", "reproduce"), ("prefix", "reproduce")],
+)
+def test_bad_input_is_one_line(case: str, command: str, runs, tmp_path, own, capfd) -> None:
+    override, named = REFUSALS[case](runs, tmp_path, own)
+    capfd.readouterr()
+    assert main([command, *own, override, f"hydra.run.dir={tmp_path / 'made'}"]) == 2
+    check_refusal(capfd.readouterr().err, named)
+    assert not (tmp_path / "made" / "result.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_the_page_opens_without_a_network(report, runs, tmp_path) -> None:
+    report(f"run={','.join(map(str, runs.values()))}")
+    with browser(tmp_path / "p", "--host-resolver-rules=MAP * 0.0.0.0", size=(1200, 3000)) as page:
+        page.open((tmp_path / "made" / "report.html").as_uri())
+        page.wait("document.body && document.body.innerText.includes('Environment of this report')")
+        assert "Perplexity of held-out text" in page.text
+        assert page.errors == []
+        assert {url.partition(":")[0] for url in page.requests} == {"file", "data"}
+        loaded = page.run("[...document.images].map(i => i.complete && i.naturalWidth > 99)")
+        assert len(loaded) > 5
+        assert all(loaded)
+        links = page.run("[...document.querySelectorAll('td a')].map(a => a.href)")
+        assert all(re.search("/runs/[0-9a-f]{32}", link) for link in links)
+        too_wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+        assert not page.run(too_wide)

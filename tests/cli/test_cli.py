@@ -1,0 +1,188 @@
+"""The command line as a new user meets it: one line and exit code 2 for every refusal."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvsharer_exp.cli.argv import COMMANDS, translate
+from kvsharer_exp.cli.main import main
+from kvsharer_exp.values.errors import InputError
+from tests.refusals import check_refusal
+
+
+def test_words_and_overrides_in_any_order() -> None:
+    same = [
+        ["+model=smollm2", "sweep"],
+        ["sweep", "model=smollm2"],
+        ["sweep"],
+    ]
+    assert {tuple(sorted(translate(arguments))) for arguments in same} == {
+        ("+model=smollm2", "command=sweep")
+    }
+
+
+def test_flags_go_first_with_their_values() -> None:
+    translated = translate(["sweep", "--cfg", "job", "seed=1", "-m"])
+    assert translated == ["--cfg", "job", "-m", "command=sweep", "seed=1", "+model=smollm2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "override"),
+    [
+        ("run=1148e184", "run='1148e184'"),
+        ("run=5b90,1e5", "run=[5b90,'1e5']"),
+        ("map=1148e999", "map='1148e999'"),
+        ("map=[0,1,0,3]", "map=[0,1,0,3]"),
+        ("run=runs/1e5", "run=runs/1e5"),
+        ("run='1e5'", "run='1e5'"),
+        ("seed=1e5", "seed=1e5"),
+    ],
+)
+def test_ids_that_look_like_numbers_stay_text(words: str, override: str) -> None:
+    """To Hydra ``1148e184`` is 1.148e+187, and the id cannot be read back from that."""
+    assert override in translate(["report", words])
+
+
+def test_help_needs_no_command() -> None:
+    assert translate(["--help"]) == ["--help", "+model=smollm2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "no command given: choose one of"),
+        (["swep"], "command 'swep' is unknown: did you mean sweep?"),
+        (["sweep", "search"], "two commands given"),
+        (["sweep", "model=mistrall"], "model 'mistrall' is unknown: did you mean mistral?"),
+        (["sweep", "+model=xyz123"], "model 'xyz123' is unknown: choose one of"),
+    ],
+)
+def test_refused_before_hydra(arguments: list[str], reason: str) -> None:
+    with pytest.raises(InputError) as refused:
+        translate(arguments)
+    assert str(refused.value).startswith(reason)
+
+
+REFUSALS = {
+    "sweep.typo=1": "sweep is not a key",
+    "+sweep.typo=1": "sweep is not a key",
+    "calibration.num_window=3": "num_window",
+    "+study.n_trial=3": "did you mean study.n_trials?",
+    "study.n_trials=-1": "study.n_trials=-1: give at least 1",
+    "study.n_trials=many": "study.n_trials",
+    "study.minutes=nan": "study.minutes=nan: give a finite number",
+    "study.margin=inf": "study.margin=inf: give a finite number",
+    "sampler.options.explore=nan": "sampler.options.explore=nan: give a finite number",
+    "seed=x": "seed",
+    "calibration.path=missing.txt": "missing.txt",
+    "calibration.distance=euclidean": "calibration.distance=euclidean is unknown",
+    "search_space=rank_pairs": "did you mean ranked_pairs?",
+    "search_space=nope": "choose one of blocks, greedy_knobs, layer_sources, ",
+    "sampler.options.elite=2": "give it as +sampler.options.elite=",
+    "+sampler.options.elite=2": "evolution does not take these options",
+    "sampler=tpee": "sampler 'tpee' is unknown: did you mean tpe?",
+    "compression.ratios=[]": "compression.ratios is empty",
+    "compression.ratios=[1.5]": "compression.ratios=1.5",
+    "compression.ratios=[0.01]": "compression 0.01 asks for 0 of",
+    "search.threshold=3": "search.threshold=3",
+    "scoring.num_windows=0": "scoring.num_windows=0: give at least 1",
+    "scoring.window_tokens=1": "scoring.window_tokens=1: give at least 2",
+    "model.dtype=float99": "float99",
+    "scoring.report.tasks=[wiki_clozee]": "did you mean wiki_cloze",
+    "scoring.report.tasks=[wiki_cloze_search]": "wiki_cloze_search",
+    "tracking.uri=sqlite:////proc/nope/x.db": "tracking",
+    "study.storage=nonsense://x": "nonsense",
+}
+
+
+@pytest.mark.parametrize("override", REFUSALS)
+def test_bad_input_is_one_line_and_exit_code_2(
+    override: str, tmp_path: Path, monkeypatch, capfd, store
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["sweep", "model=tiny", f"hydra.run.dir={tmp_path}/run", *store, override]
+    assert main(arguments) == 2
+    check_refusal(capfd.readouterr().err, REFUSALS[override])
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+MAPS = {
+    "0_1_2": "map has 3 layers but the model has",
+    "0_x": "neither",
+    "[0,1,1,1.5]": "not an integer",
+    "missing.json": "cannot be read",
+    "0_0_1_3": "does not own its KV",
+    "[]": "empty",
+    "null": "no map given",
+    "f" * 32: "f" * 32,
+}
+
+
+@pytest.mark.parametrize("text", MAPS)
+def test_a_wrong_map_is_one_line(text: str, tmp_path: Path, monkeypatch, capfd, store) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "model=tiny", *store, f"map={text}"]) == 2
+    check_refusal(capfd.readouterr().err, MAPS[text])
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", "model=tiny", "seed=-1", "debug=true"]) == 2
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_a_model_of_the_hub_stops_with_the_line_about_it(
+    tmp_path: Path, monkeypatch, capfd, store
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    assert main(["+model=mistral", "sweep", *store]) == 2
+    error = capfd.readouterr().err.strip()
+    assert "mistralai/Mistral-7B-Instruct-v0.3" in error
+    assert "smollm2" in error
+    assert "\n" not in error
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kvsharer_exp", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_help_lists_commands_groups_and_options(tmp_path: Path) -> None:
+    shown = run("--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    for command in COMMANDS:
+        assert f"\n  {command} " in shown.stdout
+    for text in ("mistral", "smollm2", "ranked_pairs", "layer_sources", "n_trials", "sampler"):
+        assert text in shown.stdout
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("model", ["mistral", "smollm2", "llama2_70b"])
+def test_every_model_composes(model: str, tmp_path: Path) -> None:
+    shown = run(f"+model={model}", "sweep", "--cfg", "job", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "command: sweep" in shown.stdout
+    assert f"name: {model}" in shown.stdout
+    assert not any(tmp_path.iterdir())
+
+
+def test_looking_costs_no_heavy_import() -> None:
+    """`--help` stays fast because torch, transformers and MLflow are not imported for it."""
+    code = (
+        "import sys, kvsharer_exp.cli.main as cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'mlflow', 'optuna', 'lm_eval', 'datasets'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version(capsys) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("kvsharer 0.")

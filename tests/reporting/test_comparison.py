@@ -1,0 +1,272 @@
+"""Which number of the paper stands beside which value, and what the tables say of it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kvsharer_exp.reporting.beside_paper import compare_with_paper, curves, paper_curves
+from kvsharer_exp.reporting.comparison import headline, number_text, paper_table, tables, to_values
+from kvsharer_exp.reporting.markup import to_latex
+from kvsharer_exp.reporting.measured import FinishedRun
+from kvsharer_exp.reporting.paper_numbers import paper_numbers
+from kvsharer_exp.reporting.result_readers import measured
+from kvsharer_exp.shipping.reproduction import compare_results, differing_surroundings, summary
+
+LLAMA = {"id": "meta-llama/Llama-2-7b-chat-hf", "num_layers": 32}
+CONFIG = {
+    "model": {"name": "llama2_7b"},
+    "calibration": {
+        **{"path": "wikipedia", "num_windows": 30, "window_tokens": 64, "states": "kv"},
+        "distance": "euclidean_flat",
+    },
+    "search": {"threshold": 0.5, "acceptance": True},
+    "heldout": {"path": "wikipedia", "num_windows": 20, "window_tokens": 2048},
+}
+TASKS = (
+    "boolq c3 chid cmmlu cmnli commonsense_qa hellaswag mmlu piqa race race_middle wsc xsum"
+).split()
+
+
+def inside(mean: float) -> dict[str, float]:
+    return {"mean": mean, "low": mean - 0.5, "high": mean + 0.5}
+
+
+def ablation(
+    *cells: tuple[str, int, float],
+    variant: dict[str, Any] | None = None,
+    model: dict[str, Any] = LLAMA,
+    experiment: str = "paper_ppl",
+    tasks: tuple[str, ...] = (),
+) -> FinishedRun:
+    """A finished ablation: (arm, layers shared, perplexity); every task scores 0.6, then 0.5."""
+    variant = variant or {}
+    answers = {f"lm_eval/{task}/acc": 0.6 for task in tasks}
+    full = {"kl/report": 0.0, "perplexity/report": 7.0, **answers}
+    rows, told = [], []
+    for number, (arm, found, ppl) in enumerate(cells):
+        where = {"variant": variant, "arm": arm, "compression": found / 32}
+        rows.append({**where, "mlflow_run_id": f"child{number}"})
+        scores = {"kl/report": 0.1, "perplexity/report": ppl, **dict.fromkeys(answers, 0.5)}
+        told.append(
+            {
+                **where,
+                "requested": found,
+                "found": [found],
+                "evaluated": 9,
+                "seconds": 75.0,
+                "scores": {name: inside(value) for name, value in scores.items()},
+                "verdicts": {"perplexity/report": "worse"} if number else {},
+            }
+        )
+    result = {
+        "command": "ablate",
+        "model": model,
+        "mlflow_run_id": "parent",
+        "experiment": experiment,
+        "reference": {"arm": "dissimilar_tested", "variant": variant},
+        "full": {"scores": full, "intervals": {name: inside(v) for name, v in full.items()}},
+        "rows": rows,
+        "cells": told,
+        "timings": [],
+    }
+    return FinishedRun(result, CONFIG, url="http://ui/runs/parent?x=1")
+
+
+def beside(run: FinishedRun, quantity: str) -> dict[tuple[str, int | None], float | None]:
+    compared = compare_with_paper(measured(run), paper_numbers())
+    return {
+        (one.value.arm, one.value.num_shared): one.paper and one.paper.value
+        for one in compared
+        if one.value.quantity == quantity
+    }
+
+
+def test_the_method_random_sharing_and_the_full_cache_have_their_numbers() -> None:
+    run = ablation(
+        ("dissimilar_tested", 8, 9.0), ("random_untested", 8, 20.0), ("similar_tested", 8, 9.0)
+    )
+    assert beside(run, "perplexity/report") == {
+        ("", 0): 6.62,
+        ("dissimilar_tested", 8): 9.39,
+        ("random_untested", 8): 21.29,
+        ("similar_tested", 8): None,
+    }
+    assert beside(run, "search/seconds")["dissimilar_tested", 8] == 60
+
+
+def test_another_number_of_layers_or_model_has_none() -> None:
+    found = beside(ablation(("dissimilar_tested", 7, 9.0)), "perplexity/report")
+    assert found == {("", 0): 6.62, ("dissimilar_tested", 7): None}
+    other = {"id": "HuggingFaceTB/SmolLM2-135M-Instruct", "num_layers": 32}
+    found = beside(ablation(("dissimilar_tested", 8, 9.0), model=other), "perplexity/report")
+    assert set(found.values()) == {None}
+
+
+@pytest.mark.parametrize(("windows", "value"), [(10, 9.48), (30, 9.39), (50, 9.33), (20, None)])
+def test_a_calibration_size_has_the_number_of_that_size(windows: int, value: float | None) -> None:
+    variant = {"calibration.num_windows": windows}
+    run = ablation(("dissimilar_tested", 8, 9.0), variant=variant)
+    assert beside(run, "perplexity/report")["dissimilar_tested", 8] == value
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [{"search.threshold": 0.9}, {"calibration.distance": "cka"}, {"calibration.states": "k"}],
+)
+def test_other_settings_have_none_and_a_note_says_which(variant: dict[str, Any]) -> None:
+    run = ablation(("dissimilar_tested", 8, 9.0), variant=variant)
+    assert beside(run, "perplexity/report")["dissimilar_tested", 8] is None
+    table = tables(compare_with_paper(measured(run), paper_numbers()))[0]
+    ((key, value),) = variant.items()
+    assert any(f"with {key}={value}, not " in note for note in table.notes)
+
+
+def test_a_calibration_text_from_elsewhere_is_known_by_its_name() -> None:
+    for path, value in (("hub:bookcorpus/bookcorpus:train", 9.15), ("news", None)):
+        run = ablation(("dissimilar_tested", 8, 9.0), variant={"calibration.path": path})
+        assert beside(run, "perplexity/report")["dissimilar_tested", 8] == value
+
+
+def test_the_mean_over_tasks_is_the_papers_only_with_all_its_tasks() -> None:
+    cells = (("dissimilar_tested", 8, 9.0),)
+    whole, part = ablation(*cells, tasks=tuple(TASKS)), ablation(*cells, tasks=("piqa", "wsc"))
+    assert beside(whole, "tasks/mean") == {("", 0): 46.55, ("dissimilar_tested", 8): 45.58}
+    assert beside(whole, "tasks/retained") == {("dissimilar_tested", 8): 97.9}
+    assert set(beside(part, "tasks/mean").values()) == {None}
+    values = {v.quantity: v.value for v in measured(whole) if v.num_shared == 8}
+    assert values["tasks/mean"] == pytest.approx(50)
+    assert values["tasks/retained"] == pytest.approx(100 * 5 / 6)
+
+
+def test_a_table_has_this_run_the_paper_the_difference_and_where_it_is_from() -> None:
+    run = ablation(("dissimilar_tested", 8, 9.0), ("random_untested", 8, 20.0))
+    compared = compare_with_paper(measured(run), paper_numbers())
+    table = tables(compared)[0]
+    assert table.title == "Perplexity of held-out text"
+    assert table.rows == [
+        ["model", "map", "shared", "this run", "retained", "paper", "difference"],
+        ["llama2_7b", "full cache", "0/32", "7 (6.5–7.5)", "", "6.62", "+0.38 (+5.7%)"],
+        ["llama2_7b", "dissimilar tested", "8/32", "9 (8.5–9.5)", "77.8%", "9.39", "-0.39 (-4.2%)"],
+        [
+            *("llama2_7b", "random untested", "8/32", "20 (19.5–20.5) ▼", "35.0%"),
+            *("21.29", "-1.29 (-6.1%)"),
+        ],
+    ]
+    assert table.runs == [
+        (("parent", "http://ui/runs/parent?x=1"),),
+        (("child0", "http://ui/runs/child0?x=1"),),
+        (("child1", "http://ui/runs/child1?x=1"),),
+    ]
+    assert any("200 Wikipedia texts of 2048 tokens" in note for note in table.notes)
+    assert any("20 windows of 2048 tokens of wikipedia" in note for note in table.notes)
+    assert [t.quantity for t in tables(compared)] == [
+        *("perplexity/report", "kl/report", "search/seconds", "search/candidates")
+    ]
+    assert headline(compared, 1).startswith("1 run of 1 model, ")
+    told = {(v["quantity"], v["map"]): v for v in to_values(compared)}
+    method = told["perplexity/report", "dissimilar tested"]
+    assert method["difference"] == pytest.approx(-0.39)
+    assert (method["place"], method["mlflow_run_ids"]) == ("perplexity, chat models", ["child0"])
+
+
+def test_a_measured_cell_has_the_number_of_its_lengths() -> None:
+    def side(rate: float) -> dict[str, Any]:
+        spread = {"median": rate, "min": rate, "max": rate}
+        names = ("prefill_seconds", "decode_tokens_per_second", "peak_memory_bytes")
+        return {**dict.fromkeys(names, spread), "cache_bytes": 2**20}
+
+    cells = [
+        {"batch": 1, "context": context, "new_tokens": new, "speedup": {"decode": 1.5}}
+        | {"full": side(10.0), "shared": side(15.0)}
+        for context, new in ((512, 32), (512, 33))
+    ]
+    model = {"id": "Llama-2-13b-chat-hf", "num_layers": 40}
+    result = {"command": "bench", "model": model, "mlflow_run_id": "parent", "cells": cells}
+    run = FinishedRun({**result, "digest": "abc", "num_shared": 10}, CONFIG)
+    compared = compare_with_paper(measured(run), paper_numbers())
+    found = {
+        (one.value.quantity, one.value.length, one.value.num_shared): one.paper and one.paper.value
+        for one in compared
+    }
+    assert found["bench/tokens_per_second", "512+32", 0] == 11.0
+    assert found["bench/tokens_per_second", "512+32", 10] == 13.9
+    assert found["bench/decode_speedup", "512+32", 10] == 1.26
+    assert found["bench/memory_mb", "512+32", 10] == 28257
+    assert not any(value for key, value in found.items() if key[1] == "512+33")
+
+
+def test_curves_start_at_the_full_cache_and_the_papers_beside_them() -> None:
+    run = ablation(("dissimilar_tested", 8, 14.0), ("dissimilar_tested", 4, 7.0))
+    compared = compare_with_paper(measured(run), paper_numbers())
+    ours = curves(compared, "perplexity/report")
+    assert ours == {"llama2_7b: dissimilar tested": [(0.0, 1.0), (0.125, 1.0), (0.25, 0.5)]}
+    assert curves(compared, "kl/report") == {}
+    on_front = [
+        replace(one, value=replace(one.value, map="front, paper greedy"))
+        for one in compared
+        if one.value.num_shared
+    ]
+    labels = curves(on_front, "perplexity/report")
+    assert set(labels) == {"llama2_7b: front", "llama2_7b: paper greedy"}
+    paper = paper_curves(paper_numbers(), "perplexity/report")
+    assert paper["Llama2-7B-Chat"] == [(0.0, 1.0), (0.25, pytest.approx(6.62 / 9.39))]
+    assert len(paper_curves(paper_numbers(), "tasks/retained")["Llama2-13B-Chat"]) == 4
+
+
+def test_the_papers_own_table_names_places_and_what_varies() -> None:
+    rows = paper_table(paper_numbers(), ["perplexity/report"])
+    assert len(rows) == 1 + 19 + 4 + 4 + 3
+    assert any("50 sentences" in row[2] and row[4] == "9.33" for row in rows)
+    assert any("bookcorpus" in row[2] and row[4] == "9.15" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (1e-9, "0"), (9.3912, "9.391"), (28461.4, "28,461"), (3e9, "3.000e+09")],
+)
+def test_numbers_are_written_with_four_digits(value: float, text: str) -> None:
+    assert number_text(value) == text
+
+
+def test_latex_prints_what_the_table_says() -> None:
+    rows = [["a_b", "50 % & more", "n"], ["x#1", "▼ ≈ –", "9.4"], ["y", r"{\}", "10"]]
+    text = to_latex(rows, caption="C & D", comments=["id1", "id2"])
+    lines = text.splitlines()
+    assert r"\caption{C \& D}" in lines
+    assert r"\begin{tabular}{llr}" in lines
+    assert r"a\_b & 50 \% \& more & n \\" in lines
+    assert r"x\#1 & $\blacktriangledown$ $\approx$ -- & 9.4 \\ % id1" in lines
+    assert r"y & \{\textbackslash{}\} & 10 \\ % id2" in lines
+    assert text.count(r"\begin") == text.count(r"\end") == 2
+
+
+def test_results_are_compared_value_by_value() -> None:
+    recorded = {
+        "seconds": 1.0,
+        "versions": {"torch": "1"},
+        "scores": {"kl": 1.0, "seconds": 5, "loss": 0.0},
+        "results": [{"kv_source_layers": [0, 0], "found": 1, "trace": [{"cosine": None}]}],
+    }
+    again = {
+        "seconds": 9.0,
+        "versions": {"torch": "2"},
+        "scores": {"kl": 1.0 + 1e-9, "seconds": 6, "loss": 1e-12},
+        "results": [
+            {"kv_source_layers": [0, 1], "found": 2, "trace": [{"cosine": None}, {"x": 1}]}
+        ],
+    }
+    values = {v.path: v.verdict for v in compare_results(recorded, again, 1e-6)}
+    assert values == {
+        "scores.kl": "within tolerance",
+        "scores.loss": "differs",
+        "results[0].kv_source_layers": "differs",
+        "results[0].found": "differs",
+        "results[0].trace[0].cosine": "exact",
+        "results[0].trace[1].x": "new",
+    }
+    exact = compare_results(recorded, again, 0)
+    assert exact[0].verdict == "differs"
+    assert exact[0].off == pytest.approx(1e-9)
+    assert summary(exact)[1][:4] == ["scores", "0", "0", "2"]
+    assert differing_surroundings(recorded, again) == [("versions.torch", "1", "2")]
