@@ -79,13 +79,13 @@ def check_disjoint(parts: TextParts) -> TextParts:
         source, keep, own = parts.sources[part], [], set()
         for passage in getattr(parts, part):
             sentences = _sentences(passage.text)
-            shared = next((sentence for sentence in sentences if sentence in seen), None)
-            if shared is None:
+            repeated = next((sentence for sentence in sentences if sentence in seen), None)
+            if repeated is None:
                 keep.append(passage)
                 own.update(sentences)
-            elif resolved(source) != resolved(parts.sources[seen[shared]]):
+            elif resolved(source) != resolved(parts.sources[seen[repeated]]):
                 raise InputError(
-                    f"{seen[shared]} text repeats {part} text ({clip(shared, 50)!r}): "
+                    f"{seen[repeated]} text repeats {part} text ({clip(repeated, 50)!r}): "
                     "parts may not overlap; remove it, or give another text"
                 )
         dropped = len(getattr(parts, part)) - len(keep)

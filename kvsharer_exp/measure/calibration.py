@@ -61,7 +61,7 @@ def block_errors(
     model: nn.Module, windows: torch.Tensor, *, batch_size: int = 8
 ) -> list[list[float]]:
     """``matrix[target][source]``: the relative squared error that sharing the pair leaves in the
-    output of the target's block, ‖shared - own‖² / ‖own‖², mean over tokens and ``windows``
+    output of the target's block, ‖changed - own‖² / ‖own‖², mean over tokens and ``windows``
     (num_windows, window_tokens); NaN where the pair may not share.
 
     Every block before the target sees what it sees in the full model, so a pair costs one block.
@@ -87,9 +87,9 @@ def block_errors(
                     continue
                 pair = identity.share(target.index, source.index)
                 handed = {source.index: states[source.index]}
-                with install(layers, [pair], shared=handed, keep=True):
-                    shared = _output(target.block(*args, **kwargs))
-                error = (shared - own).square().sum(-1) / own.square().sum(-1)
+                with install(layers, [pair], handed=handed, keep=True):
+                    changed = _output(target.block(*args, **kwargs))
+                error = (changed - own).square().sum(-1) / own.square().sum(-1)
                 totals[target.index][source.index] += error.mean(-1).sum().item()
     return [[total / len(windows) for total in row] for row in totals]
 

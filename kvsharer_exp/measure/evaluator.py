@@ -9,18 +9,18 @@ evaluation.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import accumulate, takewhile
+from itertools import takewhile
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from kvsharer_exp.measure.blocks import part_of, recorded, repeated, skipped
+from kvsharer_exp.measure.memory_plan import plan_memory
 from kvsharer_exp.measure.prefix_states import LayerState, PrefixStates, num_bytes
 from kvsharer_exp.model.sharing.architectures import attention_layers, check_map
 from kvsharer_exp.model.sharing.runtime import install
@@ -75,8 +75,11 @@ class Evaluator:
             batch for a, b in parts for batch in windows[a:b].to(device).split(batch_size)
         )
         self.layers_run = 0  # counted block forwards, for tests and benchmarks
-        self._kept_probabilities, self._kept_layers, left = self._plan(memory_budget)
-        self._states = [PrefixStates(left * len(batch) // len(windows)) for batch in self._batches]
+        plan = plan_memory(model, self._layers, self._batches, memory_budget)
+        self._kept_probabilities, self._kept_layers = plan.probability_batches, plan.state_layers
+        self._states = [
+            PrefixStates(plan.state_bytes * len(batch) // len(windows)) for batch in self._batches
+        ]
         self._full = SharingMap.identity(self.num_layers)
         self._references: dict[int, _Reference] = {}  # made when their batch is first scored
 
@@ -190,7 +193,7 @@ class Evaluator:
         first, new = len(start), self._layers[len(start) : self._kept_layers]
         self.layers_run += len(maps) * (self.num_layers - first)
         read = {source for m in maps for source in m.kv_source_layers[first:]}
-        shared = {
+        handed = {
             i: repeated(state.key_value, len(maps))
             for i, state in enumerate(start)
             if state.key_value is not None and i in read
@@ -200,7 +203,7 @@ class Evaluator:
             if start:
                 before = repeated(start[-1].output, len(maps))
                 stack.enter_context(skipped(self._layers[:first], before))
-            stack.enter_context(install(self._layers, maps, shared=shared, keep=bool(new)))
+            stack.enter_context(install(self._layers, maps, handed=handed, keep=bool(new)))
             stack.enter_context(recorded(new, outputs))
             hidden, raw = self._forward(self._batches[index].repeat(len(maps), 1), logits)
         runs = []
@@ -210,7 +213,7 @@ class Evaluator:
             states = [
                 LayerState(
                     mine(outputs[layer.index]),
-                    mine(shared[layer.index]) if sources[layer.index] == layer.index else None,
+                    mine(handed[layer.index]) if sources[layer.index] == layer.index else None,
                 )
                 for layer in new
             ]
@@ -278,23 +281,6 @@ class Evaluator:
             kls.append(max(0.0, kl.mean(dtype=torch.float64).item()))
             nlls.append(-q[:-1].gather(-1, tokens[1:, None]).mean(dtype=torch.float64).item())
         return CandidateScores(tuple(cosines), tuple(kls), tuple(nlls))
-
-    def _plan(self, budget: int) -> tuple[int, int, int]:
-        """Of how many batches the reference probabilities are kept, of how many layers the states,
-        and the bytes for those: what is left beside the states of the map under way."""
-        config = self._model.config.get_text_config(decoder=True)
-        sizes = [batch.numel() * config.vocab_size * 4 for batch in self._batches]
-        sums = list(accumulate(sizes))
-        batches = bisect_right(sums, budget // 2)
-        budget -= sum(sizes[:batches])
-        num_tokens = sum(batch.numel() for batch in self._batches)
-        per_token = [
-            config.hidden_size * self._model.dtype.itemsize + layer.kv_bytes_per_token
-            for layer in self._layers
-        ]
-        under_way = [num_tokens * size for size in accumulate(per_token)]
-        layers = bisect_right(under_way, budget // 2)
-        return batches, layers, budget - (under_way[layers - 1] if layers else 0)
 
 
 def _in_common(maps: Sequence[SharingMap]) -> int:

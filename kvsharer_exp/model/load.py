@@ -92,17 +92,17 @@ def load(spec: ModelSpec) -> tuple[Any, Any]:
 def _from_pretrained(spec: ModelSpec, where: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    shared = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
     more = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **shared)
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,
             dtype=spec.dtype,
             device_map=spec.device_map,
             use_safetensors=True,
             output_loading_info=True,
-            **shared,
+            **options,
             **more,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -85,21 +85,21 @@ class Tracker:
         What the sampler drew is one tag: a param per layer would bury the few that compare.
         A run is FAILED when its trial is; one that was screened out did what it was asked.
         """
-        shared = result.sharing_map
+        sharing_map = result.sharing_map
         metrics = {
             **result.scores,
             "kv_fraction": result.footprint.kv_fraction,
             "kv_bytes_per_token": result.footprint.kv_bytes_per_token,
-            "num_shared": len(shared.targets),
+            "num_shared": len(sharing_map.targets),
             "seconds": result.seconds,
             **({} if result.score is None else {"score": result.score}),
             **more,
         }
         tags = {
             "mlflow.parentRunId": parent_id,
-            "digest": shared.digest,
-            "kv_source_layers": str(shared),
-            "num_shared": str(len(shared.targets)),
+            "digest": sharing_map.digest,
+            "kv_source_layers": str(sharing_map),
+            "num_shared": str(len(sharing_map.targets)),
             "trial": str(result.number),
             "drawn": json.dumps(dict(result.params), separators=(",", ":"), default=str),
             "status": result.status,
@@ -111,10 +111,10 @@ class Tracker:
         }
         run_id = self._client.create_run(
             self._experiment_id,
-            run_name=name or f"{len(shared.targets)}/{shared.num_layers} shared",
+            run_name=name or f"{len(sharing_map.targets)}/{sharing_map.num_layers} shared",
             tags={key: value[:TAG] for key, value in tags.items() if value},
         ).info.run_id
-        params = {"map": str(shared), "origin": result.origin}
+        params = {"map": str(sharing_map), "origin": result.origin}
         self._log(run_id, metrics=metrics_of(metrics), params=params_of(params))
         self._client.set_terminated(run_id, "FAILED" if result.status == "failed" else "FINISHED")
         return run_id

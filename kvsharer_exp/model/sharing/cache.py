@@ -23,9 +23,9 @@ KeyValue = tuple[torch.Tensor, torch.Tensor]
 class _LayerView:
     """The cache as one layer sees it; anything but ``update`` goes to the real cache."""
 
-    def __init__(self, cache: Any, shared: dict[int, KeyValue]) -> None:
+    def __init__(self, cache: Any, handed: dict[int, KeyValue]) -> None:
         self._cache = cache
-        self._shared = shared
+        self._handed = handed
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cache, name)
@@ -42,7 +42,7 @@ class SourceView(_LayerView):
     ) -> KeyValue:
         if self._cache is not None:
             key, value = self._cache.update(key, value, layer_idx, *args, **kwargs)
-        self._shared[layer_idx] = (key, value)
+        self._handed[layer_idx] = (key, value)
         return key, value
 
 
@@ -58,12 +58,12 @@ class TargetView(_LayerView):
     def __init__(
         self,
         cache: Any,
-        shared: dict[int, KeyValue],
+        handed: dict[int, KeyValue],
         sources: tuple[int, ...],
         done: Collection[int] = (),
         rows: QueryRows | None = None,
     ) -> None:
-        super().__init__(cache, shared)
+        super().__init__(cache, handed)
         self._sources = sources
         self._done = done
         self._rows = rows
@@ -76,12 +76,12 @@ class TargetView(_LayerView):
         if self._rows is not None:
             self._rows.confirm(layer_idx, key, value)
         if layer_idx in self._sources:  # an owner under some of the maps
-            self._shared[layer_idx] = (key, value)
+            self._handed[layer_idx] = (key, value)
         else:
             _vacate(self._cache, layer_idx)
-        given = _parts([self._shared[source] for source in self._sources], self._sources)
+        given = _parts([self._handed[source] for source in self._sources], self._sources)
         for source in self._done:
-            del self._shared[source]
+            del self._handed[source]
         # Under a device map the source may live elsewhere; a no-op on one device.
         return given[0].to(key.device), given[1].to(key.device)
 

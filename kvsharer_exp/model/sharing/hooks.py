@@ -25,7 +25,7 @@ from kvsharer_exp.values.sharing_map import SharingMap
 class Handover:
     """KV on its way, by source layer, and what the targets of the forward under way were given."""
 
-    shared: dict[int, KeyValue] = field(default_factory=dict)
+    handed: dict[int, KeyValue] = field(default_factory=dict)
     views: dict[int, TargetView] = field(default_factory=dict)
 
 
@@ -78,7 +78,7 @@ class _Hook:
     exchange: Exchange
 
     def view(self, cache: Any, handover: Handover) -> SourceView | TargetView:
-        return SourceView(cache, handover.shared)
+        return SourceView(cache, handover.handed)
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -103,7 +103,7 @@ class _TargetHook(_Hook):
     rows: QueryRows | None
 
     def view(self, cache: Any, handover: Handover) -> TargetView:
-        view = TargetView(cache, handover.shared, self.sources, self.done, self.rows)
+        view = TargetView(cache, handover.handed, self.sources, self.done, self.rows)
         handover.views[self.layer] = view
         return view
 

@@ -47,29 +47,29 @@ def install(
     layers: tuple[AttentionLayer, ...],
     maps: Sequence[SharingMap],
     *,
-    shared: dict[int, KeyValue] | None = None,
+    handed: dict[int, KeyValue] | None = None,
     keep: bool = False,
 ) -> Iterator[dict[int, KeyValue]]:
     """`share_kv` on layers found before; yields the KV handed from sources to targets.
 
     Args:
         maps: under each runs an equal part of the batch; several only where there is no cache.
-        shared: KV by layer that is there from the start (sources that will not run).
+        handed: KV by layer that is there from the start (sources that will not run).
         keep: every owner leaves its KV, and it stays after its last reader: for calibration and
             for resuming a forward in the middle.
 
     Raises:
         SharingError: the model is already running under a map.
     """
-    shared = {} if shared is None else shared
+    handed = {} if handed is None else handed
     thread = threading.get_ident()
     with ExitStack() as undo:
         with _lock:
             refuse_if_sharing(layers)
             undo.callback(_active.pop, layers[0].attention, None)
             _active[layers[0].attention] = thread
-        connect(layers, maps, OneThread(Handover(shared), thread), undo, keep=keep)
-        yield shared
+        connect(layers, maps, OneThread(Handover(handed), thread), undo, keep=keep)
+        yield handed
 
 
 def refuse_if_sharing(layers: tuple[AttentionLayer, ...]) -> None:

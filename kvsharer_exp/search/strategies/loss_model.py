@@ -84,8 +84,8 @@ class LossModel:
         certainty = 1 / (_NOISE_SD**2 + doubt**2)
         outcomes = np.log(losses)
         members = np.zeros((len(maps), len(self.pairs)), dtype=bool)
-        for row, shared in enumerate(maps):
-            members[row, self.indices(shared)] = True
+        for row, sharing_map in enumerate(maps):
+            members[row, self.indices(sharing_map)] = True
         log_sizes = np.log(members.sum(1))
 
         def parts() -> np.ndarray:
@@ -117,8 +117,8 @@ class LossModel:
 
     def expected(self, maps: Sequence[SharingMap], costs: np.ndarray) -> np.ndarray:
         """Losses of ``maps``, (num_maps,), where the pairs lose ``costs`` (num_pairs,)."""
-        sums = np.array([costs[self.indices(shared)].sum() for shared in maps])
-        sizes = np.array([len(shared.targets) for shared in maps], dtype=float)
+        sums = np.array([costs[self.indices(sharing_map)].sum() for sharing_map in maps])
+        sizes = np.array([len(sharing_map.targets) for sharing_map in maps], dtype=float)
         rest = _kinship(_sources(maps), self._fitted) @ self._weights
         return sizes**self.growth * sums * np.exp(rest)
 
@@ -137,7 +137,7 @@ class LossModel:
 
 
 def _sources(maps: Sequence[SharingMap]) -> np.ndarray:
-    return np.array([shared.kv_source_layers for shared in maps])
+    return np.array([sharing_map.kv_source_layers for sharing_map in maps])
 
 
 def _kinship(some: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ class Memory:
 
     def counts(self) -> Counter[int]:
         """How many maps of each size were tried so far."""
-        return Counter(len(shared.targets) for shared in self.known)
+        return Counter(len(sharing_map.targets) for sharing_map in self.known)
 
     def untried(self) -> set[int]:
         """The targets that no map of one target has, but for seeds: those choose their source by
@@ -91,7 +91,7 @@ class Memory:
 
     def ranked(self, maps: Iterable[SharingMap], costs: np.ndarray) -> list[SharingMap]:
         """The map expected to lose least first, if the pairs lose ``costs``."""
-        listed = sorted(set(maps), key=lambda shared: shared.kv_source_layers)
+        listed = sorted(set(maps), key=lambda sharing_map: sharing_map.kv_source_layers)
         if not listed:
             return []
         order = np.argsort(self.model.expected(listed, costs), kind="stable")
