@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
@@ -21,9 +20,10 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
 }
 HEAD = """# API
 
-The public Python interface, written from the docstrings by `make docs`. Import from these two places only: where a
-name lives inside the package may change, its name here does not. Every frozen value has `to_dict`, `from_dict`,
-`to_json` and `from_json`; a sharing map has `to_json`, `from_json` and `parse`.
+The public Python interface, written from the docstrings by `make docs`. Import from these two
+places only: where a name lives inside the package may change, its name here does not. Every
+frozen value has `to_dict`, `from_dict`, `to_json` and `from_json`; a sharing map has `to_json`,
+`from_json` and `parse`.
 """
 MOVED = {
     "kvsharer_exp.search.spaces": ["SearchSpace", "Space", "SpaceSetting"],
@@ -56,7 +56,8 @@ def page() -> str:
 
 def moved() -> Iterator[str]:
     """The imports of earlier versions beside those of today."""
-    yield "## Moved\n\nEarlier versions documented imports from single modules. They are gone; use:\n"
+    yield "## Moved\n"
+    yield "Earlier versions documented imports from single modules. They are gone; use:\n"
     yield "| until now | from now on |\n| --- | --- |"
     for module, names in MOVED.items():
         listed = ", ".join(names)
@@ -68,7 +69,8 @@ def moved() -> Iterator[str]:
 def entry(name: str, thing: Any) -> Iterator[str]:
     """Heading, signature and docstring; of a class its public members too."""
     yield f"### {name}\n"
-    if not getattr(thing, "_is_protocol", False):
+    is_error = isinstance(thing, type) and issubclass(thing, Exception)  # has no signature
+    if not is_error and not getattr(thing, "_is_protocol", False):
         yield f"```python\n{name}{_signature(thing)}\n```\n"
     yield markdown(_docstring(thing))
     if inspect.isclass(thing):

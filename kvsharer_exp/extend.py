@@ -1,4 +1,4 @@
-"""The one stable import for what other packages add: search spaces, samplers, scorers, tasks, models.
+"""The one stable import for what other packages add: spaces, samplers, scorers, tasks, models.
 
 Everything here keeps its name from version to version, wherever it lives inside the package:
 
@@ -12,6 +12,7 @@ from kvsharer_exp.data.split import split_texts
 from kvsharer_exp.data.windows import token_windows
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.spec import ModelSpec
+from kvsharer_exp.search.fitness import Fitness
 from kvsharer_exp.search.spaces.base import (
     SearchSpace,
     Space,
@@ -20,7 +21,6 @@ from kvsharer_exp.search.spaces.base import (
     or_first_pair,
     refuse_a_single_map,
 )
-from kvsharer_exp.search.stages import Fitness
 from kvsharer_exp.search.strategies.map_sampler import MapSampler, Strategy
 from kvsharer_exp.search.strategies.memory import Memory
 from kvsharer_exp.values.errors import InputError, at_least

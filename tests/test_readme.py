@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from kvsharer_exp.cli.argv import COMMANDS, translate
 from kvsharer_exp.cli.config.compose import register, to_config
@@ -75,8 +74,6 @@ def composed(words: list[str]) -> Any:
         overrides = [re.sub(r"=(\[[^]]*\]|[^,]*),.*", r"=\1", word) for word in overrides]
     overrides = [word for word in overrides if not word.startswith("hydra.")]
     register(data_dir("search_spaces"))
-    if not OmegaConf.has_resolver("pid"):
-        OmegaConf.register_new_resolver("pid", lambda: 0)
     with initialize_config_dir(str(data_dir("conf")), version_base="1.3"):
         return to_config(compose("config", overrides))
 

@@ -1,41 +1,60 @@
-"""Our command line as Hydra's."""
+"""The commands, and our command line as Hydra's.
+
+Hydra knows overrides only; the bare word is ours. `translate` turns ``sweep`` into
+``command=sweep``, ``model=x`` and ``experiment=x`` into ``+model=x`` and ``+experiment=x`` (a group
+without a default composes only so), adds the default model, and refuses unknown words before
+anything is loaded.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from kvsharer_exp.cli.config.model import DEFAULT_MODEL
 from kvsharer_exp.model.folders import data_dir
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.text import shorten
 
-COMMANDS = (
-    *("calibrate", "search", "sweep", "evaluate", "bench", "ablate"),
-    *("report", "reproduce", "export", "generate", "ui", "doctor"),
-)
+COMMANDS = {
+    "calibrate": "layer statistics -> distance matrix, ranking, heat map",
+    "search": "the paper's greedy strategy at each compression ratio -> maps, acceptance trace",
+    "sweep": "the Optuna search -> Pareto front of memory against accuracy, in MLflow",
+    "evaluate": "scores of one map (map=0_1_0_3, a .json file or an MLflow run id) beside the full "
+    "cache",
+    "bench": "memory and speed of one map beside the full cache; without map= what a ratio would "
+    "buy",
+    "ablate": "the paper's ablations and its reviewers' questions (+experiment=NAME), with "
+    "intervals",
+    "report": "finished runs (run=ID,ID; without: the newest) beside the paper: tables, figures, "
+    "one page",
+    "reproduce": "a recorded run again (run=ID), value by value",
+    "export": "one map as a model folder: fewer weights, loads with and without this package",
+    "generate": "answers to a prompt, full and shared side by side",
+    "ui": "the MLflow UI on this store",
+    "doctor": "what works on this machine: device, memory, hub, models, tasks",
+}
+"""Every command and what ``--help`` says of it; each is a file of ``commands/``."""
 
-
+_COMPLETION = "a script for your shell (bash, zsh or fish) that completes words with TAB"
 _FLAGS_WITH_VALUE = (
     *("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd"),
     *("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun"),
 )
-
-
 _FLAGS_WITHOUT_COMMAND = ("--help", "-h", "--hydra-help", "--shell-completion", "-sc")
-
-
 _FLAGS = (
     *("--quiet", "-q", "--multirun", "-m", "--run", "-r", "--resolve"),
     *(*_FLAGS_WITH_VALUE, *_FLAGS_WITHOUT_COMMAND),
 )
-
-
 _FLAG_VALUES = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}
-
-
 _LIST_CHARACTERS = 90  # of the choices an error lists
+
+
+def help_lines() -> str:
+    """The commands as ``--help`` lists them, a line each."""
+    listed = {**COMMANDS, "completion": _COMPLETION}
+    return "\n".join(f"  {name:12}{text}" for name, text in listed.items())
 
 
 def translate(arguments: Sequence[str]) -> list[str]:
@@ -110,13 +129,13 @@ def _added_group(override: str) -> str:
     return f"+{group}={value}"
 
 
-def known(what: str, value: str, choices: Sequence[str]) -> str:
+def known(what: str, value: str, choices: Collection[str]) -> str:
     if value not in choices:
         raise InputError(unknown(what, value, choices))
     return value
 
 
-def unknown(what: str, value: str, choices: Sequence[str]) -> str:
+def unknown(what: str, value: str, choices: Collection[str]) -> str:
     near = difflib.get_close_matches(value, choices, n=1)
     listed = ", ".join(choices)
     if len(listed) > _LIST_CHARACTERS:

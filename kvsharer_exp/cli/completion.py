@@ -6,7 +6,7 @@ shell's start-up file (fish: ``kvsharer completion fish | source``) keeps it up 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from kvsharer_exp.cli.config.schema import config_keys
 from kvsharer_exp.model.folders import data_dir
@@ -15,7 +15,7 @@ from kvsharer_exp.values.errors import InputError
 _FLAGS = ("--help", "--quiet", "--cfg", "--multirun", "--version")
 
 
-def script(words: Sequence[str], commands: Sequence[str]) -> str:
+def script(words: Sequence[str], commands: Iterable[str]) -> str:
     """The script for the shell that ``words``, what follows ``completion``, names.
 
     Raises:

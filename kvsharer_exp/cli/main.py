@@ -1,9 +1,8 @@
 """The command line: ``kvsharer COMMAND key=value …``, in any order, on top of Hydra.
 
-Hydra knows overrides only; the bare word is ours. `translate` turns ``sweep`` into
-``command=sweep``, ``model=x`` and ``experiment=x`` into ``+model=x`` and ``+experiment=x`` (a group
-without a default composes only so), adds the default model, and refuses unknown words before
-anything is loaded.
+`main` is the entry point of the console script and of ``python -m kvsharer_exp``. It turns the
+words into Hydra's (`argv`), composes and checks the configuration (`config`), runs the command
+(`session.parts`), and turns every error into one line and an exit code (`error_line`).
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from importlib import import_module
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from kvsharer_exp import __version__
@@ -24,6 +22,7 @@ from kvsharer_exp.cli import completion
 from kvsharer_exp.cli.argv import COMMANDS, translate
 from kvsharer_exp.cli.config.compose import register, to_config
 from kvsharer_exp.cli.error_line import error_line, found_no_space
+from kvsharer_exp.cli.session.parts import run_command
 from kvsharer_exp.cli.terminal import one_line, settle_streams
 from kvsharer_exp.measure.machine import settle
 from kvsharer_exp.model.folders import data_dir
@@ -67,8 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    if not OmegaConf.has_resolver("pid"):
-        OmegaConf.register_new_resolver("pid", os.getpid)
     register(data_dir("search_spaces"))
     failures: list[BaseException] = []
     codes = [0]
@@ -77,8 +74,7 @@ def _run(arguments: Sequence[str]) -> int:
         # Hydra prints a line of its own about an exception that leaves here: hand it over instead.
         try:
             config = to_config(composed)
-            module = import_module(f"kvsharer_exp.cli.commands.{config.command}")
-            codes.append(module.run(config) or 0)
+            codes.append(run_command(config))
         except (Exception, KeyboardInterrupt) as error:
             failures.append(error)
 

@@ -64,6 +64,14 @@ class TurningTable:
         self._rows: list[Sequence[str]] = [header]
         self._ends: set[int] = set()
 
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[str]], *, section: int = 0) -> TurningTable:
+        """``rows``, the first one the header; a line below every ``section`` of the others."""
+        table = cls(*rows[0])
+        for number, row in enumerate(rows[1:], start=1):
+            table.add_row(*row, end_section=section > 0 and number % section == 0)
+        return table
+
     def add_row(self, *cells: str, end_section: bool = False) -> None:
         """A row of as many cells as the header has; ``end_section``: a line below it."""
         if end_section:

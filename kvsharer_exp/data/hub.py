@@ -1,4 +1,8 @@
-"""Data sets of the hub as passages, and how the hub is left alone where it cannot be reached."""
+"""Read data sets of the Hugging Face hub as passages, and do without the hub if it is out of reach.
+
+`load_passages` calls `hub_passages` for a text source that begins with ``hub:``. `load_tasks` loads
+the data sets of lm-eval inside `offline_when_unreachable`.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,10 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def offline_when_unreachable() -> Iterator[None]:
-    """Put the hub's clients in offline mode where the hub does not answer.
+    """Put the hub's clients in offline mode if the hub does not answer.
 
-    Data sets fetched before still load then; others fail at once instead of after 23 s of
-    retries. Undone at the end.
+    In offline mode, data sets that were fetched before still load. Others fail at once instead of
+    after 23 s of retries. The clients get their own mode back at the end.
     """
     import datasets
     import huggingface_hub.constants as hub
@@ -39,13 +43,20 @@ def offline_when_unreachable() -> Iterator[None]:
 
 
 def hub_passages(source: str) -> tuple[Passage, ...]:
+    """Load the passages of ``hub:<dataset>[/<config>][:<split>]``, one for each row with text.
+
+    The text is read from the column "text". The split is ``train`` if none is named.
+
+    Raises:
+        InputError: the data set has no name, cannot be fetched, or has no "text".
+    """
     import datasets
 
     name, _, split = source.removeprefix("hub:").partition(":")
     if not name:
         raise InputError(f"text source {source!r} names no data set: give hub:<dataset>[:<split>]")
     head, _, tail = name.rpartition("/")
-    # "a/b" is an organisation's data set, or (older) data set a with configuration b.
+    # "a/b" is an organisation's data set or, by an older name, data set a with configuration b.
     tries: list[tuple[str, str | None]] = [(name, None)] if name.count("/") < 2 else []
     tries += [(head, tail)] if head else []
     problem = ""

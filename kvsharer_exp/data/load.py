@@ -1,9 +1,7 @@
-"""Texts: load passages, split them into parts that never meet, cut them into token windows.
+"""Load the passages of a text: one of the built-in texts, a file, or a data set of the hub.
 
-Three parts: *calibration* (layer means, the fitness), *search* (tasks a candidate is scored on)
-and *report* (what is told in the end). Parts are split by document and checked by content, so
-that no sentence is both searched on and reported. It does not know models: a tokenizer comes in
-from outside.
+`split_texts` calls `load_passages` and splits the passages into parts that share no sentence. Then
+`token_windows` cuts the passages of a part into token windows.
 """
 
 from __future__ import annotations
@@ -21,13 +19,18 @@ from kvsharer_exp.values.text import clip, shorten
 
 
 def load_passages(source: str) -> tuple[Passage, ...]:
-    """Passages of ``wikipedia``, ``news``, a ``.txt`` (one passage a line), a ``.jsonl`` (key
-    "text"), or ``hub:<dataset>[/<config>][:<split>]`` (column "text", default split ``train``).
+    """Load the passages of a text source.
 
-    Blank lines are skipped; every line of a file is its own document.
+    Blank lines are skipped. Every line of a file is its own document.
+
+    Args:
+        source: ``wikipedia``, ``news``, the path of a ``.txt`` (one passage a line) or of a
+            ``.jsonl`` (key "text"), or ``hub:<dataset>[/<config>][:<split>]`` (column "text",
+            default split ``train``).
 
     Raises:
-        InputError: missing, empty or malformed file, or a data set that cannot be fetched.
+        InputError: the source is unknown, a file is missing, empty or malformed, or a data set
+            cannot be fetched.
     """
     if source == "wikipedia":
         return wikipedia_passages()

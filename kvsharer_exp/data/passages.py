@@ -1,4 +1,7 @@
-"""The values: a passage of text, and the three parts that never meet."""
+"""The values of this folder: a passage of text, and three parts of text that share no sentence.
+
+`load_passages` makes the passages, and `split_texts` makes the parts.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ PARTS = ("calibration", "search", "report")
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """One paragraph or line; ``document``: the article's title, or ``file.txt:12``."""
+    """One paragraph or line of text.
+
+    ``document`` is the title of the article, or ``file.txt:12`` for line 12 of a file.
+    """
 
     text: str
     document: str
@@ -20,7 +26,10 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class TextParts:
-    """Passages of each part; ``sources``: part → the source it was cut from."""
+    """The passages of each part.
+
+    ``sources`` maps the name of a part to the text source that the part was cut from.
+    """
 
     calibration: tuple[Passage, ...]
     search: tuple[Passage, ...]
@@ -29,10 +38,11 @@ class TextParts:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Part → 12 hex characters that identify its content."""
+        """For each part, 12 hex characters that identify its content."""
         return {part: fingerprint(getattr(self, part)) for part in PARTS}
 
 
 def fingerprint(passages: Sequence[Passage]) -> str:
+    """Return 12 hex characters that identify the texts and documents of ``passages``."""
     rows = [[passage.document, passage.text] for passage in passages]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]

@@ -1,4 +1,12 @@
-"""Split texts into calibration, search and report parts that never meet."""
+"""Split texts into a calibration, a search and a report part that share no sentence.
+
+The commands call `split_texts` through their `Windows`. *Calibration* text gives the layer means
+and the fitness. *Search* text gives the tasks that a candidate is scored on. *Report* text gives
+the scores that are told in the end.
+
+Parts are split by document and checked by content, so that no sentence is both searched on and
+reported.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +31,15 @@ _log = logging.getLogger(__name__)
 def split_texts(
     calibration_source: str = "wikipedia", heldout_source: str = "wikipedia"
 ) -> TextParts:
-    """Calibration, search and report passages; ``check_disjoint`` holds for the result.
+    """Load texts and split them into calibration, search and report passages.
 
-    One source: its documents, ordered by the SHA-256 of their names, are cut at 30 % and 60 % of
-    the passages. Two sources: the first is all calibration, the second is cut at 60 %; the report
-    part of a source is therefore the same whatever the calibration text.
+    If both sources are the same, its documents are ordered by the SHA-256 of their names and cut
+    at 30 % and 60 % of the passages. If there are two sources, the first is all calibration, and
+    the second is cut at 60 %. The report part of a source is therefore cut at the same place
+    whatever the calibration text is. The result has passed `check_disjoint`.
 
     Raises:
-        InputError: a part is empty, or a calibration file repeats held-out text.
+        InputError: a part is empty, or a calibration file repeats text of ``heldout_source``.
     """
     heldout = load_passages(heldout_source)
     same = resolved(calibration_source) == resolved(heldout_source)
@@ -51,7 +60,7 @@ def split_texts(
 
 
 def _cut(passages: Sequence[Passage]) -> tuple[tuple[Passage, ...], ...]:
-    """Three parts of about 30, 30 and 40 % of the passages, whole documents each."""
+    """Cut into three parts of whole documents: about 30, 30 and 40 % of the passages."""
     documents: dict[str, list[Passage]] = {}
     for passage in passages:
         documents.setdefault(passage.document, []).append(passage)
@@ -65,13 +74,13 @@ def _cut(passages: Sequence[Passage]) -> tuple[tuple[Passage, ...], ...]:
 
 
 def check_disjoint(parts: TextParts) -> TextParts:
-    """The parts without passages that repeat a sentence of an earlier part.
+    """Leave out every passage that repeats a sentence of an earlier part.
 
-    Sentences of 40 characters or more are compared, case and white space aside. Within one source
-    the later part loses the passage (logged with its count).
+    Sentences of 40 characters or more are compared, case and white space aside. If both parts are
+    of one source, the later part loses the passage, and the number of passages lost is logged.
 
     Raises:
-        InputError: parts of different sources share a sentence.
+        InputError: two parts of different sources share a sentence.
     """
     seen: dict[str, str] = {}
     kept: dict[str, tuple[Passage, ...]] = {}
@@ -102,4 +111,5 @@ def _sentences(text: str) -> list[str]:
 
 
 def resolved(source: str) -> str:
+    """Give a text file by its absolute path, and any other text source as it is."""
     return str(Path(source).resolve()) if source.endswith((".txt", ".jsonl")) else source

@@ -1,7 +1,12 @@
-"""Tasks for lm-eval by name: made from held-out text, the paper's, lm-eval's own, a YAML file.
+"""Load the tasks that lm-eval scores a map on, and keep those of the search out of the report.
 
-The paper's benchmarks that lm-eval lacks are the files of ``paper_tasks/``. Each of them reads the
-hub, or ``$KVSHARER_TASK_DATA/<task>.jsonl`` (``.json``, ``.parquet``) where that file exists.
+The `Scorers` of a command load the tasks of the search and of the report by name, and `TaskScorer`
+scores them. A name is that of a task made from our text parts (`wiki_tasks`), of one of the paper's
+benchmarks, or of one of lm-eval's own tasks. It may also be the path of a YAML file.
+
+The paper's benchmarks that lm-eval lacks are the files of ``paper_tasks/``. Each of them reads
+``$KVSHARER_TASK_DATA/<task>.jsonl`` (or ``.json``, ``.parquet``) if that file exists, and the hub
+if not.
 """
 
 from __future__ import annotations
@@ -32,13 +37,15 @@ _ANYWHERE = ", ".join(name for name, task in LOCAL_TASKS.items() if task.part ==
 
 
 def load_tasks(names: Iterable[str], parts: TextParts, *, seed: int = 0) -> dict[str, Any]:
-    """lm-eval ``Task`` objects by name: made here, the paper's, lm-eval's, or of a YAML file.
+    """Load lm-eval ``Task`` objects: made here, the paper's, lm-eval's own, or of a YAML file.
 
-    A group with a score of its own (``mmlu``) stays one lm-eval ``Group``; another gives its
-    tasks. lm-eval's own index (8 s) is read only when a name asks for it.
+    The result holds them by name. A group with a score of its own (``mmlu``) stays one lm-eval
+    ``Group``. Any other group is replaced by its tasks. lm-eval's own index takes 8 s to read, so
+    it is read only when a name asks for it. ``parts`` and ``seed`` give the items of tasks made
+    here.
 
     Raises:
-        InputError: unknown name, a file that is no task, or data sets that cannot be fetched.
+        InputError: a name is unknown, a file is no task, or data sets cannot be fetched.
     """
     names = list(names)
     tasks: dict[str, Any] = {}
@@ -52,7 +59,7 @@ def load_tasks(names: Iterable[str], parts: TextParts, *, seed: int = 0) -> dict
             manager, task = _find(name)
             try:
                 found = manager.load([task])
-            except Exception as error:  # of lm-eval, datasets, the hub's clients, YAML, Jinja
+            except Exception as error:  # from lm-eval, datasets, the hub's clients, YAML or Jinja
                 failed[name] = error
                 continue
             group = next(iter(found["groups"].values()), None)
@@ -63,7 +70,7 @@ def load_tasks(names: Iterable[str], parts: TextParts, *, seed: int = 0) -> dict
 
 
 def members(tasks: Mapping[str, Any]) -> dict[str, Any]:
-    """Single tasks by name: a group is replaced by what it holds, through all its levels."""
+    """Give single tasks by name: each group is replaced by the tasks on all its levels."""
     from lm_eval.api.group import Group
 
     single: dict[str, Any] = {}
@@ -96,7 +103,7 @@ def _manager() -> Any:
 
 
 def _find(name: str) -> tuple[Any, Any]:
-    """The task manager that knows ``name``, and what to ask it for."""
+    """Find the task manager that knows ``name``, and what to ask that manager for."""
     from lm_eval.tasks import TaskManager
 
     path = Path(name)
@@ -117,7 +124,7 @@ def _find(name: str) -> tuple[Any, Any]:
 
 
 def _local_copy(name: str) -> dict[str, Any]:
-    """The keys that point a task at its file in ``$KVSHARER_TASK_DATA``; none without a file."""
+    """The keys that make a task read its file in ``$KVSHARER_TASK_DATA``; none without a file."""
     folder = os.environ.get(TASK_DATA)
     for kind, suffix in (("json", "jsonl"), ("json", "json"), ("parquet", "parquet")):
         path = Path(folder or "", f"{name}.{suffix}")
@@ -133,7 +140,10 @@ def _local_copy(name: str) -> dict[str, Any]:
 
 
 def _not_loaded(failed: Mapping[str, Exception]) -> InputError:
-    """One line of at most 190 characters that names all of them and the reason of the first."""
+    """Make an error of at most 190 characters on one line.
+
+    It names the tasks, as many as there is room for, and the reason why the first failed.
+    """
     error = next(iter(failed.values()))
     names = textwrap.shorten(", ".join(name[-60:] for name in failed), 110, placeholder=" …")
     what = f"task{'s' if len(failed) > 1 else ''} {names} cannot be loaded"
@@ -148,11 +158,12 @@ def _not_loaded(failed: Mapping[str, Exception]) -> InputError:
 def check_no_overlap(
     search: Iterable[str], report: Iterable[str], allowed: Iterable[str] = ()
 ) -> None:
-    """What the search optimises may not be what the report tells: neither tasks nor texts.
+    """Refuse a search that optimises a task or a text that the report tells.
+
+    Tasks named in ``allowed`` are not checked.
 
     Raises:
-        InputError: a task is on both sides, or local tasks of both sides draw on one part, and
-            is not named in ``allowed``.
+        InputError: a task is on both sides, or local tasks of both sides draw on the same part.
     """
     allowed = set(allowed)
     searched = [name for name in search if name not in allowed]
@@ -174,7 +185,7 @@ def check_no_overlap(
 
 
 def items_digest(task: Any, limit: int | None = None) -> str:
-    """12 hex characters that identify the first ``limit`` items of an lm-eval task."""
+    """Return 12 hex characters that identify the first ``limit`` items of an lm-eval task."""
     digest = hashlib.sha256()
     for item in islice(task.eval_docs, limit):
         digest.update(json.dumps(item, sort_keys=True, default=str).encode())
@@ -183,7 +194,7 @@ def items_digest(task: Any, limit: int | None = None) -> str:
 
 @contextmanager
 def quiet_lm_eval() -> Iterator[None]:
-    """lm-eval without progress bars and without log lines below ERROR; undone at the end."""
+    """Silence lm-eval's progress bars and its log lines below ERROR; undone at the end."""
     import datasets
 
     hidden = datasets.are_progress_bars_disabled()

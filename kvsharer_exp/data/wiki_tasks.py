@@ -1,9 +1,11 @@
-"""Tasks made from held-out text, because a hub with the usual benchmarks is not always at hand.
+"""Make tasks from text, because a hub with the usual benchmarks is not always at hand.
 
-``wiki_cloze`` (last word of an opening, after LAMBADA, https://arxiv.org/abs/1606.06031),
-``wiki_next`` (which of four continuations is the paragraph's own) and ``wiki_ppl`` (rolling
-perplexity). They draw on the report part; with ``_search`` at the end of the name, on the search
-part. Items are drawn by a seed and handed to lm-eval in memory (`kvsharer_exp.tasks`).
+``wiki_cloze`` asks for the last word of an opening, as LAMBADA does. ``wiki_next`` asks which of
+four continuations is the paragraph's own. ``wiki_ppl`` is the rolling perplexity.
+
+The three draw on the report part. With ``_search`` at the end of the name they draw on the search
+part. Items are drawn by a seed. `load_tasks` hands them to lm-eval in memory.
+LAMBADA: https://arxiv.org/abs/1606.06031.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from kvsharer_exp.values.errors import InputError
 
 Item = dict[str, Any]
 
-CLOZE_WORDS = range(40, 61)  # length of the context
+CLOZE_WORDS = range(40, 61)  # length of the context, in words
 NEXT_CONTEXT_WORDS = 24
 NEXT_CHOICE_WORDS = 8
 NUM_CHOICES = 4
@@ -35,10 +37,11 @@ _COMMON = frozenset(
 
 
 def cloze_items(passages: Sequence[Passage], seed: int) -> list[Item]:
-    """``{"context", "answer"}``: 40 to 60 words of a passage's opening and the word after them.
+    """Make items ``{"context", "answer"}``: the opening of a passage, and the word after it.
 
-    The answer is a word of 4 or more letters, not a function word, that the context has already
-    used, but not among its last three words; the end of a sentence is preferred.
+    The context has 40 to 60 words. The answer has 4 or more letters and is not a function word.
+    The context has used it already, but not among its last three words. If there is such a word
+    at the end of a sentence, that word is taken.
     """
     rng = random.Random(seed)
     items = []
@@ -64,11 +67,12 @@ def cloze_items(passages: Sequence[Passage], seed: int) -> list[Item]:
 
 
 def next_items(passages: Sequence[Passage], seed: int) -> list[Item]:
-    """``{"context", "choices", "gold"}``: a paragraph's opening and four ways it might go on.
+    """Make items ``{"context", "choices", "gold"}``: an opening, and four ways it might go on.
 
-    One choice is how it does go on, the others how other paragraphs of the document go on after
-    an opening of the same length. (Four openings for the end of a paragraph were tried first:
-    accuracy .35, too near chance to tell maps apart.)
+    One choice is how the paragraph does go on; ``gold`` is its index. The others are how other
+    paragraphs of the same document go on after an opening of the same length. (Items with four
+    openings for the end of a paragraph were tried first. Their accuracy was .35, which is too
+    near chance to tell maps apart.)
     """
     rng = random.Random(seed)
     items = []
@@ -90,7 +94,7 @@ def next_items(passages: Sequence[Passage], seed: int) -> list[Item]:
 
 
 def perplexity_items(passages: Sequence[Passage], seed: int) -> list[Item]:
-    """``{"text"}``: every passage, cut to 200 words."""
+    """Make items ``{"text"}``: every passage, cut to its first 200 words."""
     items = [{"text": " ".join(p.text.split()[:PERPLEXITY_WORDS])} for p in passages]
     random.Random(seed).shuffle(items)
     return items
@@ -98,7 +102,11 @@ def perplexity_items(passages: Sequence[Passage], seed: int) -> list[Item]:
 
 @dataclass(frozen=True, slots=True)
 class LocalTask:
-    """A task made here: the part it draws on, how items are made, how lm-eval reads them."""
+    """A task that is made here.
+
+    ``part`` is the part of the text that the task draws on. ``make_items`` makes the items from
+    passages and a seed. ``config`` says how lm-eval reads them.
+    """
 
     part: str
     make_items: Callable[[Sequence[Passage], int], list[Item]]
@@ -159,7 +167,7 @@ LOCAL_TASKS: dict[str, LocalTask] = _ON_REPORT | {
 
 
 def items_of(name: str, parts: TextParts, *, seed: int = 0) -> list[Item]:
-    """Items of a local task, in the order in which a limit takes them.
+    """Make the items of a local task, in the order in which a limit takes them.
 
     Raises:
         InputError: the text gives no item.

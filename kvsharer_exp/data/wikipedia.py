@@ -1,4 +1,7 @@
-"""The built-in Wikipedia dump as prose: articles, then paragraphs without markup."""
+"""Read the built-in Wikipedia dump as prose: its articles, and their paragraphs without markup.
+
+`load_passages` calls `wikipedia_passages` for the text source ``wikipedia``.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ MIN_PARAGRAPH_CHARACTERS = 200
 
 
 def wikipedia_passages() -> tuple[Passage, ...]:
-    """The built-in dump, parsed once and kept as JSON lines in the cache folder."""
+    """Load the paragraphs of the built-in dump.
+
+    The dump is parsed once. The result is kept as JSON lines in the cache folder.
+    """
     dump = fetch("wikipedia")
     digest = hashlib.sha256(dump.read_bytes()).hexdigest()[:12]
     cache = cache_dir() / f"wikipedia-{digest}-v{WIKIPEDIA_PARSER_VERSION}.jsonl"
@@ -42,7 +48,10 @@ def wikipedia_passages() -> tuple[Passage, ...]:
 
 
 def wikipedia_articles(dump: Path) -> Iterator[tuple[str, str]]:
-    """(title, markup) of every article of a bz2 MediaWiki XML dump; no redirects, no talk."""
+    """Yield (title, markup) of every article in a bz2 MediaWiki XML dump.
+
+    Redirects and pages that are not articles, such as talk pages, are left out.
+    """
     with bz2.open(dump) as stream:
         for _, element in ElementTree.iterparse(stream):
             if element.tag.rpartition("}")[2] != "page":
@@ -60,7 +69,7 @@ _DROPPED = re.compile(
 )
 
 
-_HOLE = "\N{REPLACEMENT CHARACTER}"  # a formula stood here: the paragraph cannot be read
+_HOLE = "\N{REPLACEMENT CHARACTER}"  # stands where a formula was: its paragraph is left out
 
 
 _FORMULA = re.compile(r"<(math|source|syntaxhighlight)\b[^>]*>.*?</\1\s*>", re.DOTALL | re.I)
@@ -88,10 +97,10 @@ _LEFTOVER = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|[<>|]|" + _HOLE)
 
 
 def wikipedia_paragraphs(markup: str) -> list[str]:
-    """Prose paragraphs of an article, at least 200 characters each, without markup.
+    """Extract the prose paragraphs of an article, at least 200 characters each, without markup.
 
-    Tables, references, pictures, lists and headings go; a paragraph with a formula, or with
-    markup that did not parse, goes as a whole rather than with a hole in it.
+    Tables, references, pictures, lists and headings are removed. A paragraph with a formula, or
+    with markup that did not parse, is left out as a whole, so that no paragraph has a hole in it.
     """
     import mwparserfromhell
 

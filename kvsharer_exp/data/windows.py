@@ -1,4 +1,8 @@
-"""Cut passages into windows of equal length for a model."""
+"""Cut passages into token windows of equal length for a model.
+
+The `Windows` of a command are cut here. This module does not know models: the tokenizer comes in
+from outside.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +27,19 @@ def token_windows(
     at_most: bool = False,
     add_bos: bool = False,
 ) -> torch.Tensor:
-    """Windows of equal length, ``(num_windows, window_tokens)`` int64, none overlapping another.
+    """Cut windows of equal length, ``(num_windows, window_tokens)`` int64; none overlaps another.
 
-    ``at_most``: fewer, even none, where the text gives no more.
+    Paragraphs of a document that are shorter than a window are joined with a blank line into a
+    stretch. Every stretch gives its first window before any stretch gives a second one. The order
+    of the stretches is drawn by ``seed``.
 
-    Paragraphs of a document that are shorter than a window are joined with a blank line. Every
-    stretch gives its first window before any gives a second one; their order is drawn by ``seed``.
-    ``add_bos`` makes the tokenizer's BOS the first of the ``window_tokens``.
+    Args:
+        at_most: give fewer windows, even none, if the text has no more.
+        add_bos: make the tokenizer's BOS the first of the ``window_tokens``.
 
     Raises:
-        InputError: a number out of range, no BOS token, or too little text.
+        InputError: a number is out of range, the tokenizer has no BOS token, or there is too
+            little text.
     """
     if num_windows < 1 or window_tokens < 2:
         raise InputError(
@@ -62,7 +69,7 @@ def token_windows(
 
 
 def _stretches(passages: Sequence[Passage], tokenizer: Any, body: int) -> Iterator[list[int]]:
-    """Token ids of consecutive paragraphs of one document, at least ``body`` in each stretch."""
+    """Yield stretches: token ids of consecutive paragraphs of one document, at least ``body``."""
 
     def encode(texts: list[str]) -> list[list[int]]:
         return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
@@ -80,7 +87,7 @@ def _stretches(passages: Sequence[Passage], tokenizer: Any, body: int) -> Iterat
             if len(ids) >= body:
                 joined.append((open_texts, ids))
                 open_texts, length = [], 0
-        if open_texts and joined:  # the rest of the document is no window of its own
+        if open_texts and joined:  # the rest is too short for a stretch of its own
             texts = joined[-1][0] + open_texts
             joined[-1] = (texts, encode(["\n\n".join(texts)])[0])
         yield from (ids for _, ids in joined)

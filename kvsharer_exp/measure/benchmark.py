@@ -1,8 +1,10 @@
-"""Speed and memory of a map beside the full cache, measured on the model's own loop.
+"""Measure the speed and memory of a map beside the full cache, on the model's own loop.
 
-That is what ``generate`` does for a greedy answer: one prefill, then one forward per token on the
-`DynamicCache` that the model makes by itself. Full and shared take turns, after a warm-up. What
-shapes say beforehand is in `prediction`.
+The commands ``bench`` and ``ablate`` call `measure`. `prediction` says what the shapes alone
+predict.
+
+The loop is what ``generate`` does for a greedy answer: one prefill, then one forward per token on
+the `DynamicCache` that the model makes by itself. Full and shared take turns, after a warm-up.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def check_length(model: nn.Module, num_tokens: int, what: str) -> None:
     """Refuse more tokens than the model has positions for.
 
     Raises:
-        InputError: names ``what``, the number and the limit.
+        InputError: there are more; the message names ``what``, the number and the limit.
     """
     config = text_config(model)
     limit = getattr(config, "max_position_embeddings", None)
@@ -55,11 +57,13 @@ def measure(
     repeats: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Full and shared in turn, prefill by prefill and step by step, from the same random tokens.
+    """Measure the full cache and the map in turn, prefill by prefill and step by step.
 
-    A round's decode rate is of its median step, so that a pause of the machine does not count.
-    ``speedup`` is a ratio of medians, above 1 where shared is faster. ``kv_projection_calls``: how
-    often the targets' key and value projections ran in one warm-up, counted by hooks.
+    Both start from the same random tokens: ``batch`` sequences of ``context`` tokens. The decode
+    rate of a round is that of its median step, so that a pause of the machine does not count.
+    ``speedup`` is a ratio of medians over the ``repeats`` rounds, above 1 where shared is faster.
+    ``kv_projection_calls`` is how often the targets' key and value projections ran in one warm-up,
+    counted by hooks.
     """
     vocabulary = text_config(model).vocab_size
     generator = torch.Generator().manual_seed(seed)
@@ -87,7 +91,7 @@ def measure(
 
 @contextmanager
 def counted_projections(model: nn.Module, sharing_map: SharingMap) -> Iterator[list[str]]:
-    """Yields a list that grows by a name whenever a target's own K/V projection runs."""
+    """Yield a list that grows by a name whenever a target's own K/V projection runs."""
     layers, handles = attention_layers(model), []
     seen: list[str] = []
     for target in sharing_map.targets:
@@ -113,13 +117,13 @@ def _round(
     new_tokens: int,
     ran: list[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """A prefill of ``prompt`` (batch, context) by each side, then ``new_tokens`` greedy steps in
-    turn, each side on its own cache.
+    """Run a prefill of ``prompt`` (batch, context) on each side, then greedy steps in turn.
 
-    Memory is after the prefill: on CUDA its peak, what the other side holds not counted; on the
-    CPU that of the whole process.
+    There are ``new_tokens`` steps, and each side has its own cache. Memory is measured after the
+    prefill. On CUDA it is the peak of the prefill, without what the other side holds. On the CPU
+    it is the memory of the whole process.
     """
-    # As `generate` does: logits of the last position only.
+    # Like `generate`, compute the logits of the last position only.
     keep = "logits_to_keep" in inspect.signature(model.forward).parameters
     last = {"logits_to_keep": 1} if keep else {}
     cuda = prompt.is_cuda
@@ -160,7 +164,7 @@ def _round(
 
 
 def _held_memory(prompt: torch.Tensor) -> int:
-    """Bytes allocated on the device; its peak counts from here."""
+    """Count the bytes allocated on the device, and let its peak count from here."""
     torch.cuda.reset_peak_memory_stats(prompt.device)
     return torch.cuda.memory_allocated(prompt.device)
 
@@ -172,14 +176,16 @@ def _now(cuda: bool) -> float:
 
 
 def _resident_bytes() -> int:
-    """Resident memory of this process: weights, both caches, freed memory that malloc keeps; 0
-    where there is no /proc."""
+    """Resident memory of this process in bytes; 0 where there is no ``/proc``.
+
+    It holds the weights, both caches, and freed memory that malloc keeps.
+    """
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") if statm.exists() else 0
 
 
 def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Median, lowest and highest of what varies."""
+    """Median, lowest and highest of each value that varies between runs."""
 
     def spread(key: str) -> dict[str, float]:
         values = [run[key] for run in runs]

@@ -1,4 +1,7 @@
-"""Decoder blocks from outside: skip them, record what they return, repeat it for several maps."""
+"""Handle decoder blocks from outside: skip them, record and repeat what they return.
+
+An `Evaluator` uses this to resume a forward in the middle, for one map or for several together.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from kvsharer_exp.model.sharing.architectures import AttentionLayer
 
 
 def repeated(value: Any, times: int) -> Any:
-    """What a block returned or an owner left, for a batch of ``times`` as many windows."""
+    """Repeat what a block returned, or the KV an owner left, for ``times`` as many windows."""
     if times == 1 or value is None:
         return value
     if isinstance(value, tuple):
@@ -19,7 +22,7 @@ def repeated(value: Any, times: int) -> Any:
 
 
 def part_of(value: Any, part: int, parts: int) -> Any:
-    """One of equal parts of it, in memory of its own."""
+    """Take one of equal ``parts`` of the batch in ``value``, copied so that the rest can go."""
     if parts == 1 or value is None:
         return value
     if isinstance(value, tuple):
@@ -29,7 +32,7 @@ def part_of(value: Any, part: int, parts: int) -> Any:
 
 @contextmanager
 def skipped(layers: tuple[AttentionLayer, ...], output: Any) -> Iterator[None]:
-    """Inside, the blocks of ``layers`` return ``output`` without computing."""
+    """Let the blocks of ``layers`` return ``output`` without computing; undone at the end."""
     with ExitStack() as undo:
         for layer in layers:
             own = layer.block.__dict__.get("forward")  # accelerate's hooks put one there
@@ -43,7 +46,7 @@ def skipped(layers: tuple[AttentionLayer, ...], output: Any) -> Iterator[None]:
 
 @contextmanager
 def recorded(layers: tuple[AttentionLayer, ...], outputs: dict[int, Any]) -> Iterator[None]:
-    """Inside, the blocks of ``layers`` leave what they return in ``outputs``, by layer index."""
+    """Record in ``outputs``, by layer index, what the blocks of ``layers`` return meanwhile."""
     with ExitStack() as undo:
         for layer in layers:
             handle = layer.block.register_forward_hook(

@@ -1,10 +1,14 @@
-"""What the calibration windows say of layers before any map is scored.
+"""Measure what the calibration windows say of the layers, before any map is scored.
 
-*Layer means*: every layer's keys and values averaged over the windows, as KVSharer ranks by
-(§3.1, https://arxiv.org/abs/2410.18517; 30 windows of 64 tokens). *Block errors*: how far a layer's
-output moves when it alone reads another layer's keys and values. Measured on all 435 pairs of
-SmolLM2: Spearman's rho with the KL of the pair is 0.95 for block errors, -0.04 for the paper's
-distance of means (RESULTS.md).
+The `Calibration` of a command calls both functions, and `ranking` orders pairs of layers by what
+they return.
+
+*Layer means* are every layer's keys and values, averaged over the windows. KVSharer ranks pairs by
+them (30 windows of 64 tokens). *Block errors* say how far a layer's output moves when this layer
+alone reads the keys and values of another layer. On SmolLM2, Spearman's rho with the KL of the pair
+is 0.95 for block errors and -0.04 for the paper's distance of means (RESULTS.md, 80 of 435 pairs).
+
+KVSharer §3.1, https://arxiv.org/abs/2410.18517.
 """
 
 from __future__ import annotations
@@ -27,7 +31,8 @@ from kvsharer_exp.values.sharing_map import SharingMap
 class LayerMeans:
     """Mean keys and values per layer, each (num_key_value_heads, window_tokens, head_dim), float32.
 
-    As the cache holds them: after RoPE, before heads are repeated for grouped queries.
+    They are taken as the cache holds them: after RoPE, and before heads are repeated for grouped
+    queries.
     """
 
     keys: tuple[torch.Tensor, ...]
@@ -37,7 +42,7 @@ class LayerMeans:
 
 @torch.inference_mode()
 def layer_means(model: nn.Module, windows: torch.Tensor, *, batch_size: int = 8) -> LayerMeans:
-    """Average every layer's KV over ``windows`` (num_windows, window_tokens); all of them count."""
+    """Average every layer's KV over all of ``windows`` (num_windows, window_tokens)."""
     layers = attention_layers(model)
     identity = SharingMap.identity(len(layers))
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]
@@ -60,11 +65,12 @@ def layer_means(model: nn.Module, windows: torch.Tensor, *, batch_size: int = 8)
 def block_errors(
     model: nn.Module, windows: torch.Tensor, *, batch_size: int = 8
 ) -> list[list[float]]:
-    """``matrix[target][source]``: the relative squared error that sharing the pair leaves in the
-    output of the target's block, ‖changed - own‖² / ‖own‖², mean over tokens and ``windows``
-    (num_windows, window_tokens); NaN where the pair may not share.
+    """Measure the error that sharing each pair of layers alone leaves in the target's block.
 
-    Every block before the target sees what it sees in the full model, so a pair costs one block.
+    ``matrix[target][source]`` is the relative squared error in the output of the target's block,
+    ‖changed - own‖² / ‖own‖², mean over tokens and ``windows`` (num_windows, window_tokens). It is
+    NaN where the pair may not share. Every block before the target sees what it sees in the full
+    model, so a pair costs the forward of one block.
     """
     layers = attention_layers(model)
     identity = SharingMap.identity(len(layers))
@@ -97,11 +103,11 @@ def block_errors(
 def _remember(
     calls: dict[int, tuple[Any, Any, Any]], index: int, block: nn.Module, *call: Any
 ) -> None:
-    """A forward hook: ``call`` is what the block was given (args, kwargs) and what it returned."""
+    """Keep a block's ``call``: the args and kwargs it was given, and what it returned."""
     args, kwargs, returned = call
     calls[index] = args, kwargs, returned
 
 
 def _output(returned: Any) -> torch.Tensor:
-    """The hidden states (batch, tokens, hidden_size) of what a block returned, float32."""
+    """The hidden states (batch, tokens, hidden_size) in what a block returned, float32."""
     return (returned[0] if isinstance(returned, tuple) else returned).float()

@@ -1,10 +1,10 @@
-"""Score a candidate map against the full cache, computing only the layers it changes.
+"""Score a candidate map against the full cache, computing only the layers that the map changes.
 
-The full model's outputs on a batch of windows are computed when first needed, and kept. A candidate
-starts from the hidden states (and keys and values) of the longest prefix it has in common with a
-map scored before (`prefix_states`): the layers of that prefix return what they returned then. Only
-the arithmetic is skipped, the model's own forward still runs, so the numbers are those of a plain
-evaluation.
+Searches and ablations score their maps with an `Evaluator`. The full model's outputs on a batch of
+windows are computed when first needed, and kept. A candidate starts from the hidden states, keys
+and values of the longest prefix that it has in common with a map scored before (`prefix_states`).
+The layers of that prefix return what they returned then. The model's own forward still runs, and
+only the arithmetic is skipped, so the numbers are those of a plain evaluation.
 """
 
 from __future__ import annotations
@@ -28,14 +28,19 @@ from kvsharer_exp.values.scores import CandidateScores
 from kvsharer_exp.values.sharing_map import SharingMap
 
 Accept = Callable[[CandidateScores, int], bool | None]
-"""Whether to accept a map with these scores, so many windows being left; None: not told yet."""
+"""Says from the scores so far and the number of windows left whether to accept a map.
+
+None means that it cannot tell yet.
+"""
 
 
 @dataclass(slots=True)
 class _Reference:
-    """The full model on one batch: hidden (batch, tokens, hidden_size); once a KL is asked for the
-    entropies (batch, tokens) of its next-token distributions and, if they fit, their probabilities
-    (batch, tokens, vocabulary), float32."""
+    """What the full model computed on one batch: ``hidden`` is (batch, tokens, hidden_size).
+
+    Once a KL is asked for, ``entropies`` (batch, tokens) are those of the next-token distributions.
+    If they fit, ``probabilities`` (batch, tokens, vocabulary) are kept too. Both are float32.
+    """
 
     hidden: torch.Tensor
     last_output: Any
@@ -44,17 +49,17 @@ class _Reference:
 
 
 class Evaluator:
-    """Scores maps on fixed windows.
+    """Scores candidate maps on fixed windows.
 
     Args:
         model: a causal language model in eval mode.
         windows: token ids (num_windows, window_tokens).
-        batch_size: most windows per forward.
+        batch_size: the most windows of each map per forward.
         cuts: numbers of windows after which a batch ends, so that `score` can stop there.
-        memory_budget: bytes for what is kept. Reference probabilities of batches that do not fit
-            in half of it are made again from the kept last layer. Layer states have the rest:
-            those not used for longest go, and where one map's do not fit twice, only those of its
-            first layers stay.
+        memory_budget: bytes for what is kept. Reference probabilities have at most half of them.
+            Those of batches that do not fit are made again from the last layer's output, which is
+            kept. Layer states have the rest. The least recently used are dropped. If the states of
+            two maps do not fit, only those of the first layers are kept.
     """
 
     def __init__(
@@ -100,7 +105,7 @@ class Evaluator:
 
     @cached_property
     def full_scores(self) -> CandidateScores:
-        """The unshared model's, on all windows; computed at first use."""
+        """The full model's scores on all windows, computed at first use."""
         return self.score(self._full)
 
     @torch.inference_mode()
@@ -111,9 +116,9 @@ class Evaluator:
         windows: slice = slice(None),
         logits: bool = True,
     ) -> CandidateScores:
-        """Scores of ``sharing_map`` on ``windows``, all by default.
+        """Score ``sharing_map`` on ``windows``, all by default.
 
-        ``logits=False`` leaves the head out: cosine only.
+        ``logits=False`` leaves the head out, so that only the cosine is measured.
 
         Raises:
             ValueError: ``windows`` begin or end within a batch.
@@ -128,10 +133,10 @@ class Evaluator:
         windows: slice = slice(None),
         logits: bool = True,
     ) -> list[CandidateScores]:
-        """`score` of each of ``maps``, all in one forward per batch of windows.
+        """`score` each of ``maps``, all in one forward per batch of windows.
 
-        They start where the first of them leaves what all have in common and is kept, so this pays
-        where one map leaves the device idle.
+        The forward starts after the first layers that all maps have in common and whose states are
+        kept. This pays where one map alone leaves the device idle.
         """
         scores = [CandidateScores(())] * len(maps)
         for index in self._batches_of(windows):
@@ -152,8 +157,11 @@ class Evaluator:
 
     @torch.inference_mode()
     def advance(self, sharing_map: SharingMap, accept: Accept) -> tuple[CandidateScores, bool]:
-        """Score by cosine, batch by batch until ``accept`` decides; only when it says yes are the
-        map's states kept."""
+        """Score by cosine, batch by batch, until ``accept`` decides.
+
+        Returns the scores so far and whether the map is accepted. The states of the map are kept
+        only if it is.
+        """
         scores, kept, accepted = CandidateScores(()), [], None
         for index in range(len(self._batches)):
             ((more, states),) = self._score(index, [sharing_map], False)
@@ -168,15 +176,15 @@ class Evaluator:
         return scores, bool(accepted)
 
     def reset(self) -> None:
-        """Forget the states of all maps but the full model's."""
+        """Drop the states of all maps except those of the full model."""
         for states in self._states:
             states.forget_all_but(self._full)
 
     def _score(
         self, index: int, maps: Sequence[SharingMap], logits: bool
     ) -> list[tuple[CandidateScores, list[LayerState]]]:
-        """By map, scores on one batch and the states worth keeping."""
-        self._refer(index)  # first: its states are where candidates start
+        """For each map, its scores on one batch and the states to keep."""
+        self._refer(index)  # first, because candidates start from its states
         return [
             (self._compare(index, hidden, raw), states)
             for hidden, raw, states in self._run(index, maps, logits)
@@ -185,8 +193,8 @@ class Evaluator:
     def _run(
         self, index: int, maps: Sequence[SharingMap], logits: bool
     ) -> list[tuple[torch.Tensor, torch.Tensor | None, list[LayerState]]]:
-        """Forward of one batch, once for each map, from the first layer on whose state is not kept
-        or not the same for all: by map hidden states, logits, and the states worth keeping."""
+        """Run one batch once for each map, from the first layer on whose state is not kept or is
+        not the same for all maps. Returns hidden states, logits and states to keep, by map."""
         for sharing_map in maps:
             check_map(sharing_map, self._layers)
         start = self._states[index].longest(maps[0])[: _in_common(maps)]
@@ -237,7 +245,7 @@ class Evaluator:
         return seen[0], raw
 
     def _refer(self, index: int) -> _Reference:
-        """The full model's on one batch, made at the first call."""
+        """The full model's outputs on one batch, computed at the first call."""
         if index not in self._references:
             last: dict[int, Any] = {}
             with recorded(self._layers[-1:], last):
@@ -272,7 +280,7 @@ class Evaluator:
         if raw is None:
             return CandidateScores(tuple(cosines))
         kls, nlls = [], []
-        # One window at a time: the vocabulary makes these the largest tensors here.
+        # One window at a time, because the vocabulary makes these the largest tensors here.
         for tokens, logits, p, entropy in zip(
             self._batches[index], raw, *self._distributions(index), strict=True
         ):

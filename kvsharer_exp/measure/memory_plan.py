@@ -1,7 +1,8 @@
-"""How an `Evaluator` divides its memory budget before it scores anything.
+"""Divide the memory budget of an `Evaluator` before it scores anything.
 
-Half of the budget goes to the full model's next-token probabilities, whose vocabulary makes them
-the largest tensors. The rest goes to layer states, from which candidates resume.
+At most half of the budget goes to the full model's next-token probabilities. The vocabulary makes
+them the largest tensors. The rest goes to layer states, from which candidates resume. If the states
+of two maps do not fit in the rest, only those of the first layers that fit are kept.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ from kvsharer_exp.model.sharing.architectures import AttentionLayer
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What is kept: of how many batches the reference probabilities, of how many first layers the
-    states, and how many bytes of states beside those of the map that is being scored."""
+    """How much is kept.
+
+    ``probability_batches`` first batches keep the reference probabilities, and ``state_layers``
+    first layers keep their states. ``state_bytes`` is what states may take beside those of the map
+    that is being scored.
+    """
 
     probability_batches: int
     state_layers: int

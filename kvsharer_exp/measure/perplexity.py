@@ -1,4 +1,4 @@
-"""Perplexity of a live model on windows of tokens."""
+"""Perplexity of a live model on windows of tokens, under whatever map the model runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from torch.nn import functional
 
 
 def finite(name: str, value: Any) -> float:
+    """``value`` as a plain float.
+
+    Raises:
+        RuntimeError: it is not a finite number; ``name`` says whose value it is.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise RuntimeError(f"{name} is {value!r}, not a finite number")
     return float(value)
@@ -19,10 +24,10 @@ def finite(name: str, value: Any) -> float:
 
 @torch.no_grad()
 def window_losses(model: Any, windows: torch.Tensor, batch_size: int = 8) -> list[float]:
-    """Mean negative log-likelihood over the predicted tokens of every window, nats.
+    """The mean negative log-likelihood of each window's predicted tokens, in nats.
 
-    windows: token ids ``(num_windows, window_tokens)``; the first token of each is not predicted.
-    A plain forward pass without a cache; summed in float64.
+    ``windows``: token ids (num_windows, window_tokens). The first token of a window is given, not
+    predicted. The model runs a plain forward pass without a cache; sums are in float64.
     """
     losses: list[float] = []
     for batch in windows.split(batch_size):
@@ -37,7 +42,7 @@ def window_losses(model: Any, windows: torch.Tensor, batch_size: int = 8) -> lis
 
 
 def perplexity_of(losses: Sequence[float]) -> float:
-    """exp of the mean of `window_losses`.
+    """Perplexity: the exponential of the mean of `window_losses`.
 
     Raises:
         RuntimeError: not a finite number.
@@ -46,5 +51,5 @@ def perplexity_of(losses: Sequence[float]) -> float:
 
 
 def perplexity(model: Any, windows: torch.Tensor, batch_size: int = 8) -> float:
-    """`perplexity_of` the `window_losses`: all windows are of one length."""
+    """Perplexity of ``windows`` (num_windows, window_tokens), see `window_losses`."""
     return perplexity_of(window_losses(model, windows, batch_size))

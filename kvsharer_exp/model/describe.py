@@ -1,4 +1,7 @@
-"""What identifies a loaded model: shapes, fingerprint, and whether its texts begin with BOS."""
+"""Describe a loaded model: its shapes, its fingerprint, and whether its texts begin with BOS.
+
+Commands record what `describe` returns with their runs, and begin texts as `adds_bos` says.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from kvsharer_exp.model.spec import ModelSpec, model_id
 
 
 def describe(model: Any, spec: ModelSpec) -> dict[str, Any]:
-    """What identifies the weights and the shapes that matter for the cache."""
+    """Return what identifies the weights, and the shapes that matter for the cache."""
     config = model.config.get_text_config(decoder=True)
     heads = config.num_attention_heads
     return {
@@ -47,7 +50,10 @@ def _fingerprint(model: Any, spec: ModelSpec) -> str:
 
 
 def adds_bos(spec: ModelSpec, tokenizer: Any) -> bool:
-    """Whether a text of this model begins with BOS: as asked for, else as its tokenizer does it."""
+    """Whether a text of this model begins with BOS.
+
+    ``spec.add_bos_token`` decides where it is given; otherwise the tokenizer's own habit does.
+    """
     if spec.add_bos_token is not None:
         return spec.add_bos_token
     return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == (

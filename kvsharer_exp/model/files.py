@@ -1,4 +1,7 @@
-"""Files that several processes may prepare: checksums, locks, whole files or none."""
+"""Files that several processes may prepare at once: checksums, locks, whole files or none.
+
+`assets`, `gguf` and `load` use these functions, so that no process sees half a file or folder.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,16 @@ _log = logging.getLogger(__name__)
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, 64 hex characters."""
+    """Return the SHA-256 of a file, 64 hex characters."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_sha256(path: Path, record: Path) -> str:
-    """SHA-256 of a file, remembered in ``record`` with its size and modification time."""
+    """Return the SHA-256 of a file and remember it in ``record``.
+
+    The file is read again only when its size or its modification time has changed.
+    """
     stat = path.stat()
     stamp = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     try:
@@ -35,7 +41,7 @@ def file_sha256(path: Path, record: Path) -> str:
     digest = sha256(path)
     try:
         write_atomically(record, json.dumps({**stamp, "sha256": digest}))
-    except OSError as error:  # a cache that may only be read is fine, just slower
+    except OSError as error:  # a read-only cache is fine, only slower
         _log.debug("%s is not remembered (%s)", path, error)
     return digest
 
@@ -54,7 +60,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold ``path`` as a lock between processes; a killed process lets go of it."""
+    """Hold ``path`` as a lock between processes; a process that is killed releases it."""
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,9 +72,10 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def partial_folder(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` to prepare it in; those that a kill left behind are removed first.
+    """Make a temporary folder beside ``path``, to prepare ``path`` in.
 
-    To be used under the lock of ``path``.
+    Such folders that killed processes left behind are removed first. Use it under the lock of
+    ``path``.
     """
     prefix = f".{path.name}.partial-"
     for left in path.parent.glob(f"{prefix}*"):

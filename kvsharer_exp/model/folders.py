@@ -1,4 +1,8 @@
-"""The cache folder this project writes to, and the folders of YAML files it ships."""
+"""Find the cache folder that this project writes to, and the folders of YAML files that it ships.
+
+`model` and `data` keep downloads and conversions in `cache_dir`. The command line and `load_model`
+read their YAML files from `data_dir`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from kvsharer_exp.values.errors import InputError
 
 
 def cache_dir() -> Path:
-    """The one folder this project writes downloads and conversions to (it may not exist yet)."""
+    """Return the one folder for downloads and conversions of this project; it may not exist yet."""
     if own := os.environ.get("KVSHARER_CACHE"):
         return Path(own).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -17,10 +21,10 @@ def cache_dir() -> Path:
 
 
 def data_dir(name: str) -> Path:
-    """``conf`` or ``search_spaces``: beside the installed package, else in the repository root.
+    """Find ``conf`` or ``search_spaces`` inside the installed package or in the repository root.
 
     Raises:
-        InputError: in neither place.
+        InputError: the folder is in neither place.
     """
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "_data" / name, package.parent / name):

@@ -1,4 +1,8 @@
-"""Memory of a map: predicted from shapes, and counted on a cache that exists."""
+"""The memory of a map: predicted from shapes, and counted on a cache that exists.
+
+``sweep``, ``evaluate``, ``export``, ``bench`` and ``ablate`` predict the memory of their maps here.
+``evaluate`` and ``export`` also count it after a prefill.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,11 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 
 def footprint(model: nn.Module, sharing_map: SharingMap) -> Footprint:
-    """Owners' KV bytes per token, beside all layers'; bytes of the projections targets drop."""
+    """Predict the memory of ``sharing_map`` from the shapes in ``model``.
+
+    That is the KV bytes per token of the owners, the same as a fraction of all layers' KV bytes,
+    and the bytes of the projections that targets drop.
+    """
     layers = attention_layers(model)
     kept = sum(layers[owner].kv_bytes_per_token for owner in sharing_map.owners)
     full = sum(layer.kv_bytes_per_token for layer in layers)

@@ -1,4 +1,7 @@
-"""GGUF checkpoints: dequantised to safetensors once, and kept in the cache folder."""
+"""Dequantise GGUF checkpoints to safetensors, once, and keep the result in the cache folder.
+
+`load` calls this for the embedded models and for a user's ``.gguf`` file.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,11 @@ _log = logging.getLogger(__name__)
 
 
 def converted(gguf: Path, name: str, digest: str) -> Path:
-    """The folder with ``gguf`` dequantised to safetensors, made once and kept in the cache."""
+    """Return the folder with ``gguf`` dequantised to safetensors, made once and kept in the cache.
+
+    Raises:
+        InputError: ``gguf`` cannot be read as a GGUF model.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -52,11 +59,12 @@ def converted(gguf: Path, name: str, digest: str) -> Path:
 
 
 def gguf_assets() -> list[str]:
+    """Return the names of the assets that are GGUF models."""
     return [name for name, asset in ASSETS.items() if asset.filename.endswith(".gguf")]
 
 
 def gguf_sha256(path: Path) -> str:
-    """Of the file's content; remembered in the cache while its size and time stay."""
+    """Return the SHA-256 of a file; the cache remembers it while size and time stay the same."""
     records = cache_dir() / "models"
     records.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]

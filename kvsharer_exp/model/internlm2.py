@@ -1,9 +1,14 @@
-"""InternLM2 without remote code: its checkpoint rewritten as the Llama it is.
+"""Rewrite an InternLM2 checkpoint as the Llama it is, so that it runs without remote code.
 
-InternLM2 (https://arxiv.org/abs/2403.17297 §2.2) is Llama with other names and with queries, keys
-and values fused in ``wqkv``: for every KV head the rows of its queries, its key, its value.
-Splitting rows and renaming is all, so the logits are those of the original. Works on a local folder
-of safetensors, one file at a time; reads only JSON and tensors. Its tokenizer is not tested here.
+`load` calls this for InternLM2, from a folder or the hub, unless remote code is trusted. The
+conversion works on a local folder of safetensors, one file at a time, and reads only JSON and
+tensors. Its tokenizer is not tested here.
+
+InternLM2 is Llama with other names and with queries, keys and values fused in ``wqkv``. That tensor
+holds, for every KV head, the rows of its queries, its key and its value. Rows are split and tensors
+renamed, nothing more, so the logits are those of the original.
+
+InternLM2: https://arxiv.org/abs/2403.17297 §2.2
 """
 
 from __future__ import annotations
@@ -52,20 +57,20 @@ _TOKENIZER = (
 
 
 def is_internlm2(folder: Path) -> bool:
-    """Whether ``folder`` holds an InternLM2 checkpoint, by its ``config.json``."""
+    """Whether ``folder`` holds an InternLM2 checkpoint; its ``config.json`` tells."""
     path = folder / "config.json"
     return path.is_file() and _read(path).get("model_type") == "internlm2"
 
 
 def convert(source: Path, target: Path) -> Path:
-    """Write the InternLM2 of ``source`` to ``target`` as a Llama checkpoint; returns ``target``.
+    """Write the InternLM2 of ``source`` to ``target`` as a Llama checkpoint; return ``target``.
 
-    ``target`` appears when it is complete. The tokenizer goes with it, as `LlamaTokenizer`, which
-    the authors' own converter names too.
+    ``target`` appears only when it is complete. The tokenizer is copied too, and is given the class
+    ``LlamaTokenizer``, which the authors' own converter names too.
 
     Raises:
-        InputError: not InternLM2, no safetensors, an unknown tensor or kind of RoPE scaling, or
-            ``target`` exists.
+        InputError: ``source`` is not InternLM2 or has no safetensors, a tensor or the kind of RoPE
+            scaling is unknown, or ``target`` exists.
     """
     if not is_internlm2(source):
         raise InputError(f"{source.name[:80]}: give a folder with model_type internlm2")
@@ -102,10 +107,10 @@ def convert(source: Path, target: Path) -> Path:
 
 
 def llama_config(config: dict[str, Any]) -> dict[str, Any]:
-    """``config.json`` of the Llama equal to an InternLM2 one.
+    """Translate the ``config.json`` of an InternLM2 into that of the equal Llama.
 
     Raises:
-        InputError: a kind of RoPE scaling that the original does not have.
+        InputError: the kind of RoPE scaling is one that the original does not have.
     """
     scaling = config.get("rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
@@ -130,13 +135,13 @@ def llama_config(config: dict[str, Any]) -> dict[str, Any]:
 def llama_tensors(
     name: str, tensor: torch.Tensor, config: dict[str, Any]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensor or tensors of Llama that ``name`` becomes, with their names.
+    """Yield the tensor or tensors of Llama that the tensor ``name`` becomes, with their names.
 
-    ``config``: of the Llama. ``wqkv`` is (num_key_value_heads × (queries per KV head + 2) ×
-    head_dim, hidden_size), or its bias.
+    ``config`` is that of the Llama. ``wqkv`` has the shape (num_key_value_heads × (queries per KV
+    head + 2) × head_dim, hidden_size), and its bias has the first of these sizes.
 
     Raises:
-        InputError: no such tensor in InternLM2.
+        InputError: InternLM2 has no such tensor.
     """
     if name in _OUTSIDE:
         yield _OUTSIDE[name], tensor
@@ -153,9 +158,9 @@ def llama_tensors(
         grouped = tensor.unflatten(0, shape)
         parts = {"q": grouped[:, :-2], "k": grouped[:, -2:-1], "v": grouped[:, -1:]}
         for letter, rows in parts.items():
-            # Its own memory: safetensors refuses views of one tensor.
+            # Each part gets its own memory, because safetensors refuses views of one tensor.
             yield f"{layer}.self_attn.{letter}_proj.{kind}", rows.flatten(0, 2).contiguous()
-    elif kind != "inv_freq":  # computed from the config
+    elif kind != "inv_freq":  # Llama computes it from the config
         raise InputError(f"tensor {name[:100]!r} is not InternLM2's: give its own weights")
 
 
@@ -166,7 +171,7 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
     path = source / "tokenizer_config.json"
     if path.is_file():
         settings = _read(path)
-        settings.pop("auto_map", None)  # would ask for remote code
+        settings.pop("auto_map", None)  # it would ask for remote code
         _write(target / path.name, settings | {"tokenizer_class": "LlamaTokenizer"})
 
 

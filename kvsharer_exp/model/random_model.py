@@ -1,4 +1,7 @@
-"""A tiny random model that needs no download, for tests and first steps."""
+"""A tiny random model that needs no download, for tests and first steps.
+
+`load` makes it for ``model.source=random:tiny``.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,11 @@ from kvsharer_exp.values.errors import InputError
 
 
 def random_model(spec: ModelSpec, kind: str) -> tuple[Any, Any]:
-    """A random 6-layer llama with a byte-level tokenizer: for tests, needs no download."""
+    """Make a 6-layer llama with random weights, and a byte-level tokenizer: (model, tokenizer).
+
+    Raises:
+        InputError: ``kind`` is not ``tiny``.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

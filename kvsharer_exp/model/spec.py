@@ -1,4 +1,7 @@
-"""Which weights, and how they are held: source, dtype, device."""
+"""The description of a model to load: which weights, and how they are held (dtype, device).
+
+Commands make a `ModelSpec` from the config and `load_model` makes one from a name; `load` reads it.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Which weights, and how they are held.
+    """Says which weights to load, and how to hold them.
 
-    ``device``: auto (CUDA when there is one), cpu, cuda, cuda:N; ``device_map``: accelerate's, and
-    then ``device`` is not used; ``add_bos_token``: None leaves it to the tokenizer; ``seed``: of
-    random weights.
+    ``device`` is auto (CUDA when there is one), cpu, cuda or cuda:N. ``device_map`` is accelerate's
+    setting; where it is given, ``device`` is not used. ``add_bos_token`` says whether texts begin
+    with BOS; None leaves it to the tokenizer. ``seed`` is that of random weights.
 
     Raises:
-        InputError: an unknown dtype, or a device that is not there.
+        InputError: the dtype is unknown, the source is empty, or ``device_map`` and a ``device``
+            are both given. `device_of` refuses a device that is not there.
     """
 
     name: str
@@ -48,7 +52,7 @@ class ModelSpec:
 
 
 def model_id(spec: ModelSpec) -> str:
-    """The hub id, the wheel's asset or the file's name: no path of this machine."""
+    """Return the hub id, ``wheel:…``, ``random:…`` or a file's name, without any local path."""
     if spec.source.startswith(("wheel:", "random:")):
         return spec.source
     source = spec.source.removeprefix("hub:")
@@ -56,10 +60,16 @@ def model_id(spec: ModelSpec) -> str:
 
 
 def is_local(source: str) -> bool:
+    """Whether ``source`` is a ``.gguf`` file, a path or an existing folder, and so no hub id."""
     return source.endswith(".gguf") or source.startswith(("/", ".", "~")) or Path(source).is_dir()
 
 
 def device_of(spec: ModelSpec) -> str:
+    """Return the device that ``spec`` asks for, as torch writes it.
+
+    Raises:
+        InputError: the device is unknown, or it is CUDA and there is none.
+    """
     import torch
 
     cuda = torch.cuda.is_available()

@@ -1,8 +1,9 @@
 """An ablation in values: every map measured, arms with intervals, which differences are real.
 
-Scores are compared item by item with those of the reference, the first arm of the first variant, at
-the same ratio and only where both share as many layers. p-values of one score are adjusted over the
-whole table (Holm), so that 30 cells do not mark one or two by chance.
+The reference is the first arm of the first variant. Every other arm is compared with it item by
+item, at the same ratio, and only where both share the same number of layers. The p-values of one
+score are adjusted over the whole table with Holm's method, so that chance does not mark one or two
+of 30 cells.
 """
 
 from __future__ import annotations
@@ -16,25 +17,20 @@ from typing import Any
 from kvsharer_exp.search.paper.arms import evaluated
 from kvsharer_exp.values.comparisons import Comparison, compare, compare_draws, holm
 from kvsharer_exp.values.greedy import GreedyResult
-from kvsharer_exp.values.intervals import (
-    Interval,
-    t_interval,
-)
-from kvsharer_exp.values.score_names import higher_is_better
+from kvsharer_exp.values.intervals import Interval, t_interval
+from kvsharer_exp.values.score_names import HELD_OUT_KL, ScoreName, higher_is_better
 
-KL, PERPLEXITY = "kl/report", "perplexity/report"
-
-
-# Behind these stand log-likelihoods, which are better when higher.
-_LIKELIHOODS = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+MARKS = {"better": "▲", "worse": "▼", "not told apart": "≈"}
+"""Verdict of a comparison with the reference → how tables mark it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One map that one arm chose under one variant, and what was measured of it.
 
-    ``variant``: the settings that vary, by configuration key. ``items``: the values behind each
-    score, in the order of the items; behind a perplexity the log-likelihood in nats per token.
+    ``variant`` holds the settings that vary, by configuration key. ``items`` holds the values
+    behind each score in the order of the items; behind a perplexity these are log-likelihoods in
+    nats per token.
     """
 
     variant: Mapping[str, Any]
@@ -70,9 +66,10 @@ class Row:
 class Cell:
     """One arm under one variant at one ratio, its draws together.
 
-    ``scores``: over several draws the mean with Student's interval (of KL and perplexities the
-    geometric mean), else the score with its interval over items. ``verdicts``: ``better``,
-    ``worse`` or ``not told apart`` from the reference. ``found``: layers shared, per draw.
+    ``scores`` holds, over several draws, their mean with Student's interval; the mean of KL and of
+    perplexities is geometric. Over a single draw it holds the score with its interval over items.
+    ``verdicts`` says by score name whether the arm is ``better`` than the reference, ``worse``, or
+    ``not told apart`` from it. ``found``: the layers shared in each draw.
     """
 
     variant: Mapping[str, Any]
@@ -137,7 +134,7 @@ def _over_draws(group: Sequence[Row], name: str, confidence: float) -> Interval 
     values = [row.scores[name] for row in group if name in row.scores]
     if len(values) == 1:
         return group[0].intervals.get(name, Interval(values[0], values[0], values[0]))
-    if not (name == KL or _is_likelihood(name)) or min(values) <= 0:
+    if not (name == HELD_OUT_KL or ScoreName.parse(name).of_likelihoods) or min(values) <= 0:
         return t_interval(values, confidence=confidence)
     logs = t_interval([math.log(value) for value in values], confidence=confidence)
     return Interval(*(math.exp(x) for x in (logs.mean, logs.low, logs.high)))
@@ -171,14 +168,8 @@ def _judge(cells: Sequence[Cell], level: float) -> list[Cell]:
         places = [i for i, cell in enumerate(cells) if name in cell.against]
         adjusted = holm([cells[i].against[name].p_value for i in places])
         for place, p_value in zip(places, adjusted, strict=True):
-            up = _is_likelihood(name) or higher_is_better(name)
+            up = ScoreName.parse(name).of_likelihoods or higher_is_better(name)
             ahead = (cells[place].against[name].difference > 0) == up
             said = "better" if ahead else "worse"
             verdicts[place][name] = said if p_value < level else "not told apart"
     return [replace(cell, verdicts=found) for cell, found in zip(cells, verdicts, strict=True)]
-
-
-def _is_likelihood(name: str) -> bool:
-    kind, _, rest = name.partition("/")
-    metric = rest.rpartition("/")[2].partition(".")[0] if kind == "lm_eval" else kind
-    return metric in _LIKELIHOODS

@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from kvsharer_exp.reporting.ablation import KL, Cell
-from kvsharer_exp.reporting.columns import columns
+from kvsharer_exp.reporting.ablation import MARKS, Cell
 from kvsharer_exp.search.paper.acceptance import RankBin
-from kvsharer_exp.values.intervals import (
-    Interval,
-    half_width,
-)
-
-MARKS = {"better": "▲", "worse": "▼", "not told apart": "≈"}
-
+from kvsharer_exp.values.intervals import Interval, half_width
+from kvsharer_exp.values.score_names import HELD_OUT_KL, ScoreName, label, table_columns
 
 LEGEND = (
     "▲ better, ▼ worse than the first arm, ≈ not told apart: paired on the same items, adjusted "
@@ -25,11 +19,14 @@ LEGEND = (
 def arms_table(
     cells: Sequence[Cell], full: Mapping[str, float], intervals: Mapping[str, Interval]
 ) -> list[list[str]]:
-    """Header and rows, the full cache first; each task alone, with its interval and mark."""
-    shown = [name for name in (KL, *columns(full)) if name in full]
-    labels = [name.removeprefix("lm_eval/").replace("/", " ") for name in shown]
-    rows = [["arm", "ratio", "shared", "evaluated", "seconds", *labels]]
-    whole = [Interval(full[n], full[n], full[n]) if n == KL else intervals.get(n) for n in shown]
+    """Header and rows: the full cache first, then every arm at every ratio.
+
+    Each task has a column of its own, with an interval and a mark (see `LEGEND`).
+    """
+    shown = [name for name in (HELD_OUT_KL, *table_columns(full)) if name in full]
+    rows = [["arm", "ratio", "shared", "evaluated", "seconds", *map(label, shown)]]
+    none = Interval(0.0, 0.0, 0.0)  # the full cache's KL to itself
+    whole = [none if name == HELD_OUT_KL else intervals.get(name) for name in shown]
     rows.append(["full cache", "", "0", "", "", *[_number(interval) for interval in whole]])
     for cell in cells:
         scores = [
@@ -76,17 +73,16 @@ def acceptance_table(bins: Mapping[str, Sequence[RankBin]]) -> list[list[str]]:
 
 
 def limit_sentences(items: Mapping[str, Sequence[float]], *, confidence: float) -> list[str]:
-    """How wide an interval each task's number of items gives, and what four and sixteen times
-    as many would."""
+    """How wide an interval each task's number of items gives, and how wide four and sixteen times
+    as many items would make it."""
     sentences = []
-    for name in columns(dict.fromkeys(items, 0.0)):
+    for name in table_columns(items):
         values = items[name]
-        if len(values) < 2 or not name.startswith("lm_eval/"):
+        if len(values) < 2 or not ScoreName.parse(name).is_task:
             continue
         widths = [
             f"± {half_width(values, size, confidence=confidence):.2g} with {size}"
             for size in (len(values) * factor for factor in (1, 4, 16))
         ]
-        label = name.removeprefix("lm_eval/").replace("/", " ")
-        sentences.append(f"The limit: {label} {', '.join(widths)} items")
+        sentences.append(f"The limit: {label(name)} {', '.join(widths)} items")
     return sentences

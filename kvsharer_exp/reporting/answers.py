@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kvsharer_exp.search.front import best_rival
+from kvsharer_exp.search.front import best_within, is_beaten, kv_of
+from kvsharer_exp.values.score_names import HELD_OUT_PERPLEXITY
 from kvsharer_exp.values.trial import FrontEntry, TrialResult
-
-_HELD = "perplexity/report"
 
 
 def headline(
@@ -24,7 +23,7 @@ def headline(
             f"{model} keeps 95% of its held-out perplexity with {most.num_shared} of {layers} "
             f"layers reading another layer's KV cache ({saved:.0%} less of it)"
         )
-    elif any(_HELD in entry.retained for entry in entries):
+    elif any(HELD_OUT_PERPLEXITY in entry.retained for entry in entries):
         first = f"No shared map found for {model} keeps 95% of the held-out perplexity"
     else:
         first = f"{len(entries)} maps for {model} make the front; held-out text was not scored"
@@ -32,7 +31,7 @@ def headline(
     for name, chosen in reference_maps.items():
         compared = [result for result in chosen if result.score is not None]
         if compared:
-            beaten = sum(best_rival(result, results) != result.score for result in compared)
+            beaten = sum(is_beaten(result, results) for result in compared)
             sizes = f"{beaten} of {len(compared)} sizes compared"
             clauses.append(f"{name} is beaten at {sizes}, by the score that was searched for")
     return "; ".join(clauses) + "."
@@ -40,7 +39,7 @@ def headline(
 
 def most_shared(entries: Sequence[FrontEntry], limit: float) -> FrontEntry | None:
     """The map that shares most layers and retains ``limit`` of the held-out perplexity."""
-    good = [e for e in entries if e.num_shared and e.retained.get(_HELD, 0) >= limit]
+    good = [e for e in entries if e.num_shared and e.retained.get(HELD_OUT_PERPLEXITY, 0) >= limit]
     return max(good, key=lambda entry: entry.num_shared, default=None)
 
 
@@ -51,13 +50,13 @@ def answer(
     results: Sequence[TrialResult],
     score_label: str = "score",
 ) -> list[str]:
-    """What was found, in sentences that say no more than what was measured."""
+    """What the sweep found: what sharing buys, and whether each reference map is beaten."""
     return [*_bought(entries), *_against(reference_maps, results, score_label)]
 
 
 def _bought(entries: Sequence[FrontEntry]) -> list[str]:
-    """What sharing buys at three levels of held-out perplexity; only the front was measured."""
-    if entries and not any(_HELD in entry.retained for entry in entries):
+    """What sharing buys at three levels of held-out perplexity, which only the front has."""
+    if entries and not any(HELD_OUT_PERPLEXITY in entry.retained for entry in entries):
         return ["Held-out perplexity was not measured: the table shows what was."]
     sentences = []
     for limit in (0.98, 0.95, 0.9):
@@ -78,22 +77,22 @@ def _against(
     results: Sequence[TrialResult],
     score_label: str,
 ) -> list[str]:
-    """Whether each reference map is beaten: by a better score with as little KV, ties are not."""
+    """Whether each reference map is beaten by a better score with as little KV; a tie is not."""
     sentences, compared = [], False
     for name, chosen in reference_maps.items():
         if not chosen:
             sentences.append(f"{name}: no map to compare with.")
         for result in chosen:
-            head = f"{name} at {len(result.sharing_map.targets)} shared layers"
+            head = f"{name} at {result.num_shared} shared layers"
             if result.score is None:
                 why = result.reason or result.status.replace("_", " ")
                 sentences.append(f"{head} has no {score_label} to compare ({why}).")
                 continue
-            best = best_rival(result, results)
-            if best > result.score:
+            best = best_within(results, kv_of(result))
+            if best is not None and is_beaten(result, results):
                 verdict = (
                     f"is beaten: {score_label} {result.score:.3g}; "
-                    f"the best map with as little KV {best:.3g}"
+                    f"the best map with as little KV {best.score:.3g}"
                 )
             else:
                 verdict = (

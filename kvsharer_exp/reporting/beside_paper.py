@@ -1,7 +1,9 @@
-"""Which number of the paper stands beside which value of a run.
+"""Finds the number of the paper that belongs to each value of a run.
 
-Model, arm, layers shared, prompt length and the paper's settings must agree; where only settings
-differ it is said which.
+The command ``report`` prints the two next to each other, and draws the curves that are made here.
+
+A number belongs to a value if the quantity, the model, the arm, the number of shared layers, the
+prompt length and the paper's settings agree. Where only settings differ, the report says which.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from kvsharer_exp.search.paper.arms import GIVEN
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A value, the paper's number for it if there is one, or why one that is near does not fit."""
+    """A measured value, and the paper's number for it if there is one.
+
+    ``unlike``: if no number fits, the settings in which the run differs from the nearest number.
+    """
 
     value: Measured
     paper: PaperNumber | None = None
@@ -24,14 +29,17 @@ class Compared:
 
     @property
     def difference(self) -> float | None:
-        """This run less the paper."""
+        """The value of this run minus the paper's number."""
         return None if self.paper is None else self.value.value - self.paper.value
 
 
 def compare_with_paper(
     values: Iterable[Measured], numbers: Sequence[PaperNumber]
 ) -> list[Compared]:
-    """Every value with the number that fits it; of several, that of the run's own experiment."""
+    """Match every value with the number that fits it.
+
+    If several numbers fit, the one of the run's own experiment is taken.
+    """
     return [_compared(value, numbers) for value in values]
 
 
@@ -58,18 +66,18 @@ def _same_thing(value: Measured, number: PaperNumber) -> bool:
 
 
 def _may_be(value: Measured, number: PaperNumber) -> bool:
-    """A map that was given may be the method's: nobody but the user knows."""
+    """A map that was given may be one of the paper's method: only the user knows."""
     return value.arm == GIVEN and number.arm == METHOD
 
 
 def _unlike(value: Measured, number: PaperNumber) -> str:
-    """The settings of the run that are not the paper's, in words."""
+    """The settings in which the run differs from the paper, in words."""
     wanted = {**number.settings, **({} if value.arm == GIVEN else number.method)}
     differing = []
     for key, fits in wanted.items():
         held = value.settings.get(key)
         same = held == fits or (isinstance(fits, list) and held in fits)
-        if key == "calibration.path":  # wikipedia, or where its text is from
+        if key == "calibration.path":  # the paper's corpus, or a place named after it
             same = fits in str(held).lower()
         if not same:
             differing.append("other tasks" if key == "tasks" else f"{key}={held}, not {fits}")
@@ -77,7 +85,10 @@ def _unlike(value: Measured, number: PaperNumber) -> str:
 
 
 def curves(compared: Sequence[Compared], quantity: str) -> Mapping[str, list[tuple[float, float]]]:
-    """Model and map → (share of layers shared, retained) of ``quantity``; the full cache first."""
+    """The curves of the runs: model and map → points (share of layers shared, retained).
+
+    ``retained`` is the share of the full cache's ``quantity``. The full cache, (0, 1), comes first.
+    """
     lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for value in (one.value for one in compared):
         share = value.value / 100 if value.quantity == "tasks/retained" else value.retained
@@ -95,7 +106,7 @@ def curves(compared: Sequence[Compared], quantity: str) -> Mapping[str, list[tup
 
 
 def _curves_of(value: Measured) -> list[str]:
-    """A map on a sweep's front is on its curve, the paper's also on their own."""
+    """A map on a sweep's front is on the front's curve. The paper's are on their own curve too."""
     words = value.map.removeprefix("front, ")
     on_front = value.arm == "front" or words != value.map
     names = [*(["front"] if on_front else []), *([] if value.arm == "front" else [words])]
@@ -105,7 +116,10 @@ def _curves_of(value: Measured) -> list[str]:
 def paper_curves(
     numbers: Sequence[PaperNumber], quantity: str
 ) -> Mapping[str, list[tuple[float, float]]]:
-    """The same of the paper's method, model by model; of a perplexity its full cache over it."""
+    """The same curves of the paper's method, model by model.
+
+    What a perplexity retains is the perplexity of the full cache over that of the map.
+    """
     chosen = [n for n in numbers if n.quantity == quantity and (n.arm == METHOD)]
     full = {n.model: n.value for n in chosen if not n.compression}
     lines: dict[str, list[tuple[float, float]]] = {}

@@ -10,10 +10,17 @@ from kvsharer_exp.reporting.beside_paper import Compared
 from kvsharer_exp.reporting.measured import Measured
 from kvsharer_exp.reporting.paper_numbers import PaperNumber
 from kvsharer_exp.search.paper.arms import GIVEN
+from kvsharer_exp.values.score_names import (
+    CALIBRATION_PERPLEXITY,
+    HELD_OUT_KL,
+    HELD_OUT_PERPLEXITY,
+    KL,
+    label,
+)
 
 TITLES = {
-    "perplexity/report": "Perplexity of held-out text",
-    "kl/report": "KL to the full cache on held-out text, nats",
+    HELD_OUT_PERPLEXITY: "Perplexity of held-out text",
+    HELD_OUT_KL: "KL to the full cache on held-out text, nats",
     "tasks/mean": "Mean of the tasks, 0 to 100",
     "tasks/retained": "Mean of the tasks, % of the full cache's",
     "search/seconds": "Seconds of the greedy search",
@@ -24,8 +31,8 @@ TITLES = {
     "bench/prefill_seconds": "Prefill, seconds",
     "bench/tokens_per_second": "Decode, tokens per second",
     "bench/decode_speedup": "Decode, times faster than the full cache",
-    "kl": "KL to the full cache on calibration text, nats",
-    "perplexity/calibration": "Perplexity of calibration text",
+    KL: "KL to the full cache on calibration text, nats",
+    CALIBRATION_PERPLEXITY: "Perplexity of calibration text",
 }
 """Quantities with a name in words, in the order of the report; tasks follow ``tasks/retained``."""
 
@@ -79,7 +86,7 @@ def _table(quantity: str, shown: Sequence[Compared]) -> Table:
 
 def title_of(quantity: str) -> str:
     """A quantity in words."""
-    return TITLES.get(quantity) or quantity.removeprefix("lm_eval/").replace("/", ", ")
+    return TITLES.get(quantity) or label(quantity, ", ")
 
 
 def number_text(value: float) -> str:
@@ -131,7 +138,7 @@ def _notes(shown: Sequence[Compared]) -> list[str]:
 
 
 def _measured_on(value: Measured) -> str:
-    if value.quantity == "perplexity/report":
+    if value.quantity == HELD_OUT_PERPLEXITY:
         held = value.run.config.get("heldout", {})
         words = "{num_windows} windows of {window_tokens} tokens of {path}"
         return words.format_map(held) if held else "text that is not recorded"

@@ -1,6 +1,7 @@
-"""One HTML page for many runs beside the paper: tables, pictures, where each cell is from.
+"""The HTML page of the command ``report``: many runs next to the paper.
 
-Needs no network and no script; a link to MLflow works while ``kvsharer ui`` runs.
+It has the tables, the pictures, and for each row the runs that it was read from. The page needs no
+network and no script. Its links to MLflow work while ``kvsharer ui`` runs.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ def comparison_page(
     citation: str,
     environment: Mapping[str, str],
 ) -> str:
-    """The page. ``pictures``: caption → PNG across runs; those of each run are added."""
+    """The page as HTML.
+
+    ``pictures``: caption → PNG of the pictures across runs; the page adds those of each run.
+    ``paper``: the table of the paper's numbers, the header first.
+    """
     title = "Runs beside the paper"
     body = [_section(table) for table in tables]
     images = [embedded(data, caption) for caption, data in pictures.items()]
@@ -68,7 +73,7 @@ def comparison_page(
 
 
 def runs_table(runs: Sequence[FinishedRun]) -> str:
-    """Each run with its id, kind, model and the commit it was made with."""
+    """A table of the runs: id, command, experiment, model, seed and the commit it was made with."""
     head = ["run", "command", "experiment", "model", "seed", "commit"]
     rows = []
     for run in runs:
@@ -96,7 +101,7 @@ def _section(table: Table) -> str:
 
 
 def _links(runs: Sequence[tuple[str, str]], *, whole: bool = False) -> str:
-    """(run id, address) each as a link, or as the whole id where there is no address."""
+    """A link for each (run id, address), or the whole id where there is no address."""
     return " ".join(
         f'<a title="{run_id}" href="{html.escape(url)}">{run_id if whole else run_id[:8]}</a>'
         if url
@@ -115,7 +120,7 @@ def _cell(text: str) -> str:
 
 
 def _markup(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """``rows``: cells that are markup already."""
+    """A table as HTML; the cells in ``rows`` are markup already."""
     head = "".join(f"<th>{html.escape(text)}</th>" for text in header)
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kvsharer_exp.reporting.columns import columns
+from kvsharer_exp.values.score_names import label, table_columns
 from kvsharer_exp.values.trial import FrontEntry
 
 
 def front_table(entries: Sequence[FrontEntry], full_scores: Mapping[str, float]) -> list[list[str]]:
-    """Header and rows: the full cache first, then every map; scores with retained %."""
-    shown = columns(full_scores)
-    labels = [name.removeprefix("lm_eval/").replace("/", " ") for name in shown]
-    rows = [["shared", "KV", *labels, "from"]]
+    """Header and rows: the full cache first, then every map that shares a layer.
+
+    A score is followed by the percentage of the full cache's score that the map retains.
+    """
+    shown = table_columns(full_scores)
+    rows = [["shared", "KV", *map(label, shown), "from"]]
     full = [number(full_scores[name]) for name in shown]
     rows.append(["0 (full)", "100%", *full, ""])
     for entry in entries:
@@ -30,5 +32,5 @@ def front_table(entries: Sequence[FrontEntry], full_scores: Mapping[str, float])
 
 
 def number(value: float) -> str:
-    """Three digits; rounding noise of a zero is a zero."""
+    """``value`` with three digits; the rounding noise of a zero is written as zero."""
     return "0" if abs(value) < 1e-6 else f"{value:.3g}"

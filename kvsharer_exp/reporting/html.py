@@ -1,4 +1,7 @@
-"""What all HTML pages share: the style sheet, embedded pictures, tables."""
+"""What all HTML pages share: the style sheet, embedded pictures and tables.
+
+`sweep_page` and `comparison_page` use it.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ figcaption { color: #555 }
 
 
 def embedded(png: bytes, caption: str) -> str:
-    """The picture in the page itself, as large as its figure was asked to be."""
+    """The picture as part of the page itself, shown as large as its figure was asked to be."""
     data, text = base64.b64encode(png).decode(), html.escape(caption)
     pixels = int.from_bytes(png[16:20], "big")  # the width in a PNG's first chunk, IHDR
     image = f'<img width="{72 * pixels // DPI}" alt="{text}" src="data:image/png;base64,{data}">'
@@ -30,6 +33,8 @@ def embedded(png: bytes, caption: str) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], code: int | None = None) -> str:
+    """A table of plain text as HTML; the cells of column ``code`` are set as code."""
+
     def cell(index: int, text: str) -> str:
         escaped = html.escape(text)
         return f"<td><code>{escaped}</code></td>" if index == code else f"<td>{escaped}</td>"

@@ -1,4 +1,7 @@
-"""Any table as Markdown or LaTeX."""
+"""Writes any table of text as Markdown or LaTeX.
+
+The commands that leave tables in files use the Markdown; ``report`` writes LaTeX too.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Sequence
 
 
 def to_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows, the first one the header, as a Markdown table."""
+    """Write ``rows``, of which the first is the header, as a Markdown table."""
     escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in escaped]
     lines.insert(1, "|" + " --- |" * len(rows[0]))
@@ -23,15 +26,15 @@ _LATEX = {
 
 
 LATEX_PACKAGES = ("booktabs", "amssymb")
-"""What a document needs for the tables of `to_latex`."""
+"""The LaTeX packages that a document needs for the tables of `to_latex`."""
 
 
 def to_latex(
     rows: Sequence[Sequence[str]], *, caption: str = "", comments: Sequence[str] = ()
 ) -> str:
-    """Rows, the first one the header, as a LaTeX table (see `LATEX_PACKAGES`).
+    """Write ``rows``, of which the first is the header, as a LaTeX table (see `LATEX_PACKAGES`).
 
-    ``comments``: one for the source line of each row below the header.
+    ``comments``: a comment for each row below the header, put at the end of its source line.
     """
     header, *body = [" & ".join(map(latex, row)) + r" \\" for row in rows]
     if comments:
@@ -45,7 +48,7 @@ def to_latex(
 
 
 def latex(text: str) -> str:
-    """``text`` so that LaTeX prints it as it is."""
+    """Escape ``text`` so that LaTeX prints it as it is, on one line."""
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 

@@ -1,7 +1,9 @@
-"""What a finished run measured, one value at a time, whatever command it was.
+"""What a finished run measured, one value at a time, whatever command made the run.
 
-A value is one score of one map (or of the full cache) in one run, with what has to be known to lay
-it beside a number of the paper: the model, the arm, the layers shared and the settings.
+`result_readers` reads these values from a run for the command ``report``, and `beside_paper` finds
+the paper's number for each. A value is one score of one map (or of the full cache) in one run. It
+comes with what must be known to compare it with a number of the paper: the model, the arm, the
+number of shared layers and the settings.
 """
 
 from __future__ import annotations
@@ -13,8 +15,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One run to report on. ``config``: as recorded, nested. ``url``: where the UI shows it, empty
-    when the store does not hold it. ``pictures``: file name → PNG. ``source``: as it was named."""
+    """One run to report on.
+
+    ``result``: its ``result.json``. ``config``: its configuration as recorded, nested. ``url``:
+    where the UI shows the run; empty when the store does not hold it. ``pictures``: file name →
+    PNG. ``source``: the run id or folder by which the run was named.
+    """
 
     result: Mapping[str, Any]
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -32,12 +38,12 @@ class FinishedRun:
 
     @property
     def model(self) -> str:
-        """The short name where the configuration has one, else the id."""
+        """The model's short name where the configuration has one, else its id."""
         return str(self.config.get("model", {}).get("name") or self.result["model"]["id"])
 
     @property
     def experiment(self) -> str:
-        """Of an ablation, which one."""
+        """The name of an ablation; empty for other commands."""
         return str(self.result.get("experiment", ""))
 
     @property
@@ -45,7 +51,7 @@ class FinishedRun:
         return " · ".join(filter(None, [self.model, self.command, self.experiment]))
 
     def page(self, run_id: str) -> str:
-        """Where the UI shows this run or a child of it."""
+        """The address where the UI shows this run or its child ``run_id``."""
         return self.url.replace(self.run_id, run_id) if run_id else self.url
 
 
@@ -53,10 +59,13 @@ class FinishedRun:
 class Measured:
     """One value of one map.
 
-    ``map``: which, in words. ``arm``: how it was chosen (``front``: by a sweep). ``num_shared``:
-    its targets, 0 for the full cache, None where draws differ; ``requested``: how many were asked
-    for, if it was. ``run_ids``: the MLflow runs it was read from. ``settings``: by configuration
-    key. ``length``: prompt + new tokens. ``low``, ``high``: its interval.
+    ``map``: which map, in words. ``arm``: how the map was chosen (``front``: by a sweep).
+    ``num_shared``: the number of its targets; 0 for the full cache, None where the draws of an arm
+    differ. ``requested``: how many targets were asked for, if a number was. ``run_ids``: the MLflow
+    runs that the value was read from. ``settings``: by configuration key. ``length``: prompt + new
+    tokens. ``low``, ``high``: the interval of the value. ``retained``: the share of the full
+    cache's quality that is left. ``mark``: ▲, ▼ or ≈, how the value compares with the first arm of
+    its run.
     """
 
     quantity: str

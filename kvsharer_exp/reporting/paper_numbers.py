@@ -1,4 +1,10 @@
-"""The paper's own numbers (https://arxiv.org/abs/2410.18517), from ``paper_numbers.yaml``."""
+"""The numbers that the paper published, read from ``paper_numbers.yaml``.
+
+The command ``report`` prints them next to the values that our runs measured for the same model and
+setting. `beside_paper` finds which belong together.
+
+Paper: https://arxiv.org/abs/2410.18517.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +18,18 @@ import yaml
 
 FILE = Path(__file__).with_name("paper_numbers.yaml")
 METHOD = "dissimilar_tested"
-"""The arm that is the paper's method."""
+"""The name of the arm that is the paper's method."""
 
 
 @dataclass(frozen=True, slots=True)
 class PaperNumber:
-    """One published number.
+    """One number that the paper published.
 
-    ``model``: its name in the paper, ``model_ids``: the last part of hub ids that are it (none: any
-    model). ``compression``: targets / layers, 0 for the full cache. ``value``: in the unit of our
-    own scores; ``about``: the paper rounds it in words. ``length``: prompt + new tokens.
-    ``settings``: what must be so in a run that is laid beside it, ``method``: likewise, but only of
-    runs that chose the map by themselves.
+    ``model``: the model's name in the paper. ``model_ids``: the last parts of the hub ids that are
+    this model; none means any model. ``compression``: targets / layers, 0 for the full cache.
+    ``value``: in the unit of our own scores. ``about``: the paper gives the value rounded, in
+    words. ``length``: prompt + new tokens. ``settings``: the settings that a run must have to be
+    compared with the number. ``method``: likewise, but only for runs that chose the map themselves.
     """
 
     experiment: str
@@ -44,7 +50,7 @@ class PaperNumber:
 
 @cache
 def paper_numbers() -> tuple[PaperNumber, ...]:
-    """All of them, in the order of the file."""
+    """All published numbers, in the order of the file."""
     content = _content()
     return tuple(
         number
@@ -54,7 +60,7 @@ def paper_numbers() -> tuple[PaperNumber, ...]:
 
 
 def citation() -> str:
-    """Whose numbers they are, in one line."""
+    """The authors, title and arXiv number of the paper, in one line."""
     content = _content()
     return f"{content['authors']}, {content['title']}, arXiv {content['arxiv']}"
 

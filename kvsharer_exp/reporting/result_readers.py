@@ -7,14 +7,19 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from kvsharer_exp.reporting.ablation import describe
-from kvsharer_exp.reporting.columns import columns
+from kvsharer_exp.reporting.ablation import MARKS, describe
 from kvsharer_exp.reporting.measured import FinishedRun, Measured
 from kvsharer_exp.search.paper.arms import GIVEN
-from kvsharer_exp.values.score_names import higher_is_better, retained
+from kvsharer_exp.values.score_names import (
+    HELD_OUT_KL,
+    KL,
+    ScoreName,
+    higher_is_better,
+    retained,
+    table_columns,
+)
 
 _MIB, _MB = 2**20, 10**6
-_MARKS = {"better": "▲", "worse": "▼", "not told apart": "≈"}
 _VARIED = ("threshold", "path", "num_windows", "window_tokens", "states", "distance")
 FULL = "full cache"
 
@@ -62,9 +67,9 @@ def _scores(
 ) -> Iterator[Measured]:
     """The scores a table shows, and the mean over tasks (0 to 100) where there are several."""
     kept = retained(scores, full) if base.num_shared != 0 else {}
-    shown = [name for name in ("kl/report", *columns(full)) if name in scores]
+    shown = [name for name in (HELD_OUT_KL, *table_columns(full)) if name in scores]
     for name in shown:
-        if name in ("kl", "kl/report") and base.num_shared == 0:
+        if name in (KL, HELD_OUT_KL) and base.num_shared == 0:
             continue  # 0 by definition
         inside = (intervals or {}).get(name, {})
         low, high = inside.get("low"), inside.get("high")
@@ -75,9 +80,10 @@ def _scores(
             low=low if low != high else None,
             high=high if low != high else None,
             retained=kept.get(name),
-            mark=_MARKS.get((marks or {}).get(name, ""), ""),
+            mark=MARKS.get((marks or {}).get(name, ""), ""),
         )
-    yield from _task_means(base, [n for n in shown if n.startswith("lm_eval/")], scores, full)
+    of_tasks = [name for name in shown if ScoreName.parse(name).is_task]
+    yield from _task_means(base, of_tasks, scores, full)
 
 
 def _task_means(
@@ -87,7 +93,7 @@ def _task_means(
     names = [name for name in names if higher_is_better(name) and name in full]
     if len(names) < 2:
         return
-    tasks = sorted(name.split("/")[1] for name in names)
+    tasks = sorted(ScoreName.parse(name).subject for name in names)
     base = replace(base, settings={**base.settings, "tasks": tasks})
     mean, whole = fmean(scores[n] for n in names), fmean(full[n] for n in names)
     yield replace(base, quantity="tasks/mean", value=100 * mean)
@@ -177,11 +183,21 @@ def _of_ablate(run: FinishedRun) -> Iterator[Measured]:
         yield from _scores(
             base, means, full["scores"], intervals=cell["scores"], marks=cell["verdicts"]
         )
+    head = result["reference"]
+    words = describe(head["arm"], head["variant"])
     for cell in result["timings"]:
-        head = result["reference"]
-        found = round((1 - cell["predicted"]["kv_fraction"]) * run.result["model"]["num_layers"])
-        words = describe(head["arm"], head["variant"])
-        yield from _timed(run, cell, map=words, arm=head["arm"], num_shared=found)
+        yield from _timed(
+            run, cell, map=words, arm=head["arm"], num_shared=_count_shared(result, cell)
+        )
+
+
+def _count_shared(result: Mapping[str, Any], timing: Mapping[str, Any]) -> int:
+    """The layers that the map of a timing shares: those that its row of the first arm found.
+
+    A sliding window caps the KV bytes, so the timing's ``kv_fraction`` does not tell the count.
+    """
+    place = _place({**result["reference"], "compression": timing["compression"]})
+    return next(row["found"] for row in result["rows"] if _place(row) == place)
 
 
 def _place(row: Mapping[str, Any]) -> str:

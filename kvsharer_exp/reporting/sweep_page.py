@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from kvsharer_exp.reporting.answers import answer, headline, most_shared
-from kvsharer_exp.reporting.columns import columns
+from kvsharer_exp.reporting.answers import answer, most_shared
 from kvsharer_exp.reporting.figures.front import front_figure, front_html
 from kvsharer_exp.reporting.figures.maps import map_figure
 from kvsharer_exp.reporting.figures.progress import progress_figure
@@ -20,69 +18,15 @@ from kvsharer_exp.reporting.figures.style import save_png, spread
 from kvsharer_exp.reporting.figures.tasks import tasks_figure
 from kvsharer_exp.reporting.front_table import front_table
 from kvsharer_exp.reporting.html import STYLE, embedded, table
+from kvsharer_exp.reporting.sweep_result import SweepResult
+from kvsharer_exp.values.score_names import CALIBRATION_PERPLEXITY, KL, table_columns
 from kvsharer_exp.values.sharing_map import SharingMap
-from kvsharer_exp.values.trial import FrontEntry, TrialResult
+from kvsharer_exp.values.trial import FrontEntry
 
 _DRAWN = 8  # maps side by side in a picture
 
 
-_AXES = {
-    "kl": "KL to the full cache, nats",
-    "perplexity": "increase of the loss, nats",
-    "cosine": "1 − cosine to the full cache",
-    "lm_eval": "1 − mean retained of the search tasks",
-}
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """All that a page tells of a sweep. ``results`` in the order scored, ``volumes`` beside them;
-    ``intervals``: see `front_figure`."""
-
-    model: str
-    fitness: str
-    asked: Mapping[str, str]
-    entries: Sequence[FrontEntry]
-    full_scores: Mapping[str, float]
-    results: Sequence[TrialResult]
-    front: Sequence[TrialResult]
-    reference_maps: Mapping[str, Sequence[TrialResult]]
-    volumes: Sequence[float]
-    distances: Sequence[Sequence[float]]
-    distance: str
-    environment: Mapping[str, str]
-    compare_url: str = ""
-    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-
-    @property
-    def title(self) -> str:
-        return f"{self.model}: memory against accuracy"
-
-    @property
-    def headline(self) -> str:
-        return headline(self.model, self.entries, self.reference_maps, self.results)
-
-    @property
-    def score_label(self) -> str:
-        return _AXES.get(self.fitness, f"{self.fitness}, losses")
-
-    @property
-    def shared(self) -> list[FrontEntry]:
-        """The maps of the front that share layers, fewest first."""
-        return sorted((e for e in self.entries if e.num_shared), key=lambda e: e.num_shared)
-
-    @property
-    def drawing(self) -> dict[str, Any]:
-        """What both pictures of the front are given."""
-        return {
-            "reference_maps": self.reference_maps,
-            "score_label": self.score_label,
-            "full_score": 0.0,
-            "intervals": self.intervals,
-        }
-
-
-def pictures(sweep: Sweep) -> dict[str, Any]:
+def pictures(sweep: SweepResult) -> dict[str, Any]:
     """File name without its ending → figure."""
     drawn = spread(sweep.shared, _DRAWN)
     label = sweep.score_label
@@ -98,15 +42,16 @@ def pictures(sweep: Sweep) -> dict[str, Any]:
 
 
 def _compared(full_scores: Mapping[str, float]) -> list[str]:
-    return [name for name in columns(full_scores) if name not in ("kl", "perplexity/calibration")]
+    left_out = (KL, CALIBRATION_PERPLEXITY)
+    return [name for name in table_columns(full_scores) if name not in left_out]
 
 
 def _above(entry: FrontEntry) -> str:
-    kl = f"\nKL {entry.scores['kl']:.3g}" if "kl" in entry.scores else ""
+    kl = f"\nKL {entry.scores[KL]:.3g}" if KL in entry.scores else ""
     return f"{entry.num_shared}/{len(entry.kv_source_layers)} shared{kl}"
 
 
-def front_page(sweep: Sweep, pngs: Mapping[str, bytes]) -> str:
+def front_page(sweep: SweepResult, pngs: Mapping[str, bytes]) -> str:
     """The page; ``pngs`` are those of `pictures`, drawn."""
     header, *rows = front_table(sweep.entries, sweep.full_scores)
     sentences = answer(
@@ -183,7 +128,7 @@ def engines(sharing_map: SharingMap) -> list[str]:
     return ["transformers", "vLLM", *(["SGLang", "llama.cpp"] if trailing else [])]
 
 
-def _serving(sweep: Sweep) -> str:
+def _serving(sweep: SweepResult) -> str:
     """Lines to copy for the map that `headline` names, or the one that shares least."""
     entry = most_shared(sweep.entries, 0.95) or next(iter(sweep.shared), None)
     if entry is None:

@@ -1,40 +1,80 @@
-"""The Pareto front of memory against accuracy, and its hypervolume."""
+"""Which map beats which: the Pareto front of memory against accuracy, and the best of each size.
+
+A map beats another when it keeps no more KV and scores higher. Everything that has to know this
+asks here: the stages that screen maps out, the finals, the samplers' memory, reports and figures.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
+from typing import TypeVar
 
 from kvsharer_exp.values.trial import TrialResult
 
+Item = TypeVar("Item")
 Point = tuple[float, float]
 """(kv_fraction, score): less of the first and more of the second is better."""
 
 
+def undominated(
+    items: Iterable[Item], *, kv: Callable[[Item], float], score: Callable[[Item], float]
+) -> list[Item]:
+    """The ``items`` that no other beats in both, least KV first; of equal ones the first stays."""
+    front: list[Item] = []
+    for item in sorted(items, key=lambda item: (kv(item), -score(item))):
+        if not front or score(item) > score(front[-1]):
+            front.append(item)
+    return front
+
+
 def pareto_front(results: Iterable[TrialResult]) -> list[TrialResult]:
-    """Complete results that no other beats in both; fewest shared layers first.
+    """The complete results that no other beats, fewest shared layers first.
 
     Of results with equal kv_fraction and score the earliest stays.
     """
-    ranked = sorted(
-        (result for result in results if _comparable(result)),
-        key=lambda result: (result.footprint.kv_fraction, -_score(result), result.number),
-    )
-    front: list[TrialResult] = []
-    for result in ranked:  # least KV first: each must beat the score of those before it
-        if not front or _score(result) > _score(front[-1]):
-            front.append(result)
-    return front[::-1]
+    ranked = sorted(filter(_is_comparable, results), key=lambda result: result.number)
+    return undominated(ranked, kv=kv_of, score=_score)[::-1]
 
 
-def _comparable(result: TrialResult) -> bool:
-    """Complete, with a score that can be compared: NaN is neither better nor worse."""
-    return result.status == "complete" and result.score is not None and not math.isnan(result.score)
+def best_within(results: Iterable[TrialResult], kv_fraction: float) -> TrialResult | None:
+    """The best scored result that keeps at most ``kv_fraction`` of the KV; None where none does."""
+    fitting = [r for r in results if r.score is not None and kv_of(r) <= kv_fraction]
+    return max(fitting, key=_score, default=None)
 
 
-def _score(result: TrialResult) -> float:
-    assert result.score is not None
-    return result.score
+def is_beaten(result: TrialResult, results: Iterable[TrialResult]) -> bool:
+    """Whether one of ``results`` keeps no more KV than ``result`` and scores higher."""
+    best = best_within(results, kv_of(result))
+    return best is not None and _score(best) > _score(result)
+
+
+def by_size(results: Iterable[TrialResult]) -> dict[int, list[TrialResult]]:
+    """The complete results of each number of shared layers, ascending; the best of each first."""
+    ranked = sorted(filter(_is_comparable, results), key=lambda r: (-_score(r), r.number))
+    sizes = sorted({result.num_shared for result in ranked})
+    return {size: [result for result in ranked if result.num_shared == size] for size in sizes}
+
+
+def best_per_size(results: Iterable[TrialResult]) -> dict[int, TrialResult]:
+    """The best complete result for each number of shared layers, by ascending number."""
+    return {size: ranked[0] for size, ranked in by_size(results).items()}
+
+
+class BestSoFar:
+    """The best complete result of each number of shared layers, as results come in."""
+
+    def __init__(self, results: Iterable[TrialResult] = ()) -> None:
+        self.best = best_per_size(results)
+
+    def add(self, result: TrialResult) -> bool:
+        """Whether ``result`` is the best of its size so far."""
+        before = self.best.get(result.num_shared)
+        if not _is_comparable(result) or (before and _score(result) <= _score(before)):
+            return False
+        self.best[result.num_shared] = result
+        return True
 
 
 def hypervolume(points: Iterable[Point], reference: Point) -> float:
@@ -43,15 +83,13 @@ def hypervolume(points: Iterable[Point], reference: Point) -> float:
     Points that do not beat the reference in both count nothing. Source: Zitzler and Thiele 1999.
     """
     far, floor = reference
-    area, best = 0.0, floor
-    previous = None
-    for fraction, score in sorted(points, key=lambda p: (p[0], -p[1])):
-        if fraction >= far or score <= best:
-            continue
-        if previous is not None:
-            area += (fraction - previous) * (best - floor)
-        previous, best = fraction, score
-    return area if previous is None else area + (far - previous) * (best - floor)
+    counted = [point for point in points if point[0] < far and point[1] > floor]
+    front = undominated(counted, kv=itemgetter(0), score=itemgetter(1))
+    ends = [*[fraction for fraction, _ in front[1:]], far]
+    area = 0.0
+    for (fraction, score), end in zip(front, ends, strict=False):
+        area += (end - fraction) * (score - floor)
+    return area
 
 
 class GrowingFront:
@@ -65,12 +103,11 @@ class GrowingFront:
             self.add(result)
 
     def add(self, result: TrialResult) -> float:
-        """The hypervolume with ``result``; one without a score changes nothing."""
+        """The hypervolume with ``result``; a result without a score changes nothing."""
         front = pareto_front([*self._front, result])
         if front != self._front or not self.volumes:
             self._front = front
-            points = [(r.footprint.kv_fraction, _score(r)) for r in front]
-            self.volumes.append(hypervolume(points, self._reference))
+            self.volumes.append(hypervolume(points_of(front), self._reference))
         else:
             self.volumes.append(self.volumes[-1])
         return self.volumes[-1]
@@ -82,18 +119,21 @@ class GrowingFront:
         return self.volumes[-1] <= (1 + tolerance) * self.volumes[-1 - patience]
 
 
-def best_per_size(results: Iterable[TrialResult]) -> dict[int, TrialResult]:
-    """The best complete result for each number of shared layers, by ascending number."""
-    best: dict[int, TrialResult] = {}
-    ranked = sorted(filter(_comparable, results), key=lambda r: (-_score(r), r.number))
-    for result in ranked:
-        best.setdefault(len(result.sharing_map.targets), result)
-    return dict(sorted(best.items()))
+def points_of(results: Sequence[TrialResult]) -> list[Point]:
+    """(kv_fraction, score) of scored ``results``."""
+    return [(kv_of(result), _score(result)) for result in results]
 
 
-def best_rival(result: TrialResult, results: Sequence[TrialResult]) -> float:
-    """The best score of a map with no more KV; its own where none is better."""
+def kv_of(result: TrialResult) -> float:
+    """The share of the full cache's KV that the map keeps."""
+    return result.footprint.kv_fraction
+
+
+def _is_comparable(result: TrialResult) -> bool:
+    """Complete, with a score that can be compared: NaN is neither better nor worse."""
+    return result.status == "complete" and result.score is not None and not math.isnan(result.score)
+
+
+def _score(result: TrialResult) -> float:
     assert result.score is not None
-    size = result.footprint.kv_fraction
-    scored = [r.score for r in results if r.score is not None and r.footprint.kv_fraction <= size]
-    return max([*scored, result.score])
+    return result.score

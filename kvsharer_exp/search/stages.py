@@ -9,7 +9,7 @@ EvoPress, https://arxiv.org/abs/2410.14649.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import fmean, variance
@@ -22,56 +22,19 @@ from torch import nn
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.measure.scoring import TaskScorer
 from kvsharer_exp.model.sharing.runtime import share_kv
+from kvsharer_exp.search.fitness import FITNESSES, find_fitness
+from kvsharer_exp.search.front import best_within
 from kvsharer_exp.values.correlation import kendall
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.footprint import Footprint
-from kvsharer_exp.values.plugins import find_part
-from kvsharer_exp.values.score_names import retained
+from kvsharer_exp.values.score_names import ScoreName, retained
 from kvsharer_exp.values.scores import CandidateScores
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import Status, TrialResult
 
-
-@dataclass(frozen=True, slots=True)
-class Fitness:
-    """A loss that a search minimises: 0 for the full cache, higher is worse.
-
-    ``loss``: from a map's windows and the full cache's on the same windows; None: from lm-eval,
-    in the last stage. ``reference``: a loss no useful map exceeds; the hypervolume is measured
-    from there. Another package adds one by an entry point of the group ``kvsharer_exp.scorers``.
-    """
-
-    reference: float
-    loss: Callable[[CandidateScores, CandidateScores], float] | None
-
-
-def _more_nll(shared: CandidateScores, full: CandidateScores) -> float:
-    return max(0.0, fmean(shared.nlls) - fmean(full.nlls))
-
-
-GROUP = "kvsharer_exp.scorers"
-
-FITNESSES: dict[str, Fitness] = {
-    "kl": Fitness(2.0, lambda shared, full: shared.kl),
-    "perplexity": Fitness(2.0, _more_nll),
-    "cosine": Fitness(1.0, lambda shared, full: 1 - shared.cosine),
-    "lm_eval": Fitness(1.0, None),
-}
-
-
-def find_fitness(name: str) -> Fitness:
-    """One of ours, or of another package.
-
-    Raises:
-        InputError: no such fitness, or one that is none.
-    """
-    found = find_part(name, FITNESSES, group=GROUP, key="scoring.fitness")
-    if not isinstance(found, Fitness):
-        raise InputError(f"scoring.fitness={name} is no search.stages.Fitness: give a name that is")
-    return found
-
-
 FIT = "fit/loss"
+KL_VARIANCE = "kl/variance"
+"""Over the scoring windows of a complete map; scores of a study begun before this lack it."""
 # Before so many maps are complete nothing is known of how they differ over windows.
 _TAUGHT, _FIRST_MARGIN = 10, 0.25
 _TINY = 1e-12  # a loss that is none
@@ -163,12 +126,7 @@ class StagedScorer:
         self, sharing_map: SharingMap, size: Footprint, results: Sequence[TrialResult]
     ) -> Outcome:
         """Score one map, knowing its footprint and the results so far (`study.Score`)."""
-        rivals = (
-            result
-            for result in results
-            if result.score is not None and result.footprint.kv_fraction <= size.kv_fraction
-        )
-        best = max(rivals, key=lambda rival: rival.score or 0.0, default=None)
+        best = best_within(results, size.kv_fraction)
         scores: dict[str, float] = {}
         measured = self._ahead.pop(sharing_map, CandidateScores(()))
         for windows in self._screens:
@@ -188,20 +146,18 @@ class StagedScorer:
         measured += self._evaluator.score(sharing_map, windows=more)
         scores |= {
             FIT: self._loss(measured),
-            "cosine": measured.cosine,
-            "kl": measured.kl,
-            "kl/variance": variance(measured.kls) if len(measured.kls) > 1 else 0.0,
-            "perplexity/calibration": measured.perplexity,
+            **measured.named(),
+            KL_VARIANCE: variance(measured.kls) if len(measured.kls) > 1 else 0.0,
         }
         score, stage = -scores[FIT], "fit"
         on_front = best is None or (best.score or 0.0) < score
         if self._tasks is not None and ("lm_eval" in self._fitness or on_front):
             with share_kv(self._model, sharing_map):
-                shared = self._tasks.score()
-            scores |= shared
+                on_tasks = self._tasks.score()
+            scores |= on_tasks
             stage = "tasks"
             if "lm_eval" in self._fitness:
-                lost = 1 - _mean_retained(shared, self.full_tasks, list(self._tasks.tasks))
+                lost = 1 - _mean_retained(on_tasks, self.full_tasks, list(self._tasks.tasks))
                 cheap = 0.0 if self._fitness.keys() == {"lm_eval"} else scores[FIT]
                 score = -(self._fitness["lm_eval"] * lost + cheap)
         singly = [slice(index, index + 1) for index in range(len(measured.cosines))]
@@ -280,15 +236,16 @@ def learned_margin(results: Sequence[TrialResult], windows: int) -> float:
 
 
 def _mean_retained(
-    shared: Mapping[str, float], full: Mapping[str, float], tasks: Sequence[str]
+    scores: Mapping[str, float], full: Mapping[str, float], tasks: Sequence[str]
 ) -> float:
     """Mean over tasks of what is retained of each task's first metric; 1 is the full cache."""
-    kept = retained(shared, full)
-    first = [next((n for n in kept if n.startswith(f"lm_eval/{task}/")), None) for task in tasks]
-    missing = [task for task, name in zip(tasks, first, strict=True) if name is None]
+    first: dict[str, float] = {}
+    for name, share in retained(scores, full).items():
+        first.setdefault(ScoreName.parse(name).subject, share)
+    missing = [task for task in tasks if task not in first]
     if missing:
         raise InputError(
             f"search task {missing[0]} has no score to compare (the full cache scores 0): "
             "raise scoring.search.limit or choose another task"
         )
-    return fmean(kept[name] for name in first if name is not None)
+    return fmean(first[task] for task in tasks)

@@ -2,7 +2,7 @@
 
 One process owns a study. The sampler works on a copy in memory (a parameter costs microseconds
 there, milliseconds in a file); every finished trial is added to the stored study in one write, with
-its result as JSON, so that a study can be read back whole: `results` is all a front needs. A killed
+its result as JSON, so that a study can be read back whole (`study_store`). A killed
 run loses the trial in flight and nothing else. A known map is told its values again, free of
 charge.
 """
@@ -13,6 +13,7 @@ import fcntl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,13 +25,19 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kvsharer_exp.search.spaces.base import SearchSpace
 from kvsharer_exp.search.stages import Outcome
+from kvsharer_exp.search.study_store import (
+    Seed,
+    StudyStore,
+    keep_cached,
+    keep_result,
+    origin_attributes,
+    origin_of,
+)
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.sharing_map import SharingMap
-from kvsharer_exp.values.trial import SAMPLED, TrialResult
+from kvsharer_exp.values.trial import TrialResult
 
-_RESULT = "result"
-_CACHED = "cached_from"
 MAX_REPEATS = 200  # known maps in a row before the space counts as exhausted
 _STUCK = 10  # known maps in a row before one draw is random: a sampler may insist on the best known
 
@@ -42,10 +49,31 @@ class Score(Protocol):
         """Score ``sharing_map`` of footprint ``size``, knowing the ``results`` so far."""
 
 
+@dataclass(frozen=True)
+class Search:
+    """What maps are drawn from, who draws them, and how each one is scored.
+
+    Args:
+        sampler: asks for parameters of ``space``.
+        footprint: the memory of a map, computed before the map is scored.
+        seeds: maps that are scored first, unless the study knows them.
+        together: how many maps the sampler is asked for before the first of them is scored.
+        look_ahead: is given the new ones among those, so that it may measure them in one forward.
+    """
+
+    space: SearchSpace
+    sampler: BaseSampler
+    score: Score
+    footprint: Callable[[SharingMap], Footprint]
+    seeds: Sequence[Seed] = ()
+    together: int = 1
+    look_ahead: Callable[[Sequence[SharingMap]], None] | None = None
+
+
 @contextmanager
 def open_study(
     name: str, *, storage: str | None, folder: Path, fresh: bool = False
-) -> Iterator[optuna.Study]:
+) -> Iterator[StudyStore]:
     """The study ``name`` (created if new), held by this process alone for the block.
 
     Args:
@@ -78,86 +106,65 @@ def open_study(
                 f"study {name} cannot be opened in {where} ({first[:80]}): "
                 "check study.storage, or move that file away"
             ) from error
-        yield study
-
-
-def results(study: optuna.Study) -> list[TrialResult]:
-    """Every distinct map scored so far, in order."""
-    return [
-        TrialResult.from_json(trial.user_attrs[_RESULT])
-        for trial in study.get_trials(deepcopy=False)
-        if _RESULT in trial.user_attrs
-    ]
-
-
-def count_cached(study: optuna.Study) -> int:
-    """Trials that met a known map and cost nothing."""
-    return sum(_CACHED in trial.user_attrs for trial in study.get_trials(deepcopy=False))
+        yield StudyStore(study)
 
 
 def run_search(
-    study: optuna.Study,
-    space: SearchSpace,
-    score: Score,
+    store: StudyStore,
+    search: Search,
     *,
-    sampler: BaseSampler,
-    footprint: Callable[[SharingMap], Footprint],
-    seeds: Sequence[tuple[str, SharingMap]] = (),
     n_trials: int | None = None,
     minutes: float | None = None,
     on_result: Callable[[TrialResult], bool] | None = None,
-    together: int = 1,
-    look_ahead: Callable[[Sequence[SharingMap]], None] | None = None,
 ) -> list[TrialResult]:
-    """Search until the study holds ``n_trials`` distinct maps, ``minutes`` have passed, or
-    ``on_result`` says so.
+    """Search until the study holds ``n_trials`` distinct maps, until ``minutes`` have passed, or
+    until ``on_result`` says so.
 
     Args:
-        seeds: (origin, map) pairs, scored first, unless the study knows them.
-        on_result: called with each new result, after it was stored; true ends the search.
-        together: how many maps the sampler is asked for before the first of them is scored; the
-            new ones among them go to ``look_ahead``.
+        on_result: is called with each new result after the result was stored; true ends the search.
 
     Returns:
         All results of the study. A trial whose scoring raises ``RuntimeError`` or
         ``ArithmeticError`` is kept as ``failed`` with its reason; any other exception ends the run.
     """
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    known = {result.sharing_map.digest: result for result in results(study)}
-    working = optuna.create_study(directions=study.directions, sampler=sampler)
+    study, space = store.study, search.space
+    known = {result.sharing_map.digest: result for result in store.results()}
+    working = optuna.create_study(directions=study.directions, sampler=search.sampler)
     working.add_trials(study.get_trials(deepcopy=False))
-    for origin, sharing_map in seeds:
+    for origin, sharing_map in search.seeds:
         params = space.encode(sharing_map)
         if params is not None and sharing_map.digest not in known:
-            working.enqueue_trial(params, user_attrs={"origin": origin})
+            working.enqueue_trial(params, user_attrs=origin_attributes(origin))
     distributions = space.distributions()
     unstuck = RandomSampler(seed=len(working.trials))
     repeats = 0
     while (n_trials is None or len(known) < n_trials) and repeats < MAX_REPEATS:
         if deadline is not None and time.monotonic() >= deadline:
             break
-        working.sampler = unstuck if repeats >= _STUCK else sampler
-        left = together if n_trials is None else min(together, n_trials - len(known))
+        working.sampler = unstuck if repeats >= _STUCK else search.sampler
+        left = search.together
+        if n_trials is not None:
+            left = min(left, n_trials - len(known))
         asked = []
         for _ in range(left):
             trial = working.ask(distributions)
             asked.append((trial, space.decode(trial.params)))
         new = dict.fromkeys(m for _, m in asked if m.digest not in known)
         started = time.perf_counter()
-        if look_ahead is not None and len(new) > 1:
-            look_ahead(list(new))
+        if search.look_ahead is not None and len(new) > 1:
+            search.look_ahead(list(new))
         share = (time.perf_counter() - started) / max(1, len(new))
         for trial, sharing_map in asked:
             result = known.get(sharing_map.digest)
             if result is not None:
                 repeats += 1
-                trial.set_user_attr(_CACHED, result.number)
+                keep_cached(trial, result)
                 study.add_trial(_tell(working, trial.number, result))
                 continue
             repeats = 0
-            size = footprint(sharing_map)
-            result = _scored(trial, sharing_map, score, size, list(known.values()), share)
-            trial.set_user_attr(_RESULT, result.to_json())
+            result = _scored(trial, sharing_map, search, list(known.values()), share)
+            keep_result(trial, result)
             known[sharing_map.digest] = result
             study.add_trial(_tell(working, trial.number, result))
             if on_result is not None and on_result(result):
@@ -168,14 +175,14 @@ def run_search(
 def _scored(
     trial: optuna.Trial,
     sharing_map: SharingMap,
-    score: Score,
-    size: Footprint,
+    search: Search,
     so_far: Sequence[TrialResult],
     spent: float,
 ) -> TrialResult:
     """What became of the trial, on which ``spent`` seconds were spent before."""
+    size = search.footprint(sharing_map)
     started = time.perf_counter()
-    outcome = _attempt(score, sharing_map, size, so_far)
+    outcome = _attempt(search.score, sharing_map, size, so_far)
     return TrialResult(
         number=trial.number,
         params=trial.params,
@@ -186,7 +193,7 @@ def _scored(
         stage_reached=outcome.stage_reached,
         seconds=spent + time.perf_counter() - started,
         score=outcome.score,
-        origin=trial.user_attrs.get("origin", SAMPLED),
+        origin=origin_of(trial),
         reason=outcome.reason,
         window_losses=outcome.window_losses,
     )

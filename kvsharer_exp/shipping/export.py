@@ -1,8 +1,10 @@
-"""Ship a map: a model folder without the weights its targets no longer need, and load it again.
+"""Ship a map: write a model folder without the weights that targets no longer need, and load it.
 
-The folder is an ordinary transformers one. Here `load_exported` builds the stock model and shares
-it; elsewhere ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` does so by
-the file beside the weights (`exported_model`), without this package.
+The command ``export`` writes the folder. `load_exported` is for users of this package.
+
+The folder is an ordinary transformers one. `load_exported` builds the stock model and shares it.
+Without this package ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` does
+the same, with the code in the file beside the weights (`exported_model`).
 """
 
 from __future__ import annotations
@@ -32,11 +34,11 @@ _STOCK_LINE = "from transformers import LlamaForCausalLM as StockForCausalLM"
 
 
 def check_destination(path: Path, *, overwrite: bool) -> None:
-    """Refuse what `write_export` would refuse, before any work is done.
+    """Refuse a ``path`` that `write_export` would refuse, before any work is done.
 
     Raises:
-        InputError: a file, a folder with something in it and no ``overwrite``, or one that is no
-            export, which is never replaced.
+        InputError: ``path`` is a file, or a folder that is not empty without ``overwrite``, or a
+            folder that holds something other than an export, which is never replaced.
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"export.path={shorten(path)} is a file: give a folder that is not there")
@@ -58,7 +60,7 @@ def check_model(model: Any) -> None:
     """Refuse a model whose class is not transformers' own.
 
     Raises:
-        InputError: the folder could not be loaded without code that is not ours to ship.
+        InputError: it is such a model; its export would need code that is not ours to ship.
     """
     name = type(model).__name__
     if getattr(transformers, name, None) is not type(model):
@@ -79,11 +81,12 @@ def write_export(
 ) -> int:
     """Make ``model`` share for good and write it to ``path``; returns the bytes of its weights.
 
-    Written beside ``path`` and renamed: a kill leaves no half an export under that name.
+    The folder is written beside ``path`` and then renamed, so that a run which is killed leaves no
+    half-written export there.
 
     Raises:
         InputError: see `check_destination` and `check_model`.
-        SharingError: the map does not fit.
+        SharingError: the map does not fit the model.
     """
     check_destination(path, overwrite=overwrite)
     check_model(model)
@@ -96,7 +99,7 @@ def write_export(
         quiet_transformers(),
     ):
         folder = Path(partial) / "new"
-        folder.mkdir()  # the temporary folder itself is for its owner's eyes only
+        folder.mkdir()  # only its owner could read the temporary folder itself
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         _amend(
@@ -107,7 +110,7 @@ def write_export(
                 "auto_map": {"AutoModelForCausalLM": f"{_CODE.removesuffix('.py')}.{_CLASS}"},
             },
         )
-        for weights in folder.glob("*.safetensors"):  # written for their owner's eyes only
+        for weights in folder.glob("*.safetensors"):  # only their owner can read them
             weights.chmod((folder / "config.json").stat().st_mode)
         (folder / _CODE).write_text(_code(type(model).__name__), encoding="utf-8")
         (folder / "sharing_map.json").write_text(sharing_map.to_json() + "\n", encoding="utf-8")
@@ -119,7 +122,7 @@ def write_export(
 
 
 def _how(model: Any) -> dict[str, Any]:
-    """What the file beside the weights must know of this architecture's attention."""
+    """What the file beside the weights must know about this architecture's attention."""
     layer = attention_layers(model)[0]
     how: dict[str, Any] = {
         "cache_argument": layer.cache_argument,
@@ -138,7 +141,7 @@ def _how(model: Any) -> dict[str, Any]:
 
 
 def _code(stock_class: str) -> str:
-    """`exported_model` as it is, on top of ``stock_class``."""
+    """The text of `exported_model`, with ``stock_class`` as the class it builds on."""
     text = (resources.files("kvsharer_exp.shipping") / "exported_model.py").read_text(
         encoding="utf-8"
     )
@@ -153,13 +156,14 @@ def _amend(path: Path, values: dict[str, Any]) -> None:
 
 
 def load_exported(folder: str | Path) -> tuple[Any, Any]:
-    """(model, tokenizer) of an export: the stock model, sharing for good; runs no code of it.
+    """Load (model, tokenizer) from an export: the stock model, sharing for good.
 
-    In eval mode, on the CPU, in the dtype it was exported in.
+    No code from the folder is run. The model is in eval mode, on the CPU, in the dtype in which it
+    was exported.
 
     Raises:
-        InputError: not an export, or weights that do not fit it exactly.
-        SharingError: the map in it does not fit its model.
+        InputError: ``folder`` is not an export, or its weights do not fit its model exactly.
+        SharingError: the map in ``folder`` does not fit its model.
     """
     folder = Path(folder).expanduser()
     sharing_map = _read_map(folder)
@@ -172,7 +176,7 @@ def load_exported(folder: str | Path) -> tuple[Any, Any]:
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # fused projections of targets: filled below
+                ignore_mismatched_sizes=True,  # `_fill_fused` fills the targets' fused projections
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:80]
@@ -213,7 +217,11 @@ def _read_map(folder: Path) -> SharingMap:
 
 
 def _fill_fused(model: Any, folder: Path) -> tuple[set[str], set[str]]:
-    """Read targets' query rows, for which no stock model has a place: (all names, those found)."""
+    """Read the query rows of targets' fused projections, for which the stock model has no place.
+
+    Returns:
+        The names of all such parameters, and of those that were found in ``folder``.
+    """
     stubs = {name: m for name, m in model.named_modules() if isinstance(m, QueryRows)}
     parameters = {
         f"{name}.{part}": value

@@ -1,11 +1,14 @@
-"""A causal language model some of whose layers read the KV cache of an earlier layer.
+"""A causal language model in which some layers, the targets, read the KV of an earlier layer.
 
-Needs torch and transformers only. ``kvsharer export`` writes this file beside the weights, with
-the model's own class in the line marked below; config.json says who reads whom
-(``kv_source_layers``: one source per layer, its own index for a layer that owns its KV) and how
-attention is built here (``kv_sharing``). Targets hold no key or value weights, compute no keys or
-values, and store none: their attention calls ``cache.update`` as always and is given what their
-source left there in the same forward. Method: https://arxiv.org/abs/2410.18517
+``kvsharer export`` writes this file beside the weights, with the model's own class in the line
+marked below. transformers loads the model from it, and nothing but torch and transformers is
+needed.
+
+config.json says which layer reads which, in ``kv_source_layers``: one source per layer, and its own
+index for a layer that owns its KV. ``kv_sharing`` in config.json says how attention is built here.
+Targets hold no key or value weights, compute no keys or values, and store none. Their attention
+calls ``cache.update`` as always, and is given the KV that their source handed over in the same
+forward. Method: https://arxiv.org/abs/2410.18517
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 
 class NoProjection(nn.Module):
-    """Where a target's key or value projection was: zeros, expanded from one token."""
+    """Stands for a target's key or value projection: returns zeros, expanded from one token."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -34,9 +37,9 @@ class NoProjection(nn.Module):
 
 
 class QueryRows(nn.Linear):
-    """Where a target's fused projection was: its query rows; keys and values are zero.
+    """Stands for a target's fused projection with only its query rows; keys and values are zero.
 
-    Rows come in ``groups`` of [queries | keys and values].
+    The rows come in ``groups`` of [queries | keys and values].
     """
 
     def __init__(self, hidden: int, groups: int, query_rows: int, kv_rows: int, bias: bool) -> None:
@@ -49,7 +52,7 @@ class QueryRows(nn.Linear):
 
 
 class CacheView:
-    """The cache as one layer sees it: a source leaves its KV, a target takes its source's."""
+    """The cache as one layer sees it: a source hands its KV over, a target takes its source's."""
 
     def __init__(self, cache: Any, left: dict[int, KeyValue], source: int, last: bool) -> None:
         self._cache, self._left, self._source, self._last = cache, left, source, last
@@ -75,7 +78,10 @@ class CacheView:
 
 
 def _vacate(cache: Any, layer: int) -> None:
-    """An empty cache layer of a target says so: it can be cropped and preallocates nothing."""
+    """Put a `DummyLayer` where a target's cache layer is empty.
+
+    A `DummyLayer` can be cropped and preallocates nothing.
+    """
     layers = getattr(cache, "layers", [])
     if layer < len(layers) and not isinstance(layers[layer], DummyLayer):
         if not layers[layer].is_initialized or not int(layers[layer].get_seq_length()):
@@ -83,7 +89,7 @@ def _vacate(cache: Any, layer: int) -> None:
 
 
 class Meeting:
-    """Where the layers of one model leave KV for each other, by thread; a copy starts empty."""
+    """Holds the KV that layers of one model hand over, for each thread; a copy starts empty."""
 
     def __init__(self) -> None:
         self._by_thread: dict[int, dict[int, KeyValue]] = {}
@@ -121,7 +127,7 @@ class KVSharedForCausalLM(StockForCausalLM):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """No: weights are read as the stock class's are, renamed where transformers renames."""
+        """Say no: weights are read like the stock class's, and renamed where those are renamed."""
         return False
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -145,7 +151,7 @@ class KVSharedForCausalLM(StockForCausalLM):
                     setattr(attention, name, _stub(getattr(attention, name), how, config))
 
 
-# transformers looks up some of those renamings by the name of the class.
+# transformers looks up some renamings of weights by the name of the class.
 KVSharedForCausalLM.__name__ = StockForCausalLM.__name__
 
 

@@ -1,7 +1,9 @@
-"""Two ``result.json`` of the same configuration, value by value.
+"""Compare two ``result.json`` of the same configuration, value by value.
 
-Times, addresses and ids are no results and are left out; so are sentences, which say again what the
-values say. A sharing map is one value.
+The command ``reproduce`` compares a recorded run with the same run made again.
+
+Times, addresses and ids are no results and are left out. Sentences are left out too, for they
+repeat what the values say. A sharing map is one value.
 """
 
 from __future__ import annotations
@@ -17,14 +19,17 @@ _SURROUNDINGS = ("versions", "texts")
 _LEFT_OUT = {
     *("schema", "command", "mlflow_run_id", "mlflow_compare_url", "study", "threads"),
     *("notes", "where_from", *_SURROUNDINGS),
-    # What a clock or the rest of the machine decides; keys with "seconds" in them are left out too.
+    # A clock or the rest of the machine decides these; keys with "seconds" are left out as well.
     *("decode_tokens_per_second", "resident_bytes", "peak_memory_bytes", "speedup"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One value, recorded and again; None where one side lacks it. ``off``: relative difference."""
+    """One value as recorded and as made ``again``; None where one side lacks it.
+
+    ``off`` is the relative difference of two unequal numbers that are not both integers.
+    """
 
     path: str
     recorded: Any
@@ -38,16 +43,17 @@ class Value:
 
     @property
     def section(self) -> str:
-        """The part of ``result.json`` it is in."""
+        """The part of ``result.json`` that the value is in."""
         return self.path.partition("[")[0].partition(".")[0]
 
 
 def compare_results(
     recorded: Mapping[str, Any], again: Mapping[str, Any], tolerance: float
 ) -> list[Value]:
-    """Every value of either side, in the order of the first.
+    """Compare every value of either side, in the order of ``recorded``.
 
-    tolerance: the largest relative difference of two numbers that match.
+    ``tolerance`` is the largest relative difference of two numbers that match. Two integers match
+    only if they are equal.
     """
     before, after = dict(_leaves(recorded)), dict(_leaves(again))
     return [_value(path, before, after, tolerance) for path in {**before, **after}]
@@ -56,7 +62,7 @@ def compare_results(
 def differing_surroundings(
     recorded: Mapping[str, Any], again: Mapping[str, Any]
 ) -> list[tuple[str, str, str]]:
-    """(what, recorded, now) of versions, machine, commit and texts that are not the same."""
+    """The versions, machine, commit and texts that are not the same, as (what, recorded, now)."""
     found = []
     for part in _SURROUNDINGS:
         before, after = recorded.get(part, {}), again.get(part, {})
@@ -68,7 +74,7 @@ def differing_surroundings(
 
 
 def summary(values: Sequence[Value]) -> list[list[str]]:
-    """Header and rows: how many values of each section match, and the farthest off."""
+    """Header and rows: how many values of each section match, and how far the farthest is off."""
     rows = [["values of", "exact", "within tolerance", "differ", "farthest off"]]
     for section in dict.fromkeys(value.section for value in values):
         held = [value for value in values if value.section == section]
@@ -81,7 +87,7 @@ def summary(values: Sequence[Value]) -> list[list[str]]:
 
 
 def values_table(values: Sequence[Value]) -> list[list[str]]:
-    """Header and rows, one per value."""
+    """Header and rows of a table with one row per value."""
     rows = [["value", "recorded", "now", "verdict"]]
     for value in values:
         off = f" by {value.off:.1e}" if value.off else ""

@@ -1,4 +1,7 @@
-"""What a result depends on besides its configuration."""
+"""Record what a result depends on besides its configuration: versions, machine and commit.
+
+Every run keeps this in ``result.json``, and ``doctor`` shows it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ _PACKAGES = (
 
 
 def environment() -> dict[str, str]:
-    """Versions, machine and commit."""
+    """Versions of the libraries, the machine, and the commit of this code, by name."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -29,7 +32,10 @@ def environment() -> dict[str, str]:
 
 
 def _git_commit(folder: Path) -> str:
-    """The commit this code is from, ``+changes`` when edited since; ``none`` outside a checkout."""
+    """The commit of the code in ``folder``, with ``+changes`` if the code was edited since.
+
+    It is ``none`` outside a checkout.
+    """
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(folder), *arguments]

@@ -1,4 +1,7 @@
-"""Runs of a store, read back: which there are, what they left, and the closest to a wrong id."""
+"""Read runs back from an MLflow store: which runs there are, and the files they left.
+
+The commands ``report`` and ``reproduce`` read the runs of other commands here.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ _PAGE = 1000
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """One run of a command, or one of its children (``parent_id``); ``digest``: of its map."""
+    """One run of a command, or one of its child runs, which have a ``parent_id``.
+
+    ``digest`` is that of the run's map.
+    """
 
     run_id: str
     name: str
@@ -31,7 +37,10 @@ class StoredRun:
 
 
 class Runs:
-    """Reads runs of any experiment of a store; `recent` and `closest` of one experiment."""
+    """Reads runs from a store.
+
+    A run is found by its id in any experiment; `recent` and `closest` look in one experiment only.
+    """
 
     def __init__(self, client: Any, experiment_id: str) -> None:
         self._client = client
@@ -41,7 +50,7 @@ class Runs:
 
     @classmethod
     def open(cls, uri: str, experiment: str, artifacts: str) -> Runs:
-        """See `Tracker.open`.
+        """Open the experiment in the store at ``uri``, as `Tracker.open` does.
 
         Raises:
             InputError: the store cannot be opened.
@@ -50,7 +59,7 @@ class Runs:
         return cls(*open_store(uri, experiment, artifacts))
 
     def find(self, run_id: str) -> StoredRun | None:
-        """The run with this id; None when there is none, or it was deleted."""
+        """The run with this id; None if there is none, or if it was deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -62,7 +71,7 @@ class Runs:
         return self._stored(run) if run.info.lifecycle_stage == "active" else None
 
     def recent(self) -> list[StoredRun]:
-        """Runs of commands, newest first."""
+        """The runs of commands, newest first; child runs are left out."""
         found = self._client.search_runs(
             [self._experiment_id],
             filter_string="tags.command != ''",
@@ -72,19 +81,22 @@ class Runs:
         return [self._stored(run) for run in found]
 
     def closest(self, run_id: str) -> str:
-        """The id of a command's run that begins with ``run_id`` or is most like it; else empty."""
+        """The id of a command's run that begins with ``run_id``, or else is most like it.
+
+        It is empty if no id is like it.
+        """
         known = [run.run_id for run in self.recent()]
         begin = [one for one in known if run_id and one.startswith(run_id.lower())]
         near = begin or difflib.get_close_matches(run_id, known, n=1, cutoff=0.7)
         return near[0] if near else ""
 
     def text(self, run_id: str, path: str) -> str | None:
-        """The artifact ``path`` of a run, UTF-8; None when it has none."""
+        """The artifact ``path`` of a run, read as UTF-8; None if the run has no such artifact."""
         content = self._read(run_id, path) if path in self._files(run_id) else None
         return None if content is None else content.decode()
 
     def pictures(self, run_id: str) -> dict[str, bytes]:
-        """File name → PNG, of those the run left."""
+        """The PNG pictures that the run left, by file name."""
         names = [name for name in self._files(run_id) if name.endswith(".png")]
         return {name: self._read(run_id, name) for name in sorted(names)}
 

@@ -1,4 +1,7 @@
-"""The MLflow UI of a store: how it is started, and what its pages are called."""
+"""The MLflow UI of a store: the command that starts it, and the addresses of its pages.
+
+The command ``ui`` starts it. Commands that keep a run print the address of its page.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,15 @@ import sys
 from urllib.parse import urlencode
 
 UI = "http://127.0.0.1:5000"
-# The UI opens its pages for agents unless told which half of it is wanted.
+# The UI has one half for agents and one for machine learning. Without this it opens the former.
 _HALF = {"workflowType": "machine_learning"}
 
 
 def ui_command(uri: str, port: int) -> tuple[list[str], dict[str, str]]:
-    """(argv, environment) of an MLflow server on this machine only: one worker, no job runner."""
+    """(argv, environment) that start an MLflow server which only this machine can reach.
+
+    The server has one worker and no job runner.
+    """
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
     settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -20,6 +26,6 @@ def ui_command(uri: str, port: int) -> tuple[list[str], dict[str, str]]:
 
 
 def runs_page(host: str, experiment_id: str, run_id: str = "", **options: str) -> str:
-    """Address of an experiment's runs, or of one of them."""
+    """Address of the page with an experiment's runs, or with the run ``run_id`` alone."""
     path = "/".join(filter(None, ["experiments", experiment_id, "runs", run_id]))
     return f"{host}/#/{path}?{urlencode(_HALF | options)}"

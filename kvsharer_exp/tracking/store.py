@@ -1,4 +1,7 @@
-"""Opening a store: made when it is not there, refused in one line when it cannot be used."""
+"""Open an MLflow store: make it if it is not there, refuse it in one line if it cannot be used.
+
+`Tracker` and `Runs` open their store here. The command ``ui`` checks its store here too.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,22 @@ from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.text import clip
 
 _LOCAL = "sqlite:///"
-_MESSAGE = 200  # characters of our own errors
+_MESSAGE = 200  # the most characters of an error message
 
 
 def open_store(uri: str, experiment: str, artifacts: str) -> tuple[Any, str]:
-    """(client, experiment id), see `Tracker.open`."""
+    """Open the store for `Tracker.open` and `Runs.open`; returns (client, experiment id).
+
+    Raises:
+        InputError: the store cannot be opened or written, or the experiment was deleted.
+    """
     check_writable(uri)
-    # No usage data to a third party unless the user says so; read when mlflow is imported.
+    # No usage data goes to MLflow's makers unless the user allows it; MLflow reads this at import.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     with _impatient(), _store_errors(uri), quiet(logging.CRITICAL):
         from mlflow.tracking import MlflowClient
 
-        # It logs, with a traceback, what it raises as well.
+        # MLflow raises its errors and logs them with a traceback; raising is enough.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         client = MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(experiment)
@@ -43,13 +50,13 @@ def open_store(uri: str, experiment: str, artifacts: str) -> tuple[Any, str]:
 
 
 def check_writable(uri: str) -> None:
-    """The folder of a local database, made, and the file one that SQLite can write to.
+    """Make the folder of a local database, and check that SQLite can write to the file.
 
-    Asked first: MLflow tries ten times in 100 s to open what is no file, and reads happily from
-    what it cannot write.
+    This comes before MLflow opens the store. MLflow tries ten times in 100 s to open what is no
+    file, and does not notice when it reads from a file that it cannot write.
 
     Raises:
-        InputError: read-only, locked, or no database.
+        InputError: the folder or file is read-only, locked, or no database.
     """
     if not uri.startswith(_LOCAL):
         return
@@ -68,7 +75,7 @@ def check_writable(uri: str) -> None:
 
 @contextmanager
 def _impatient() -> Iterator[None]:
-    """A server that does not answer fails in seconds inside, not after MLflow's minutes."""
+    """Inside, a server that does not answer fails after seconds, not after MLflow's minutes."""
     settings = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     added = {key: value for key, value in settings.items() if key not in os.environ}
     os.environ.update(added)
@@ -81,7 +88,7 @@ def _impatient() -> Iterator[None]:
 
 @contextmanager
 def quiet(level: int = logging.WARNING) -> Iterator[None]:
-    """MLflow's and Alembic's chatter below ``level`` is off inside."""
+    """Inside, MLflow and Alembic log nothing below ``level``."""
     loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -95,7 +102,10 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
 
 @contextmanager
 def _store_errors(uri: str) -> Iterator[None]:
-    """Whatever a store raises when it cannot be opened (also: no driver for it), as one line."""
+    """Turn whatever a store raises when it cannot be opened into one line.
+
+    A missing database driver counts too.
+    """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -106,10 +116,13 @@ def _store_errors(uri: str) -> Iterator[None]:
 
 
 def is_outdated(uri: str, text: str) -> InputError | None:
-    """The way out where MLflow says, somewhere in ``text``, that the store has another schema."""
+    """The error, with its way out, if ``text`` has MLflow's words for a store of another schema.
+
+    The result is None if it has not.
+    """
     if "out-of-date database schema" not in " ".join(text.split()):
         return None
-    # Cut short the command would not run.
+    # A command that is cut short would not run.
     upgrade = f"`mlflow db upgrade {uri if len(uri) < 90 else '<tracking.uri>'}`"
     return InputError(
         f"MLflow store was made by another MLflow: run {upgrade} once, or use the newer MLflow "

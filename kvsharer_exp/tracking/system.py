@@ -1,4 +1,7 @@
-"""CPU, memory, disk, network and GPU of a long run, sampled by MLflow's own monitor."""
+"""Sample CPU, memory, disk, network and GPU during a long run, with MLflow's own monitor.
+
+`Tracker` starts this for every run of a command, but not for child runs.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ _EVERY_SECONDS = 30
 
 
 class SystemMetrics:
-    """Starts sampling a run once it has lasted ``after_seconds``: a short one has none.
+    """Starts to sample a run once it has lasted ``after_seconds``, so a short run has no samples.
 
-    https://mlflow.org/docs/latest/system-metrics/; GPUs need ``nvidia-ml-py``.
+    GPUs are sampled only if ``nvidia-ml-py`` is installed.
+    https://mlflow.org/docs/latest/system-metrics/
     """
 
     def __init__(self, uri: str, run_id: str, after_seconds: float = AFTER_SECONDS) -> None:
@@ -38,7 +42,7 @@ class SystemMetrics:
         self._monitor = monitor
 
     def stop(self) -> None:
-        """No sample is taken after this."""
+        """Stop sampling; no sample is taken after this."""
         self._timer.cancel()
         self._timer.join()
         if self._monitor is not None:

@@ -1,7 +1,9 @@
-"""Runs of one experiment, written.
+"""Write the runs of one experiment to MLflow.
 
-Uses `MlflowClient` only, never the global fluent state: a child run costs one create, one batch
-and one end. https://mlflow.org/docs/latest/tracking.html
+Every command that keeps a run writes it with a `Tracker`, and finds the maps of earlier runs there.
+
+It uses `MlflowClient` only, never MLflow's global fluent state. So a child run costs one call to
+create it, one batch, and one call to end it. https://mlflow.org/docs/latest/tracking.html
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import TrialResult
 
-# MLflow's limits: params, tags and metrics in one call (1000 of all kinds).
+# MLflow takes at most 100 params, 100 tags and 1000 values of all kinds in one call.
 _PARAMS, _METRICS = 100, 800
 
 
 class Tracker:
-    """Writes runs of one experiment."""
+    """Writes the runs of one experiment."""
 
     def __init__(
         self, client: Any, experiment_id: str, *, sample_after_seconds: float = AFTER_SECONDS
@@ -46,9 +48,9 @@ class Tracker:
         experiment: str = "kvsharer_exp",
         artifacts: str = "mlruns/artifacts",
     ) -> Tracker:
-        """The experiment in the store at ``uri``, both made when they are not there.
+        """Open the experiment in the store at ``uri``; both are made if they are not there.
 
-        ``artifacts``: folder of a local store; a server keeps its own.
+        ``artifacts`` is the folder for the files of a local store. A server has a place of its own.
 
         Raises:
             InputError: the store cannot be opened or written.
@@ -63,7 +65,7 @@ class Tracker:
         params: Mapping[str, str],
         run_id: str | None = None,
     ) -> str:
-        """A new run, or ``run_id`` continued: then params it has keep their first value."""
+        """Begin a new run, or continue ``run_id``, whose params keep their first value."""
         if run_id is None:
             run = self._client.create_run(self._experiment_id, run_name=name, tags=dict(tags))
             run_id = run.info.run_id
@@ -80,10 +82,11 @@ class Tracker:
     def log_trial(
         self, parent_id: str, result: TrialResult, more: Mapping[str, float], *, name: str = ""
     ) -> str:
-        """A child run with the map, scores and footprint of one trial; returns its id.
+        """Write a child run with the map, scores and footprint of one trial; returns its id.
 
-        What the sampler drew is one tag: a param per layer would bury the few that compare.
-        A run is FAILED when its trial is; one that was screened out did what it was asked.
+        ``more`` holds further metrics. What the sampler drew is one tag, because a param per layer
+        would bury the few params that are worth comparing. The run is FAILED only if its trial
+        failed. A trial that was screened out did what it was asked.
         """
         sharing_map = result.sharing_map
         metrics = {
@@ -127,13 +130,13 @@ class Tracker:
         params: Sequence[Any] = (),
         tags: Sequence[Any] = (),
     ) -> None:
-        """In as few calls as MLflow's limits allow; none for nothing."""
+        """Log in as few calls as MLflow's limits allow, and in none if there is nothing."""
         while metrics or params or tags:
             self._client.log_batch(run_id, metrics[:_METRICS], params[:_PARAMS], tags[:_PARAMS])
             metrics, params, tags = metrics[_METRICS:], params[_PARAMS:], tags[_PARAMS:]
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Finite values as metrics; the names of others go to the tag ``not_finite``."""
+        """Log the finite values; the names of all others go into the tag ``not_finite``."""
         lost = not_finite(metrics)
         self._log(
             run_id,
@@ -142,19 +145,19 @@ class Tracker:
         )
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set the tags, over those of the same name."""
+        """Set the tags; a tag of the same name is replaced."""
         self._log(run_id, tags=tags_of(tags))
 
     def log_text(self, run_id: str, text: str, path: str) -> None:
-        """Keep ``text`` as the run's artifact ``path``, UTF-8."""
+        """Keep ``text`` as the run's artifact ``path``, in UTF-8."""
         self.log_bytes(run_id, text.encode(), path)
 
     def log_dict(self, run_id: str, values: Mapping[str, Any], path: str) -> None:
-        """Keep ``values`` as the run's artifact ``path``, JSON."""
+        """Keep ``values`` as the run's artifact ``path``, in JSON."""
         self.log_text(run_id, json.dumps(values, indent=2, allow_nan=False) + "\n", path)
 
     def log_bytes(self, run_id: str, content: bytes, path: str) -> None:
-        """Keep ``content`` as the run's artifact ``path``; folders in it are made."""
+        """Keep ``content`` as the run's artifact ``path``; its folders are made."""
         parent, _, name = path.rpartition("/")
         with tempfile.TemporaryDirectory() as folder, quiet():
             file = Path(folder) / name
@@ -162,7 +165,7 @@ class Tracker:
             self._client.log_artifact(run_id, str(file), parent or None)
 
     def log_datasets(self, run_id: str, parts: Mapping[str, tuple[str, str]]) -> None:
-        """The run's data: what each part was used for → (its source, its digest)."""
+        """Log the run's data; ``parts``: what each part was used for → (its source, its digest)."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         self._client.log_inputs(
@@ -179,9 +182,9 @@ class Tracker:
     def log_map(
         self, run_id: str, sharing_map: SharingMap, metrics: Mapping[str, float], *, name: str
     ) -> None:
-        """The run's map as a logged model (its file: ``map.json``), and what it scored.
+        """Log the run's map as a logged model with the file ``map.json``, and what it scored.
 
-        A run that has its model keeps it; the metrics are added.
+        If the run has a logged model already, the metrics are added to that one.
         """
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
@@ -205,9 +208,9 @@ class Tracker:
         self._log(run_id, metrics=metrics_of(metrics, model_id=model_id))
 
     def mark_front(self, members: Iterable[str], before: Iterable[str] = ()) -> None:
-        """Tag ``front=true`` on the members, ``front=false`` on those of ``before`` that left.
+        """Tag ``members`` as ``front=true``, and the others of ``before`` as ``front=false``.
 
-        A run of ``before`` that was deleted in the UI since is passed over.
+        A run of ``before`` that has been deleted in the UI is passed over.
         """
         members = set(members)
         for run_id in set(before) - members:
@@ -230,22 +233,22 @@ class Tracker:
         self._client.set_terminated(run_id, status)
 
     def exists(self, run_id: str) -> bool:
-        """Whether the store holds the run, not deleted."""
+        """Whether the store holds the run and it is not deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
             return self._client.get_run(run_id).info.lifecycle_stage == "active"
         except MlflowException as error:
-            # A malformed id is none of the store's; any other error says nothing about the run.
+            # No run has a malformed id. Any other error does not say whether the run exists.
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return False
             raise
 
     def find_map(self, run_id: str) -> SharingMap:
-        """The map of a run.
+        """Find the map of a run.
 
         Raises:
-            InputError: no such run, or a run without a map.
+            InputError: there is no such run, or it has no map.
         """
         if not self.exists(run_id):
             raise InputError(f"MLflow run {run_id} is not in this store: check tracking.uri")
@@ -257,7 +260,7 @@ class Tracker:
         return SharingMap.parse(text)
 
     def front_maps(self, run_id: str) -> list[SharingMap]:
-        """The maps on the front of a finished sweep; none for any other run, or no run."""
+        """The maps on the front of a finished sweep; empty for another run, or if there is none."""
         if not self.exists(run_id):
             return []
         experiment = self._client.get_run(run_id).info.experiment_id
@@ -266,5 +269,5 @@ class Tracker:
         return [SharingMap.parse(run.data.tags["kv_source_layers"]) for run in runs]
 
     def run_url(self, run_id: str) -> str:
-        """Where the UI shows the run."""
+        """The address at which the UI shows the run."""
         return runs_page(self._host, self._experiment_id, run_id)

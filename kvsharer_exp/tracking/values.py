@@ -1,4 +1,7 @@
-"""Our values as MLflow takes them: allowed names, finite numbers, texts that are not too long."""
+"""Turn our values into those that MLflow takes: allowed names, finite numbers, short texts.
+
+`Tracker` passes what it logs through here.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,14 @@ from collections.abc import Mapping
 from typing import Any
 
 NAME, PARAM, TAG = 250, 6000, 8000
-"""Characters that a name, a param and a tag may have."""
+"""The most characters that a name, a param and a tag may have."""
 
 
 def name_of(key: str) -> str:
-    """MLflow takes letters, digits and ``_-. /:`` in names that are paths in normal form."""
+    """Turn ``key`` into a name that MLflow takes; every character that it refuses becomes ``_``.
+
+    MLflow takes letters, digits and ``_-. /:``, and the name must be a path in normal form.
+    """
     path = posixpath.normpath(re.sub(r"[^\w\-. /:]", "_", key)).lstrip("./")
     return path[:NAME].rstrip("/") or "_"
 
@@ -22,7 +28,7 @@ def name_of(key: str) -> str:
 def metrics_of(
     values: Mapping[str, float], step: int = 0, model_id: str | None = None
 ) -> list[Any]:
-    """The finite ones; of the logged model ``model_id`` when given."""
+    """The finite ``values`` as metrics; ``model_id`` is the logged model they belong to, if any."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
@@ -31,7 +37,7 @@ def metrics_of(
 
 
 def not_finite(values: Mapping[str, float]) -> str:
-    """The names of those that `metrics_of` leaves out."""
+    """The names of the values that `metrics_of` leaves out."""
     return ", ".join(sorted(key for key, value in values.items() if not math.isfinite(value)))
 
 

@@ -1,7 +1,8 @@
-"""Saved views: what the UI shows of a sweep without any set-up, as MLflow keeps it.
+"""Saved views: what the MLflow UI shows of a sweep without any set-up by the user.
 
-MLflow holds a view in an experiment's tag ``mlflow.sharedViewState.<key>``; its page takes
-``?viewStateShareKey=<key>`` and lists all of them under *Views*.
+`Tracker.save_view` saves one at the end of a sweep. MLflow keeps a view in the experiment's tag
+``mlflow.sharedViewState.<key>``. The experiment's page opens it with ``?viewStateShareKey=<key>``,
+and lists all views under *Views*.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from typing import Any
 
 VIEW_TAG = "mlflow.sharedViewState."
 _SECTION = "front"
-_SHOWN = 12  # scores; a tag of an experiment holds 20,000 characters
+_SHOWN = 12  # scores at most, because a tag of an experiment holds 20,000 characters
 
 
 def front_view(parent_id: str, scores: Sequence[str]) -> dict[str, Any]:
-    """The front of one sweep: its runs only, by size; ``scores`` against the KV kept, all of them
-    in parallel coordinates, and each as bars. Columns of the table: the same. The first twelve."""
+    """A view of the runs on the front of one sweep, ordered by the number of shared layers.
+
+    It draws the first two ``scores`` against the KV kept, all of them in parallel coordinates, and
+    each as bars. Its table has columns for them too. Only the first twelve scores are shown.
+    """
     scores = scores[:_SHOWN]
     metrics = ["num_shared", "kv_fraction", *scores]
     charts = [
@@ -57,7 +61,7 @@ def _chart(kind: str, uuid: str, **more: Any) -> dict[str, Any]:
 
 
 def envelope(name: str, state: dict[str, Any]) -> str:
-    """The tag's value for a view called ``name``."""
+    """The value of the tag that holds the view ``state`` under the name ``name``."""
     now = int(time.time() * 1000)
     held = {"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
     return json.dumps(held)

@@ -1,4 +1,7 @@
-"""How sure a difference is: paired comparisons of two maps on the same items."""
+"""Say how sure a difference is: paired comparisons of two maps on the same items.
+
+An ablation compares its arms with the reference arm this way.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,11 @@ from kvsharer_exp.values.intervals import (
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Mean of a - b on the same items, its interval, and how probable more than that is by chance.
+    """The mean of a - b over the same items, with its interval and p-value.
 
-    ``test``: ``mcnemar``, ``bootstrap``, or ``t`` (over draws).
+    ``p_value`` is the probability that chance alone makes a difference at least as large. ``test``
+    says how it was found: ``mcnemar``, ``bootstrap``, or ``t`` (over draws). ``items`` is the
+    number of items, or of draws.
     """
 
     difference: float
@@ -44,12 +49,13 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
-    """Two maps on the same items: McNemar's exact test where all are 0 or 1, else the bootstrap.
+    """Compare two maps on the same items.
 
+    The p-value is that of McNemar's exact test if all items are 0 or 1, and else the bootstrap's.
     The interval is the bootstrap's in both cases.
 
     Raises:
-        ValueError: no items, or not the same number of them.
+        ValueError: there are no items, or ``a`` and ``b`` differ in length.
     """
     differences = [x - y for x, y in zip(a, b, strict=True)]
     means = resampled_means(differences, resamples, seed)
@@ -64,10 +70,10 @@ def compare(
 def compare_draws(
     draws: Sequence[float], reference: float, *, confidence: float = CONFIDENCE
 ) -> Comparison:
-    """Draws of a random arm against one fixed score: Student's t over the draws.
+    """Compare the draws of a random arm with one fixed score, by Student's t over the draws.
 
     Raises:
-        ValueError: fewer than two draws.
+        ValueError: there are fewer than two draws.
     """
     inside = t_interval([draw - reference for draw in draws], confidence=confidence)
     spread = standard_error(draws)
@@ -79,9 +85,10 @@ def compare_draws(
 
 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
-    """Two-sided exact p: are items that only a gets right as many as those only b gets right?
+    """Two-sided exact p-value: are as many items right in ``a`` only as in ``b`` only?
 
-    https://doi.org/10.1007/BF02295996; exact: binomial(discordant items, 1/2).
+    By chance, each item that only one of them has right is in ``a`` with probability 1/2, so their
+    number is binomial. https://doi.org/10.1007/BF02295996
     """
     only_a = sum(x > y for x, y in zip(a, b, strict=True))
     only_b = sum(x < y for x, y in zip(a, b, strict=True))
@@ -91,19 +98,20 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def _bootstrap_p(means: np.ndarray, items: int) -> float:
-    """Two-sided: how often a resampled mean is on the other side of 0.
+    """Two-sided p-value: how often a resampled mean lies on the other side of 0.
 
-    Never below 2^(1 - items), the chance that all items lean the same way: a few windows that agree
-    would else look surer than they can be.
+    The p-value is at least 2^(1 - items), the chance that all items lean the same way. Without this
+    floor, a few windows that agree would look surer than they can be.
     """
     opposite = min(int((means <= 0).sum()), int((means >= 0).sum()))
     return min(1.0, max(2 * (opposite + 1) / (len(means) + 1), 2.0 ** (1 - items)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of one table, adjusted so that chance marks none of its cells with that probability.
+    """Adjust the p-values of one table for the number of its cells.
 
-    Holm's step-down method, https://www.jstor.org/stable/4615733.
+    If every cell with an adjusted p-value below a level is marked, chance alone marks any cell with
+    at most that probability. Holm's step-down method, https://www.jstor.org/stable/4615733.
     """
     adjusted = [0.0] * len(p_values)
     highest = 0.0

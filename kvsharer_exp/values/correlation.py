@@ -1,4 +1,7 @@
-"""Rank correlations."""
+"""Rank correlations: whether two lists of numbers order the same things alike.
+
+``ablate`` asks this of distances and costs of pairs, and a sweep of its scoring stages.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ from kvsharer_exp.values.intervals import CONFIDENCE, Interval, z_quantile
 def spearman(
     a: Sequence[float], b: Sequence[float], *, confidence: float = CONFIDENCE
 ) -> Interval | None:
-    """Rank correlation in [-1, 1] with the interval of Bonett and Wright (items independent).
+    """Spearman's rank correlation in [-1, 1], with the interval of Bonett and Wright.
 
-    https://doi.org/10.1007/BF02294183. None below four items or where one side is constant.
+    The interval takes the items to be independent. The result is None for fewer than four items, or
+    where one side is constant. https://doi.org/10.1007/BF02294183
     """
     if len(a) < 4 or len(set(a)) == 1 or len(set(b)) == 1:
         return None
@@ -26,7 +30,7 @@ def spearman(
 
 
 def _ranks(values: Sequence[float]) -> np.ndarray:
-    """Ranks from 1; ties share their mean."""
+    """Rank ``values`` from 1; equal values share the mean of their ranks."""
     data = np.asarray(values, dtype=np.float64)
     below = (data[:, None] > data).sum(1)
     equal = (data[:, None] == data).sum(1)
@@ -34,7 +38,7 @@ def _ranks(values: Sequence[float]) -> np.ndarray:
 
 
 def kendall(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Kendall's τ-b in [-1, 1], ties counted; None where one side is constant."""
+    """Kendall's τ-b in [-1, 1], which allows for ties; None where one side is constant."""
     first, second = (np.sign(np.subtract.outer(np.asarray(x), np.asarray(x))) for x in (a, b))
     pairs = math.sqrt(float(np.abs(first).sum()) * float(np.abs(second).sum()))
     return float((first * second).sum()) / pairs if pairs else None

@@ -1,4 +1,7 @@
-"""The one error that is the user's to mend; every other exception is ours."""
+"""The error for what the user gave and can mend; any part of the package may raise it.
+
+Any other exception that reaches the user is a fault of ours.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,19 @@ from collections.abc import Sequence
 
 
 class InputError(ValueError):
-    """Bad input: one line with the value, the rule and the way out. Exit code 2."""
+    """The input is bad: the message says in one line the value, the rule and the way out.
+
+    The command line then ends with exit code 2.
+    """
 
 
 def at_least(key: str, value: int, least: int) -> None:
-    """Refuse what is no whole number from ``least`` up; options reach us as the user wrote them.
+    """Refuse a ``value`` that is not a whole number of at least ``least``.
+
+    The type is checked too, because options come as the user wrote them.
 
     Raises:
-        InputError: naming ``key`` and ``value``.
+        InputError: the value is refused; the message names ``key`` and ``value``.
     """
     if not isinstance(value, int):
         raise InputError(f"{key}={value}: give a whole number")
@@ -23,6 +31,6 @@ def at_least(key: str, value: int, least: int) -> None:
 
 
 def did_you_mean(value: str, choices: Sequence[str]) -> str:
-    """The nearest of ``choices``, or all of them."""
+    """Suggest the one of ``choices`` most like ``value``; if none is like it, list them all."""
     near = difflib.get_close_matches(value, choices, n=1)
     return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}"

@@ -1,4 +1,7 @@
-"""Memory of one map: predicted from shapes, and counted on a cache that exists."""
+"""The memory of one map: predicted from shapes, and counted on a cache that exists.
+
+`footprint` and `measured_footprint` make these values.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from kvsharer_exp.values.record import Record
 
 @dataclass(frozen=True, slots=True)
 class MeasuredFootprint(Record):
-    """What was counted on tensors that exist, beside what the shapes predict."""
+    """The bytes that a real cache held after a prefill of ``tokens`` tokens in all."""
 
     cache_bytes: int
     tokens: int
@@ -17,7 +20,11 @@ class MeasuredFootprint(Record):
 
 @dataclass(frozen=True, slots=True)
 class Footprint(Record):
-    """Memory of one map. ``kv_fraction``: its KV bytes per token / the full cache's."""
+    """The memory of one map, as its shapes predict it, with ``measured`` if it was also counted.
+
+    ``kv_fraction`` is the map's KV bytes per token divided by those of the full cache.
+    ``parameter_bytes_saved`` is the size of the key and value projections that targets drop.
+    """
 
     kv_bytes_per_token: int
     kv_fraction: float

@@ -1,4 +1,4 @@
-"""What the paper's greedy strategy tried and found."""
+"""What the paper's greedy strategy tried and found, as the function `greedy` returns it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from kvsharer_exp.values.record import Record
 
 @dataclass(frozen=True, slots=True)
 class GreedyStep(Record):
-    """One pair the greedy strategy tried; ``cosine`` is None when no test was asked for, else the
-    mean over the ``windows`` it took to decide."""
+    """One pair that the greedy strategy tried.
+
+    ``cosine`` is the mean over the ``windows`` that it took to decide. It is None when no test was
+    asked for.
+    """
 
     target: int
     source: int
@@ -22,7 +25,11 @@ class GreedyStep(Record):
 
 @dataclass(frozen=True, slots=True)
 class GreedyResult(Record):
-    """The greedy strategy at one compression ratio; ``found`` may be below ``requested``."""
+    """What the greedy strategy found at one compression ratio.
+
+    ``requested`` and ``found`` are numbers of shared layers; fewer may be found than requested.
+    ``candidates`` counts the pairs tried. An arm that tries none has an empty ``trace``.
+    """
 
     compression: float
     requested: int

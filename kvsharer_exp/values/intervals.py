@@ -1,4 +1,7 @@
-"""Intervals of means, shares and draws: the bootstrap, Student's t, Wilson's score."""
+"""Say how sure a mean or a share is: intervals by the bootstrap, Student's t and Wilson's score.
+
+Scores, ablations, the paper's acceptance test and the finals of a sweep take intervals from here.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _CHUNK = 1 << 20  # numbers drawn at a time
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean and where it may lie."""
+    """A mean, and the range from ``low`` to ``high`` in which it probably lies."""
 
     mean: float
     low: float
@@ -34,16 +37,23 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval of the mean; too narrow below some 15 items.
+    """Percentile bootstrap interval of the mean of ``values``.
+
+    It is too narrow for fewer than about 15 values.
 
     Raises:
-        ValueError: no values.
+        ValueError: there are no values.
     """
     low, high = quantiles(resampled_means(values, resamples, seed), confidence)
     return Interval(fmean(values), low, high)
 
 
 def resampled_means(values: Sequence[float], resamples: int, seed: int) -> np.ndarray:
+    """The means of ``resamples`` samples of ``values``, drawn with replacement: (resamples,).
+
+    Raises:
+        ValueError: there are no values.
+    """
     data = np.asarray(values, dtype=np.float64)
     if not data.size:
         raise ValueError("no values to resample: give at least one")
@@ -58,13 +68,14 @@ def resampled_means(values: Sequence[float], resamples: int, seed: int) -> np.nd
 
 
 def quantiles(means: np.ndarray, confidence: float) -> tuple[float, float]:
+    """The lowest and highest of the middle ``confidence`` of ``means``."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of two or more values."""
+    """Standard error of the mean of two or more ``values``."""
     return stdev(values) / math.sqrt(len(values))
 
 
@@ -72,7 +83,7 @@ def t_interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> In
     """Student's t interval of the mean of a few draws.
 
     Raises:
-        ValueError: fewer than two values.
+        ValueError: there are fewer than two values.
     """
     if len(values) < 2:
         raise ValueError(f"{len(values)} values have no spread: give at least two")
@@ -82,7 +93,10 @@ def t_interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> In
 
 
 def t_within(t: float, freedom: int) -> float:
-    """P(|T| < t) of Student's t with a whole ``freedom`` (Abramowitz & Stegun 26.7.3, 26.7.4)."""
+    """P(|T| < t) for Student's t with ``freedom`` degrees of freedom, a whole number.
+
+    Abramowitz & Stegun 26.7.3, 26.7.4.
+    """
     angle = math.atan2(t, math.sqrt(freedom))
     cosine = math.cos(angle)
     odd = freedom % 2
@@ -96,7 +110,7 @@ def t_within(t: float, freedom: int) -> float:
 
 
 def t_quantile(confidence: float, freedom: int) -> float:
-    """The t with P(|T| < t) = ``confidence``, by bisection."""
+    """Find by bisection the t with P(|T| < t) = ``confidence``, the inverse of `t_within`."""
     low, high = 0.0, 1.0
     while t_within(high, freedom) < confidence:
         high *= 2
@@ -107,10 +121,12 @@ def t_quantile(confidence: float, freedom: int) -> float:
 
 
 def wilson(successes: float, items: int, *, confidence: float = CONFIDENCE) -> Interval:
-    """Wilson's score interval of a share of 0/1 items (https://doi.org/10.2307/2276774).
+    """Wilson's score interval of the share of 0/1 items that are 1.
+
+    https://doi.org/10.2307/2276774
 
     Raises:
-        ValueError: no items.
+        ValueError: there are no items.
     """
     if items < 1:
         raise ValueError("no items: a share needs at least one")
@@ -122,10 +138,11 @@ def wilson(successes: float, items: int, *, confidence: float = CONFIDENCE) -> I
 
 
 def half_width(values: Sequence[float], limit: int, *, confidence: float = CONFIDENCE) -> float:
-    """Half of the interval that a ``limit`` of so many items like these would give the mean.
+    """Half the width of the interval that the mean of ``limit`` items like these would have.
 
     Raises:
-        ValueError: no values, a single one that is not 0 or 1, or a limit below one.
+        ValueError: there are no values, there is only one and it is not 0 or 1, or all are 0 or 1
+            and ``limit`` is below one.
     """
     if is_binary(values):
         interval = wilson(fmean(values) * limit, limit, confidence=confidence)
@@ -134,9 +151,10 @@ def half_width(values: Sequence[float], limit: int, *, confidence: float = CONFI
 
 
 def is_binary(values: Sequence[float]) -> bool:
-    """Whether all are 0 or 1."""
+    """Whether all ``values`` are 0 or 1."""
     return all(value in (0, 1) for value in values)
 
 
 def z_quantile(confidence: float) -> float:
+    """The z with P(|Z| < z) = ``confidence`` for a standard normal Z."""
     return NormalDist().inv_cdf((1 + confidence) / 2)

@@ -1,8 +1,11 @@
-"""Parts that other packages bring, by entry point: search spaces, samplers, scorers.
+"""Find the parts that other packages bring: search spaces, samplers and scorers.
 
-A package names its part in a group of ours (``kvsharer_exp.search_spaces``,
-``kvsharer_exp.samplers``, ``kvsharer_exp.scorers``); once it is installed the name works like one
-of our own. Ours come first: a package cannot replace them. tests/plugin_example/ is such a package.
+`make_space`, `make_sampler` and `find_fitness` look up their names here.
+
+A package registers a part as an entry point in one of three groups: ``kvsharer_exp.search_spaces``,
+``kvsharer_exp.samplers`` or ``kvsharer_exp.scorers``. Once the package is installed, the name of
+its part works like one of our own names. Our own names come first, so a package cannot replace
+them. tests/plugin_example/ is such a package.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ Part = TypeVar("Part")
 
 
 def find_part(name: str, ours: Mapping[str, Part], *, group: str, key: str) -> Part:
-    """``ours[name]``, or what the entry point ``name`` of ``group`` loads; ``key`` is for messages.
+    """Return ``ours[name]``, or else what the entry point ``name`` of ``group`` loads.
+
+    ``key`` is the configuration key that error messages name.
 
     Raises:
-        InputError: no such part, two packages that bring one of this name, or one that cannot be
-            loaded.
+        InputError: there is no such part, several packages bring one of this name, or the part
+            cannot be loaded.
     """
     if name in ours:
         return ours[name]
@@ -37,7 +42,7 @@ def find_part(name: str, ours: Mapping[str, Part], *, group: str, key: str) -> P
         raise InputError(f"{key}={name} is brought by {', '.join(packages)}: uninstall all but one")
     try:
         return cast(Part, found[0].load())
-    except Exception as error:  # whatever the other package raises as it is imported
+    except Exception as error:  # the import of the other package may raise anything
         reason = shorten(f"{type(error).__name__}: {error}", 60, placeholder=" …")
         raise InputError(
             f"{key}={name}: entry point {found[0].value} of package {packages[0]} "
@@ -47,14 +52,15 @@ def find_part(name: str, ours: Mapping[str, Part], *, group: str, key: str) -> P
 
 @contextmanager
 def options_for(part: str, *refusals: type[Exception], see: str) -> Iterator[None]:
-    """``refusals`` raised inside say that ``part`` does not take its options.
+    """Report the errors ``refusals`` raised inside as options that ``part`` does not take.
 
     Raises:
-        InputError: so, and that the folder ``see`` holds those it takes.
+        InputError: one of ``refusals`` was raised; the message points to the folder ``see``, which
+            shows the options that the part takes.
     """
     try:
         yield
-    except InputError:  # names the option itself
+    except InputError:  # its message names the option already
         raise
     except refusals as error:
         raise InputError(f"{part} does not take these options ({error}): see {see}") from error

@@ -1,4 +1,7 @@
-"""Pairs of layers, and the ranking that orders them."""
+"""Pairs of layers, and the ranking that orders them.
+
+`rank` makes the ranking; the greedy strategy, the seeds and the search spaces start from it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from kvsharer_exp.values.record import Record
 
 @dataclass(frozen=True, slots=True)
 class LayerPair(Record):
-    """``target`` (nearer the output) could read ``source`` (nearer the input)."""
+    """Two layers: ``target``, nearer the output, could read ``source``, nearer the input.
+
+    ``distance`` says how unlike they are, by the measure of the ranking.
+    """
 
     target: int
     source: int
@@ -20,7 +26,8 @@ class LayerPair(Record):
 class DissimilarityRanking(Record):
     """Every pair of layers that may share, most dissimilar first.
 
-    Pairs of unlike layers (KV shape, sliding against full attention) are not in it.
+    ``distance`` is the name of the measure. Two layers that differ in KV shape, or of which one has
+    sliding and the other full attention, make no pair.
     """
 
     model_id: str

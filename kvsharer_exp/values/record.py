@@ -1,4 +1,4 @@
-"""The base of the frozen values: a JSON round trip for dataclasses, tuples and maps."""
+"""The base class of the frozen values: a JSON round trip for dataclasses, tuples and maps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 
 class Record:
-    """``to_dict``/``from_dict`` and ``to_json``/``from_json`` for the records below."""
+    """Gives a dataclass that inherits it ``to_dict``, ``from_dict``, ``to_json``, ``from_json``.
+
+    A `SharingMap` becomes a list of its sources; ``to_json`` raises ValueError for NaN or infinity.
+    """
 
     __slots__ = ()
 

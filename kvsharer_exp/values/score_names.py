@@ -1,43 +1,138 @@
-"""The names of scores, and what they say: direction, and what has a ratio to the full cache."""
+"""The names of scores, taken apart in one place, and what a name says of its score.
+
+Every score of this project has a name of one of these forms, in ``result.json``, in MLflow and in
+tables: ``kl``, ``cosine``, ``kl/<text>``, ``perplexity/<text>``, ``lm_eval/<task>/<metric>`` and
+``lm_eval/<task>/<metric>.<filter>``. Whoever makes or reads such a name does it with `ScoreName`;
+whoever compares two scores asks here which one is the better.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+KL = "kl"
+"""KL to the full cache on the scoring windows, nats."""
+
+COSINE = "cosine"
+"""Cosine of the last hidden states to the full cache's on the scoring windows."""
+
+CALIBRATION_PERPLEXITY = "perplexity/calibration"
+"""Perplexity of the scoring windows, which are cut from the calibration text."""
+
+HELD_OUT_KL, HELD_OUT_PERPLEXITY = "kl/report", "perplexity/report"
+"""KL and perplexity on the report part of the held-out text, which no search saw."""
 
 # Metrics where less is better, here and in lm-eval's registry and task files.
 _LOWER_IS_BETTER = frozenset(
     """bits_per_byte brier_score byte_perplexity cer kl likelihood_diff loss nll perplexity ter wer
     word_perplexity""".split()
 )
+_NO_RATIO = frozenset([KL, COSINE])  # distances to the full cache, not qualities
+# Behind these stand log-likelihoods, which are better when higher.
+_OF_LIKELIHOODS = frozenset(["perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"])
+# The metric that stands for a task where the task has several.
+_MAIN = ("acc", "exact_match", "f1", "word_perplexity", "perplexity")
 
 
-_NO_RATIO = frozenset(["kl", "cosine"])  # distances to the full cache, not qualities
+@dataclass(frozen=True, slots=True)
+class ScoreName:
+    """A score's name in its parts.
+
+    ``kind``: ``kl``, ``cosine``, ``perplexity`` or ``lm_eval``. ``subject``: the text, or lm-eval's
+    task. ``metric``: lm-eval's metric, for other kinds the kind. ``filtered``: lm-eval's filter.
+    """
+
+    kind: str
+    subject: str
+    metric: str
+    filtered: str = ""
+
+    @classmethod
+    def parse(cls, name: str) -> ScoreName:
+        """Take ``name`` apart."""
+        kind, _, rest = name.partition("/")
+        if kind != "lm_eval":
+            return cls(kind, rest, kind)
+        task, _, metric = rest.rpartition("/")
+        metric, _, filtered = metric.partition(".")
+        return cls(kind, task, metric, filtered)
+
+    @classmethod
+    def of_task(cls, task: str, metric: str, filtered: str = "") -> ScoreName:
+        """The name of one metric of an lm-eval task."""
+        return cls("lm_eval", task, metric, filtered)
+
+    def __str__(self) -> str:
+        if not self.is_task:
+            return f"{self.kind}/{self.subject}" if self.subject else self.kind
+        return f"lm_eval/{self.subject}/{self.full_metric}"
+
+    @property
+    def is_task(self) -> bool:
+        return self.kind == "lm_eval"
+
+    @property
+    def full_metric(self) -> str:
+        """The metric with its filter, as lm-eval's results tell them apart."""
+        return f"{self.metric}.{self.filtered}" if self.filtered else self.metric
+
+    @property
+    def is_of_search_text(self) -> bool:
+        """Whether the task is made from the text that the search optimises on."""
+        return self.is_task and self.subject.endswith("_search")
+
+    @property
+    def of_likelihoods(self) -> bool:
+        """Whether log-likelihoods stand behind the score, so that its items are better when higher
+        although the score is better when lower."""
+        return self.metric in _OF_LIKELIHOODS
+
+
+def label(name: str, between: str = " ") -> str:
+    """``name`` for people: a task without ``lm_eval/``, its parts with ``between`` between them."""
+    return name.removeprefix("lm_eval/").replace("/", between)
 
 
 def higher_is_better(name: str) -> bool:
-    """Whether a score improves upwards: ``perplexity/<text>``, ``kl``, ``lm_eval/<task>/<metric>``.
+    """Whether a score of this name improves upwards.
 
     Metrics that are not known to improve downwards count as improving upwards.
     """
-    return metric_of(name) not in _LOWER_IS_BETTER
-
-
-def metric_of(name: str) -> str:
-    kind, _, rest = name.partition("/")
-    return rest.rpartition("/")[2].partition(".")[0] if kind == "lm_eval" else kind
+    return ScoreName.parse(name).metric not in _LOWER_IS_BETTER
 
 
 def retained(scores: Mapping[str, float], full: Mapping[str, float]) -> dict[str, float]:
-    """Share of the full cache's quality that is left: 1 is all of it, above 1 is better than it.
+    """The share of the full cache's quality that a map retains, by score name.
 
-    shared / full where more is better, full / shared for perplexities and the like. Scores of one
-    side only, distances to the full cache (``kl``, ``cosine``) and zeros have no ratio.
+    1 is all of it, above 1 is better than the full cache. The share is the map's score over the
+    full cache's where more is better, and the full cache's over the map's where less is better, as
+    for perplexities. Scores that one side lacks, distances to the full cache (``kl``, ``cosine``)
+    and zeros have no share.
     """
-    ratios = {}
+    shares = {}
     for name, score in scores.items():
-        if name not in full or metric_of(name) in _NO_RATIO:
+        if name not in full or ScoreName.parse(name).metric in _NO_RATIO:
             continue
         top, bottom = (score, full[name]) if higher_is_better(name) else (full[name], score)
         if bottom > 0:
-            ratios[name] = top / bottom
-    return ratios
+            shares[name] = top / bottom
+    return shares
+
+
+def table_columns(names: Iterable[str]) -> list[str]:
+    """The scores that a table shows: KL, every perplexity of a text, one metric of every task.
+
+    Tasks made from search text are left out, for the search optimised on them.
+    """
+    listed = list(names)
+    parsed = {name: ScoreName.parse(name) for name in listed}
+    shown = [name for name in listed if name == KL or parsed[name].kind == "perplexity"]
+    tasks: dict[str, dict[str, str]] = {}
+    for name, parts in parsed.items():
+        if parts.is_task and not parts.is_of_search_text:
+            tasks.setdefault(parts.subject, {})[parts.full_metric] = name
+    for by_metric in tasks.values():
+        first = next(iter(by_metric))
+        shown.append(by_metric[next((metric for metric in _MAIN if metric in by_metric), first)])
+    return shown

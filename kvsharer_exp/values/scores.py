@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from kvsharer_exp.values.record import Record
+from kvsharer_exp.values.score_names import CALIBRATION_PERPLEXITY, COSINE, KL
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,10 @@ class CandidateScores(Record):
     def __getitem__(self, windows: slice) -> CandidateScores:
         """Those of some ``windows``."""
         return CandidateScores(self.cosines[windows], self.kls[windows], self.nlls[windows])
+
+    def named(self) -> dict[str, float]:
+        """The means over the windows under their public names."""
+        return {COSINE: self.cosine, KL: self.kl, CALIBRATION_PERPLEXITY: self.perplexity}
 
     @property
     def cosine(self) -> float:

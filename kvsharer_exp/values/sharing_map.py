@@ -1,8 +1,12 @@
 """The sharing map: for every decoder layer, the layer whose keys and values its attention reads.
 
-Written as transformers writes it (``kv_source_layers``, one source per layer): ``sources[i] <= i``
-and every source owns its KV, i.e. ``sources[sources[i]] == sources[i]``. Method: KVSharer,
-https://arxiv.org/abs/2410.18517; compact text form ``0_1_0_3`` after LCKV.
+Nearly every part of the package takes or returns maps as `SharingMap`.
+
+A map is one source per layer, which transformers calls ``kv_source_layers``. A source never comes
+after its target (``sources[i] <= i``), and every source owns its KV
+(``sources[sources[i]] == sources[i]``).
+
+Method: KVSharer, https://arxiv.org/abs/2410.18517. The short text form ``0_1_0_3`` follows LCKV.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ _EMPTY = "map is empty: give one source layer per layer, like 0_1_0_3"
 
 
 class SharingMapError(InputError):
-    """A map that breaks a rule; the message names the value, the rule and the way out."""
+    """A map breaks a rule; the message names the value, the rule and the way out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,8 @@ class SharingMap:
     """One source layer per layer; ``kv_source_layers[i] == i`` means layer ``i`` owns its KV.
 
     Raises:
-        SharingMapError: empty, not integers, negative, source above target, or a source that
-            itself reads another layer.
+        SharingMapError: the map is empty or is no sequence of integers, or a source is negative,
+            comes after its target, or itself reads another layer.
     """
 
     kv_source_layers: tuple[int, ...]
@@ -66,18 +70,18 @@ class SharingMap:
 
     @classmethod
     def identity(cls, num_layers: int) -> SharingMap:
-        """The full cache: every one of ``num_layers`` layers owns its KV."""
+        """The map of the full cache: every one of ``num_layers`` layers owns its KV."""
         return cls(tuple(range(num_layers)))
 
     @classmethod
     def parse(cls, value: str | Path | Sequence[int] | SharingMap) -> SharingMap:
         """Read ``"0_1_0_3"``, ``"[0, 1, 0, 3]"``, a path to a ``.json`` file, or a sequence.
 
-        Of a file with several maps (``front.json``, a sweep's or search's ``result.json``) the
-        number of shared layers names one: ``"front.json:4"``.
+        Some files hold several maps: ``front.json``, and the ``result.json`` of a sweep or search.
+        There the number of shared layers names one of the maps: ``"front.json:4"``.
 
         Raises:
-            SharingMapError: neither of these, or not a valid map.
+            SharingMapError: ``value`` is none of these, or not a valid map.
         """
         if isinstance(value, SharingMap):
             return value
@@ -126,10 +130,10 @@ class SharingMap:
 
     @classmethod
     def from_json(cls, text: str) -> SharingMap:
-        """Read ``[0, 1, 0, 3]`` or an object that holds ``kv_source_layers``.
+        """Read a JSON list like ``[0, 1, 0, 3]``, or an object that holds ``kv_source_layers``.
 
         Raises:
-            SharingMapError: not JSON, no such key, or not a valid map.
+            SharingMapError: ``text`` is not JSON, lacks the key, or is not a valid map.
         """
         try:
             value: Any = json.loads(text)
@@ -152,20 +156,20 @@ class SharingMap:
         return cls(tuple(value))
 
     def to_json(self) -> str:
-        """``{"kv_source_layers": [...]}``, which ``from_json`` reads back."""
+        """Write ``{"kv_source_layers": [...]}``, which ``from_json`` reads back."""
         return json.dumps({"kv_source_layers": list(self.kv_source_layers)})
 
     def __str__(self) -> str:
         return "_".join(map(str, self.kv_source_layers))
 
     def share(self, target: int, source: int) -> SharingMap:
-        """The map in which ``target`` reads ``source``; chains are resolved.
+        """Return the map in which ``target`` reads ``source``; chains are resolved.
 
-        If ``source`` reads another layer, ``target`` reads that owner; layers that read
-        ``target`` follow it to the same owner (KVSharer's i→j, later j→k: i then reads k).
+        If ``source`` reads another layer, ``target`` reads that owner. Layers that read ``target``
+        follow it to the same owner. In KVSharer's notation: after i→j and then j→k, i reads k.
 
         Raises:
-            SharingMapError: a layer out of range, or a source that is not before the target.
+            SharingMapError: a layer is out of range, or the source is not before the target.
         """
         for layer in (target, source):
             if not 0 <= layer < self.num_layers:
@@ -190,17 +194,17 @@ class SharingMap:
 
     @property
     def targets(self) -> tuple[int, ...]:
-        """Layers that read another layer's KV, ascending."""
+        """The layers that read another layer's KV, ascending."""
         return tuple(i for i, source in enumerate(self.kv_source_layers) if source != i)
 
     @property
     def owners(self) -> tuple[int, ...]:
-        """Layers that keep their own KV, ascending."""
+        """The layers that keep their own KV, ascending."""
         return tuple(i for i, source in enumerate(self.kv_source_layers) if source == i)
 
     @property
     def compression(self) -> float:
-        """Targets / layers, in [0, 1)."""
+        """The number of targets divided by the number of layers, in [0, 1)."""
         return len(self.targets) / self.num_layers
 
     @property
@@ -210,7 +214,7 @@ class SharingMap:
 
 
 def _index(source: Any, layer: int) -> int:
-    """Any integer type (numpy's too) but bool as a plain ``int``."""
+    """Turn any integer type, numpy's too, into a plain ``int``; a bool is refused."""
     if not isinstance(source, bool):
         try:
             return operator.index(source)
@@ -222,14 +226,17 @@ def _index(source: Any, layer: int) -> int:
 
 
 def _integer(text: str) -> int:
-    """``int`` without its extras: no blanks, signs beyond ``-``, or ``1_000``."""
+    """Read an integer more strictly than ``int`` does: no blanks, no ``+``, no ``1_000``."""
     if not text.removeprefix("-").isdecimal():
         raise ValueError(text)
     return int(text)
 
 
 def _several(text: str) -> list[SharingMap]:
-    """The maps of a front, or of results at several ratios, in their order; none of other JSON."""
+    """The maps of a front, or of results at several ratios, in their order.
+
+    Text that is anything else gives an empty list.
+    """
     try:
         value: Any = json.loads(text)
     except json.JSONDecodeError:

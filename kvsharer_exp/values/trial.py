@@ -11,18 +11,16 @@ from kvsharer_exp.values.record import Record
 from kvsharer_exp.values.sharing_map import SharingMap
 
 Status = Literal["complete", "screened_out", "failed"]
-
-
 SAMPLED = "sampler"  # the origin of a map that is no seed
 
 
 @dataclass(frozen=True, slots=True)
 class TrialResult(Record):
-    """What one trial gave. A failed or screened-out trial carries no score it did not measure.
+    """What one trial gave. A failed or screened-out trial carries no score that was not measured.
 
-    ``score`` is the objective (higher is better), None unless ``status`` is ``complete``.
-    ``reason`` says why a trial failed or was screened out. ``window_losses``: of a complete map,
-    what the search minimises, on every scoring window.
+    ``score`` is the objective, where higher is better; it is None unless ``status`` is
+    ``complete``. ``reason`` says why a trial failed or was screened out. ``window_losses`` holds
+    the loss of a complete map on every scoring window, which is what the search minimises.
     """
 
     number: int
@@ -38,12 +36,18 @@ class TrialResult(Record):
     reason: str = ""
     window_losses: tuple[float, ...] = ()
 
+    @property
+    def num_shared(self) -> int:
+        """How many layers the map shares, that is its number of targets."""
+        return len(self.sharing_map.targets)
+
 
 @dataclass(frozen=True, slots=True)
 class FrontEntry(Record):
     """One map of the front with its scores, as ``result.json`` writes it.
 
-    ``intervals``: [low, high] of a score, 95 %, over the windows or items it is a mean of.
+    ``intervals`` holds [low, high] by score name: the 95 % interval over the windows or items
+    whose mean the score is.
     """
 
     kv_source_layers: tuple[int, ...]

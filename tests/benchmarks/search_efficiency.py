@@ -30,7 +30,7 @@ from kvsharer_exp.measure.machine import settle
 settle()
 
 
-from kvsharer_exp.cli.commands.session import ERROR_WINDOWS
+from kvsharer_exp.cli.session.calibration import ERROR_WINDOWS
 from kvsharer_exp.data.split import split_texts
 from kvsharer_exp.data.windows import token_windows
 from kvsharer_exp.measure.calibration import block_errors, layer_means
@@ -48,7 +48,7 @@ from kvsharer_exp.search.paper.greedy import CUTS, adjacent_pairs, num_targets, 
 from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.spaces.registry import make_space
 from kvsharer_exp.search.stages import FIT, StagedScorer, screen
-from kvsharer_exp.search.study import open_study, run_search
+from kvsharer_exp.search.study import Search, open_study, run_search
 from kvsharer_exp.tracking.environment import environment
 from kvsharer_exp.values.intervals import t_interval
 from kvsharer_exp.values.ranking import DissimilarityRanking
@@ -135,26 +135,28 @@ class Bench:
         space = make_space("layer_sources", self.ranking, max_shared=max(self.sizes))
         with (
             tempfile.TemporaryDirectory() as folder,
-            open_study("bench", storage=None, folder=Path(folder)) as study,
+            open_study("bench", storage=None, folder=Path(folder)) as store,
         ):
             return run_search(
-                study,
-                space,
-                StagedScorer(
-                    self.model,
-                    self.evaluator,
-                    fitness={"kl": 1.0},
-                    screen_windows=SCREEN_WINDOWS,
+                store,
+                Search(
+                    space,
+                    make_sampler(
+                        sampler,
+                        space=space,
+                        seed=self.seed,
+                        errors=self.errors if seeded else None,
+                        **OPTIONS.get(sampler, {}),
+                    ),
+                    StagedScorer(
+                        self.model,
+                        self.evaluator,
+                        fitness={"kl": 1.0},
+                        screen_windows=SCREEN_WINDOWS,
+                    ),
+                    lambda sharing_map: footprint(self.model, sharing_map),
+                    self.seeds() if seeded else (),
                 ),
-                sampler=make_sampler(
-                    sampler,
-                    space=space,
-                    seed=self.seed,
-                    errors=self.errors if seeded else None,
-                    **OPTIONS.get(sampler, {}),
-                ),
-                footprint=lambda sharing_map: footprint(self.model, sharing_map),
-                seeds=self.seeds() if seeded else (),
                 on_result=is_over,
             )
 

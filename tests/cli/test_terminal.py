@@ -12,13 +12,13 @@ import pytest
 from rich.console import Console
 
 from kvsharer_exp.cli.argv import translate
-from kvsharer_exp.cli.commands.session import first_run
 from kvsharer_exp.cli.config.commands import TrackingConfig
 from kvsharer_exp.cli.config.model import ModelConfig
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.config.texts import CalibrationConfig
-from kvsharer_exp.cli.front_lines import print_front
 from kvsharer_exp.cli.main import main
+from kvsharer_exp.cli.session.first_run import first_run
+from kvsharer_exp.cli.steps.front_lines import print_front
 from kvsharer_exp.cli.terminal import TurningTable, make_console
 from kvsharer_exp.model.assets import asset_path
 from tests.cli.commands.test_commands import QUICK

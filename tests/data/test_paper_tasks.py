@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -318,18 +319,16 @@ def test_a_group_has_one_score_over_all_its_items(group: Path, tokenizer: Any) -
     assert set(scorer.stderr()) == {"lm_eval/both/acc"}
 
 
-def test_a_session_takes_groups_and_files_and_knows_their_members(
-    group: Path, tmp_path: Path
-) -> None:
-    from kvsharer_exp.cli.commands.session import Session
+def test_a_command_takes_groups_and_files_and_knows_their_members(group: Path) -> None:
+    from kvsharer_exp.cli.session.scorers import Scorers
 
     def tasks_of(search: str, report: str, allowed: str = "none") -> Any:
         scoring = ScoringConfig(
             search=TasksConfig([search]), report=TasksConfig([report]), allow_overlap=[allowed]
         )
-        session = Session(Config(scoring=scoring), None, tmp_path)  # type: ignore[arg-type]
-        session.parts = NO_TEXT
-        return tuple(list(side) for side in session.tasks)
+        log, windows = SimpleNamespace(say=print), SimpleNamespace(texts=NO_TEXT)
+        scorers = Scorers(Config(scoring=scoring), log, None, windows, None)  # type: ignore[arg-type]
+        return tuple(list(side) for side in scorers.load_tasks())
 
     member = str(group / "one.yaml")
     assert tasks_of("cmnli", "both") == (["cmnli"], ["both"])

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from kvsharer_exp.measure.score_interval import score_interval
-from kvsharer_exp.reporting.ablation import KL, PERPLEXITY, Row, summarise
+from kvsharer_exp.reporting.ablation import Row, summarise
 from kvsharer_exp.reporting.ablation_tables import acceptance_table, arms_table, limit_sentences
 from kvsharer_exp.reporting.figures.ablation import (
     acceptance_rank_figure,
@@ -17,6 +17,7 @@ from kvsharer_exp.reporting.figures.style import save_png
 from kvsharer_exp.search.paper.acceptance import PairScore, RankBin
 from kvsharer_exp.values.greedy import GreedyResult
 from kvsharer_exp.values.intervals import Interval, wilson
+from kvsharer_exp.values.score_names import HELD_OUT_KL, HELD_OUT_PERPLEXITY
 
 TASK = "lm_eval/wiki_cloze/acc"
 WINDOWS = 40
@@ -35,13 +36,13 @@ def row(
     """A row whose windows lose ``loss`` nats, each a bit differently, with ``right`` answers."""
     nlls = [loss + 0.01 * math.sin(5 * i) for i in range(WINDOWS)]
     items = {
-        KL: [loss / 10] * WINDOWS,
-        PERPLEXITY: [-nll for nll in nlls],
+        HELD_OUT_KL: [loss / 10] * WINDOWS,
+        HELD_OUT_PERPLEXITY: [-nll for nll in nlls],
         TASK: [float(i < right) for i in range(WINDOWS)],
     }
     scores = {
-        KL: loss / 10,
-        PERPLEXITY: math.exp(sum(nlls) / WINDOWS),
+        HELD_OUT_KL: loss / 10,
+        HELD_OUT_PERPLEXITY: math.exp(sum(nlls) / WINDOWS),
         TASK: right / WINDOWS,
     }
     intervals = {
@@ -62,8 +63,8 @@ def row(
 
 def test_intervals_by_kind_of_score() -> None:
     worse = row("a", 4.0)
-    inside = worse.intervals[PERPLEXITY]
-    assert inside.low < inside.mean == worse.scores[PERPLEXITY] < inside.high
+    inside = worse.intervals[HELD_OUT_PERPLEXITY]
+    assert inside.low < inside.mean == worse.scores[HELD_OUT_PERPLEXITY] < inside.high
     assert worse.intervals[TASK] == wilson(20, WINDOWS)
     by_error = score_interval("lm_eval/t/f1", 0.5, [0.1, 0.2], confidence=0.95, stderr=0.1)
     assert by_error is not None
@@ -75,10 +76,18 @@ def test_verdicts_are_against_the_first_arm_on_the_same_items() -> None:
     first, worse, better = row("a"), row("b", 3.2, right=20), row("c", 2.9, right=40)
     cells = summarise([first, worse, better], confidence=0.95)
     assert cells[0].verdicts == {}
-    assert cells[1].verdicts == {KL: "worse", PERPLEXITY: "worse", TASK: "not told apart"}
-    assert cells[2].verdicts == {KL: "better", PERPLEXITY: "better", TASK: "better"}
+    assert cells[1].verdicts == {
+        HELD_OUT_KL: "worse",
+        HELD_OUT_PERPLEXITY: "worse",
+        TASK: "not told apart",
+    }
+    assert cells[2].verdicts == {
+        HELD_OUT_KL: "better",
+        HELD_OUT_PERPLEXITY: "better",
+        TASK: "better",
+    }
     assert cells[2].against[TASK].test == "mcnemar"
-    assert cells[1].against[PERPLEXITY].difference == pytest.approx(-0.2)
+    assert cells[1].against[HELD_OUT_PERPLEXITY].difference == pytest.approx(-0.2)
 
 
 def test_maps_of_other_sizes_and_ratios_are_not_compared() -> None:
@@ -99,20 +108,20 @@ def test_draws_are_one_cell_with_students_interval() -> None:
     draws = [row("random", loss, draw=i) for i, loss in enumerate((3.9, 4.0, 4.1))]
     _, cell = summarise([row("a"), *draws], confidence=0.95)
     assert cell.found == (2, 2, 2)
-    interval = cell.scores[PERPLEXITY]
-    assert interval.mean == pytest.approx(draws[1].scores[PERPLEXITY], rel=1e-6)
+    interval = cell.scores[HELD_OUT_PERPLEXITY]
+    assert interval.mean == pytest.approx(draws[1].scores[HELD_OUT_PERPLEXITY], rel=1e-6)
     assert math.log(interval.high / interval.mean) == pytest.approx(
         4.303 * 0.1 / math.sqrt(3), 1e-3
     )
-    assert cell.against[PERPLEXITY].test == "t"
-    assert cell.verdicts[PERPLEXITY] == "worse"
+    assert cell.against[HELD_OUT_PERPLEXITY].test == "t"
+    assert cell.verdicts[HELD_OUT_PERPLEXITY] == "worse"
 
 
 def test_the_reference_is_of_the_first_variant() -> None:
     rows = [row("a", loss, **{"search.threshold": t}) for t, loss in ((0.5, 3.0), (0.9, 2.5))]
     cells = summarise(rows, confidence=0.95)
     assert [cell.label for cell in cells] == ["a · T=0.5", "a · T=0.9"]
-    assert cells[1].verdicts[PERPLEXITY] == "better"
+    assert cells[1].verdicts[HELD_OUT_PERPLEXITY] == "better"
 
 
 def test_the_table_shows_each_task_with_its_interval_and_mark() -> None:
@@ -144,7 +153,7 @@ def test_what_a_limit_gives() -> None:
 
 def test_figures_draw_what_the_cells_hold() -> None:
     cells = summarise([row("a"), row("b", 3.2, found=1), row("a", ratio=0.7)], confidence=0.95)
-    figure = arms_figure(cells, PERPLEXITY, title="t", full_score=16.0)
+    figure = arms_figure(cells, HELD_OUT_PERPLEXITY, title="t", full_score=16.0)
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert sorted(labels) == ["a", "b", "full cache"]
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["50.0%", "70.0%"]
@@ -156,10 +165,10 @@ def test_figures_draw_what_the_cells_hold() -> None:
     pairs = [PairScore(i, i, 0, 1.0, 0.5, 0.1 * i) for i in range(1, 4)]
     assert save_png(pairs_figure(pairs, threshold=0.5, title="t")).startswith(b"\x89PNG")
     points = {0.5: [cells[0]], 0.9: [cells[1]]}
-    figure = threshold_figure(points, PERPLEXITY, title="t", full_score=16.0)
+    figure = threshold_figure(points, HELD_OUT_PERPLEXITY, title="t", full_score=16.0)
     assert list(figure.axes[0].lines[0].get_ydata()) == [2, 1]
 
 
 def test_a_cell_of_one_score_without_an_interval_stands_for_itself() -> None:
     (cell,) = summarise([row("a")], confidence=0.95)
-    assert isinstance(cell.scores[KL], Interval)
+    assert isinstance(cell.scores[HELD_OUT_KL], Interval)

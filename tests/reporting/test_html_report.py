@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from kvsharer_exp.reporting.figures.style import save_png
-from kvsharer_exp.reporting.sweep_page import Sweep, engines, front_page, pictures
+from kvsharer_exp.reporting.sweep_page import engines, front_page, pictures
+from kvsharer_exp.reporting.sweep_result import SweepResult
 from kvsharer_exp.search.front import GrowingFront, pareto_front
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.sharing_map import SharingMap
@@ -42,8 +43,9 @@ def entry(member: TrialResult, report: float) -> FrontEntry:
     )
 
 
-SWEEP = Sweep(
+SWEEP = SweepResult(
     model="tiny",
+    study="a-study",
     fitness="kl",
     asked={"maps": "3"},
     entries=[entry(RESULTS[1], 22.3), entry(RESULTS[2], 24.0)],
@@ -59,7 +61,7 @@ SWEEP = Sweep(
 )
 
 
-def drawn(sweep: Sweep) -> dict[str, bytes]:
+def drawn(sweep: SweepResult) -> dict[str, bytes]:
     return {name: save_png(figure) for name, figure in pictures(sweep).items()}
 
 

@@ -3,7 +3,6 @@
 import math
 
 from kvsharer_exp.reporting.answers import answer
-from kvsharer_exp.reporting.columns import columns
 from kvsharer_exp.reporting.figures.front import front_figure
 from kvsharer_exp.reporting.figures.ranking import acceptance_figure, distance_heatmap
 from kvsharer_exp.reporting.figures.style import save_png
@@ -11,6 +10,7 @@ from kvsharer_exp.reporting.front_table import front_table
 from kvsharer_exp.reporting.markup import to_markdown
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.greedy import GreedyResult, GreedyStep
+from kvsharer_exp.values.score_names import table_columns
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import FrontEntry, TrialResult
 
@@ -94,7 +94,7 @@ def test_pictures_are_the_same_bytes_every_time() -> None:
 
 def test_the_table_leaves_out_what_was_optimised_on() -> None:
     shown = ["kl", "perplexity/calibration", "perplexity/report", "lm_eval/wiki_cloze/acc"]
-    assert columns(FULL) == shown
+    assert table_columns(FULL) == shown
     header, full, first, second = front_table(ENTRIES, FULL)
     assert header[:2] == ["shared", "KV"]
     assert full[2:6] == ["0", "20", "22", "0.4"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from kvsharer_exp.cli.front_lines import print_front
+from kvsharer_exp.cli.steps.front_lines import print_front
 from kvsharer_exp.reporting.answers import answer, headline
 from kvsharer_exp.reporting.front_table import front_table
 from kvsharer_exp.reporting.markup import to_markdown

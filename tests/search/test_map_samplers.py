@@ -9,7 +9,7 @@ import pytest
 from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.spaces.registry import make_space
 from kvsharer_exp.search.stages import Outcome, screen
-from kvsharer_exp.search.study import open_study, run_search
+from kvsharer_exp.search.study import Search, open_study, run_search
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
 from kvsharer_exp.values.sharing_map import SharingMap
@@ -39,13 +39,15 @@ BOTH = pytest.mark.parametrize("kind", ["evolution", "beam"])
 
 
 def search(folder, kind: str, seed: int, n_trials: int = 120, **known):
-    with open_study(f"{kind}-{seed}", storage=None, folder=folder) as study:
+    with open_study(f"{kind}-{seed}", storage=None, folder=folder) as store:
         return run_search(
-            study,
-            SPACE,
-            score,
-            sampler=make_sampler(kind, space=SPACE, seed=seed, **known),
-            footprint=lambda m: Footprint(1, len(m.owners) / LAYERS, 0),
+            store,
+            Search(
+                SPACE,
+                make_sampler(kind, space=SPACE, seed=seed, **known),
+                score,
+                lambda m: Footprint(1, len(m.owners) / LAYERS, 0),
+            ),
             n_trials=n_trials,
         )
 
@@ -106,30 +108,27 @@ def test_same_seed_same_maps_other_seed_other_maps(tmp_path) -> None:
 
 @BOTH
 def test_suggests_maps_that_are_new_while_there_are_any(tmp_path, kind: str) -> None:
-    with open_study("s", storage=None, folder=tmp_path) as study:
+    with open_study("s", storage=None, folder=tmp_path) as store:
         sampler = make_sampler(kind, space=SPACE, seed=0)
         run_search(
-            study,
-            SPACE,
-            score,
-            sampler=sampler,
-            footprint=lambda m: Footprint(1, 1.0, 0),
-            n_trials=60,
+            store, Search(SPACE, sampler, score, lambda m: Footprint(1, 1.0, 0)), n_trials=60
         )
-        assert len(study.trials) == 60  # no draw met a known map
+        assert store.count_trials() == 60  # no draw met a known map
 
 
 @BOTH
 def test_a_space_that_holds_few_maps_is_used_up(tmp_path, kind: str) -> None:
     few = DissimilarityRanking("m", "d", LAYERS, RANKING.pairs[:2])
     space = make_space("layer_sources", few, max_shared=1)
-    with open_study("s", storage=None, folder=tmp_path) as study:
+    with open_study("s", storage=None, folder=tmp_path) as store:
         found = run_search(
-            study,
-            space,
-            score,
-            sampler=make_sampler(kind, space=space, seed=0),
-            footprint=lambda m: Footprint(1, 1.0, 0),
+            store,
+            Search(
+                space,
+                make_sampler(kind, space=space, seed=0),
+                score,
+                lambda m: Footprint(1, 1.0, 0),
+            ),
             n_trials=50,
         )
     assert {str(r.sharing_map) for r in found} >= {

@@ -22,7 +22,7 @@ from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.spaces.base import SearchSpace
 from kvsharer_exp.search.spaces.registry import SPACES, check_space, make_space
 from kvsharer_exp.search.stages import Outcome
-from kvsharer_exp.search.study import open_study, run_search
+from kvsharer_exp.search.study import Search, open_study, run_search
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
@@ -270,15 +270,17 @@ def test_a_search_of_more_trials_than_maps_ends(name: str, tmp_path) -> None:
     space = make_space(
         yaml.safe_load(FILES[name].read_text())["kind"], ranking_of("AAAA"), max_shared=2
     )
-    with open_study("s", storage=None, folder=tmp_path) as study:
+    with open_study("s", storage=None, folder=tmp_path) as store:
         found = run_search(
-            study,
-            space,
-            lambda sharing_map, size, so_far: Outcome(
-                {}, "complete", "fit", -sum(sharing_map.targets)
+            store,
+            Search(
+                space,
+                make_sampler("random", space=space, seed=0),
+                lambda sharing_map, size, so_far: Outcome(
+                    {}, "complete", "fit", -sum(sharing_map.targets)
+                ),
+                lambda sharing_map: Footprint(1, len(sharing_map.owners) / 4, 0),
             ),
-            sampler=make_sampler("random", space=space, seed=0),
-            footprint=lambda sharing_map: Footprint(1, len(sharing_map.owners) / 4, 0),
             n_trials=100,
         )
     assert 2 <= len(found) <= 17  # all maps of four layers with one or two targets

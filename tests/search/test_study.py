@@ -15,7 +15,7 @@ from kvsharer_exp.search.paper.greedy import trailing_layers
 from kvsharer_exp.search.samplers import SAMPLERS, STRATEGIES, check_sampler, make_sampler
 from kvsharer_exp.search.spaces.registry import SPACES, make_space
 from kvsharer_exp.search.stages import Outcome
-from kvsharer_exp.search.study import count_cached, open_study, results, run_search
+from kvsharer_exp.search.study import Search, open_study, run_search
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
@@ -47,18 +47,12 @@ class Scorer:
 
 
 def search(folder, scorer, n_trials: int, *, sampler: str = "random", space=SPACE, **more):
-    with open_study("s", storage=more.pop("storage", None), folder=folder) as study:
-        found = run_search(
-            study,
-            space,
-            scorer,
-            sampler=make_sampler(sampler, space=space, seed=0, trials_so_far=len(study.trials)),
-            footprint=size,
-            seeds=SEEDS,
-            n_trials=n_trials,
-            **more,
-        )
-        return found, study.get_trials(), count_cached(study)
+    with open_study("s", storage=more.pop("storage", None), folder=folder) as store:
+        drawn = make_sampler(sampler, space=space, seed=0, trials_so_far=store.count_trials())
+        ahead = {name: more.pop(name) for name in ("together", "look_ahead") if name in more}
+        asked = Search(space, drawn, scorer, size, SEEDS, **ahead)
+        found = run_search(store, asked, n_trials=n_trials, **more)
+        return found, store.study.get_trials(), store.count_cached()
 
 
 # Spaces of at least 25 maps; a Gaussian process takes a second a draw, so it is tried in one.
@@ -139,8 +133,8 @@ def test_resumes_after_a_kill_and_repeats_nothing(tmp_path, after: int) -> None:
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    with open_study("s", storage=None, folder=tmp_path) as study:
-        kept = results(study)
+    with open_study("s", storage=None, folder=tmp_path) as store:
+        kept = store.results()
     assert len(kept) == after
     scorer = Scorer()
     found, trials, _ = search(tmp_path, scorer, 20)
@@ -155,11 +149,11 @@ def test_resumes_after_a_kill_and_repeats_nothing(tmp_path, after: int) -> None:
 def test_a_small_space_ends_instead_of_asking_for_ever(tmp_path) -> None:
     few = DissimilarityRanking("m", "d", LAYERS, PAIRS[:2])
     space = make_space("layer_sources", few, max_shared=1)
-    with open_study("s", storage=None, folder=tmp_path) as study:
+    with open_study("s", storage=None, folder=tmp_path) as store:
         sampler = make_sampler("random", space=space, seed=0)
-        found = run_search(study, space, Scorer(), sampler=sampler, footprint=size, n_trials=50)
+        found = run_search(store, Search(space, sampler, Scorer(), size), n_trials=50)
         assert len(found) == 2
-        assert 200 <= count_cached(study) < 300
+        assert 200 <= store.count_cached() < 300
 
 
 class Stubborn(RandomSampler):
@@ -170,10 +164,10 @@ class Stubborn(RandomSampler):
 
 
 def test_a_sampler_that_insists_on_a_known_map_is_helped_out(tmp_path) -> None:
-    with open_study("s", storage=None, folder=tmp_path) as study:
-        found = run_search(study, SPACE, Scorer(), sampler=Stubborn(), footprint=size, n_trials=5)
+    with open_study("s", storage=None, folder=tmp_path) as store:
+        found = run_search(store, Search(SPACE, Stubborn(), Scorer(), size), n_trials=5)
         assert len(found) == 5
-        assert count_cached(study) >= 4 * 10
+        assert store.count_cached() >= 4 * 10
 
 
 def test_failures_are_kept_with_their_reason(tmp_path) -> None:
@@ -217,14 +211,14 @@ def test_a_second_owner_is_refused(tmp_path) -> None:
         with pytest.raises(InputError, match="study s is being run by another process"):
             with open_study("s", storage=None, folder=tmp_path):
                 pass
-    with open_study("s", storage=None, folder=tmp_path) as study:
-        assert study.trials == []
+    with open_study("s", storage=None, folder=tmp_path) as store:
+        assert store.count_trials() == 0
 
 
 def test_fresh_forgets(tmp_path) -> None:
     search(tmp_path, Scorer(), 5)
-    with open_study("s", storage=None, folder=tmp_path, fresh=True) as study:
-        assert results(study) == []
+    with open_study("s", storage=None, folder=tmp_path, fresh=True) as store:
+        assert store.results() == []
 
 
 @pytest.mark.parametrize("url", ["sqlite:////no/such/folder/x.db", "nonsense://x"])

@@ -8,38 +8,47 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-from kvsharer_exp.cli.commands.evaluate import read_map
-from kvsharer_exp.cli.commands.session import Session, identify, open_session, start_run
 from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.named_maps import read_map
+from kvsharer_exp.cli.session.result_file import identify
+from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.terminal import TurningTable
 from kvsharer_exp.measure.benchmark import check_length, measure
 from kvsharer_exp.measure.prediction import calculate, predict
 from kvsharer_exp.model.footprint import footprint
-from kvsharer_exp.model.sharing.architectures import attention_layers, check_map
+from kvsharer_exp.reporting.bench_table import ROWS_PER_CELL, cells_table, mib, where_from
 from kvsharer_exp.reporting.figures.bench import bench_figure
 from kvsharer_exp.reporting.figures.style import save_png
 from kvsharer_exp.search.paper.greedy import num_targets
 from kvsharer_exp.values.sharing_map import SharingMap
 
 
-def run(config: Config) -> None:
+def run(config: Config, log: RunLog, loaded: LoadedModel, windows: Windows) -> None:
     """Write ``result.json`` with one cell per batch and context."""
-    with open_session(config) as session:
-        if config.map is None:
-            _calculate(session)
-        else:
-            _measure(session, read_map(config, session.tracker))
+    if config.map is None:
+        _calculate(config, log, loaded, windows)
+    else:
+        _measure(config, log, loaded, windows, read_map(config, log.tracker))
 
 
-def _measure(session: Session, sharing_map: SharingMap) -> None:
-    config, wanted = session.config, session.config.bench
-    check_map(sharing_map, attention_layers(session.model))
-    _check_contexts(session, wanted.new_tokens)
-    start_run(session, kv_source_layers=str(sharing_map), digest=sharing_map.digest)
+def _measure(
+    config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, sharing_map: SharingMap
+) -> None:
+    wanted = config.bench
+    loaded.check(sharing_map)
+    _check_contexts(config, loaded, wanted.new_tokens)
+    log.start(
+        loaded.description,
+        windows.texts,
+        kv_source_layers=str(sharing_map),
+        digest=sharing_map.digest,
+    )
     cells = []
     for batch, context in product(wanted.batch_sizes, wanted.contexts):
         measured = measure(
-            session.model,
+            loaded.model,
             sharing_map,
             batch=batch,
             context=context,
@@ -47,35 +56,33 @@ def _measure(session: Session, sharing_map: SharingMap) -> None:
             repeats=wanted.repeats,
             seed=config.seed,
         )
-        predicted = predict(session.model, sharing_map, batch=batch, context=context)
+        predicted = predict(loaded.model, sharing_map, batch=batch, context=context)
         cells.append({"batch": batch, "context": context, **measured, "predicted": predicted})
-        session.say(f"measured batch {batch}, context {context}")
-        _log(session, cells[-1])
-    session.console.print(f"map {sharing_map} (cache and memory in MiB, medians, lowest–highest)")
-    session.console.print(cells_table(cells))
+        log.say(f"measured batch {batch}, context {context}")
+        log.log_metrics(_metrics(cells[-1]))
+    log.console.print(f"map {sharing_map} (cache and memory in MiB, medians, lowest–highest)")
+    log.console.print(TurningTable.of(cells_table(cells), section=ROWS_PER_CELL))
     sentence = where_from(cells[-1])
-    session.console.print(sentence)
-    size = f"{len(sharing_map.targets)} of {session.num_layers} layers shared"
-    picture = save_png(bench_figure(cells, f"{config.model.name}, {size}"))
-    (session.folder / "bench.png").write_bytes(picture)
-    session.tracker.log_bytes(session.run_id, picture, "bench.png")
-    session.finish(
+    log.console.print(sentence)
+    size = f"{len(sharing_map.targets)} of {loaded.num_layers} layers shared"
+    log.keep("bench.png", save_png(bench_figure(cells, f"{loaded.name}, {size}")))
+    log.finish(
         {
             **identify(sharing_map),
-            "footprint": footprint(session.model, sharing_map).to_dict(),
+            "footprint": footprint(loaded.model, sharing_map).to_dict(),
             "threads": _threads(),
             "cells": cells,
             "where_from": sentence,
         },
-        then=f"kvsharer export model={config.model.name} map={sharing_map}",
+        then=f"kvsharer export model={loaded.name} map={sharing_map}",
     )
 
 
-def _calculate(session: Session) -> None:
-    config, wanted = session.config, session.config.bench
-    sizes = [num_targets(ratio, session.num_layers) for ratio in config.compression.ratios]
-    _check_contexts(session, 0)
-    start_run(session)
+def _calculate(config: Config, log: RunLog, loaded: LoadedModel, windows: Windows) -> None:
+    wanted, ratios = config.bench, config.compression.ratios
+    sizes = [num_targets(ratio, loaded.num_layers) for ratio in ratios]
+    _check_contexts(config, loaded, 0)
+    log.start(loaded.description, windows.texts)
     memory = int(wanted.memory_gib * 2**30)
     table = TurningTable(
         "batch", "context", "compression", "shared", "KV MiB", "saved MiB", "max batch"
@@ -83,49 +90,32 @@ def _calculate(session: Session) -> None:
     cells: list[dict[str, Any]] = []
     for batch, context in product(wanted.batch_sizes, wanted.contexts):
         rows = []
-        for ratio, size in zip(config.compression.ratios, sizes, strict=True):
-            row = calculate(session.model, size, batch=batch, context=context, memory_bytes=memory)
+        for ratio, size in zip(ratios, sizes, strict=True):
+            row = calculate(loaded.model, size, batch=batch, context=context, memory_bytes=memory)
             rows.append({"compression": ratio, **row})
             table.add_row(
-                *(str(batch), str(context), f"{ratio:.1%}", f"{size}/{session.num_layers}"),
-                f"{_mib(row['kv_bytes']['full'])} → {_mib(row['kv_bytes']['shared'])}",
-                _mib(row["kv_bytes_saved"]),
+                *(str(batch), str(context), f"{ratio:.1%}", f"{size}/{loaded.num_layers}"),
+                f"{mib(row['kv_bytes']['full'])} → {mib(row['kv_bytes']['shared'])}",
+                mib(row["kv_bytes_saved"]),
                 f"{row['largest_batch']['full']} → {row['largest_batch']['shared']}",
             )
         cells.append({"batch": batch, "context": context, "predicted": rows})
-    session.console.print(table)
-    session.console.print(
+    log.console.print(table)
+    log.console.print(
         f"max batch: sequences whose KV fits {wanted.memory_gib:g} GiB beside the weights "
         "(activations not counted), full → shared and exported"
     )
     if not cells[0]["predicted"][0]["exact"]:
-        session.console.print("layers differ in KV: a target is taken to be the average layer")
-    session.finish(
+        log.console.print("layers differ in KV: a target is taken to be the average layer")
+    log.finish(
         {"memory_gib": wanted.memory_gib, "cells": cells},
-        then=f"kvsharer search model={config.model.name}",
+        then=f"kvsharer search model={loaded.name}",
     )
 
 
-def where_from(cell: dict[str, Any]) -> str:
-    """One sentence on where the difference between full and shared comes from, by the shapes."""
-    predicted = cell["predicted"]
-    copies = predicted["concatenation_bytes_per_step"]
-    copied, weights = copies["full"] - copies["shared"], predicted["kv_weight_bytes_saved"]
-    if not copied:
-        return "The map shares no layer, so nothing is saved and both columns are the same model."
-    moved = copied + weights
-    return (
-        f"At batch {cell['batch']}, context {cell['context']} a decode step moves "
-        f"{_mib(moved)} MiB less: {copied / moved:.0%} of it are DynamicCache's concatenation "
-        f"copies, {weights / moved:.0%} the targets' K/V projections; attention reads stay the "
-        f"same, prefill saves only {1 - 1 / predicted['prefill_speedup']:.1%} of its FLOPs, and "
-        f"the memory freed holds a {1 / predicted['kv_fraction']:.2f} times larger batch."
-    )
-
-
-def _check_contexts(session: Session, new_tokens: int) -> None:
-    longest = max(session.config.bench.contexts) + new_tokens
-    check_length(session.model, longest, "bench.contexts with bench.new_tokens")
+def _check_contexts(config: Config, loaded: LoadedModel, new_tokens: int) -> None:
+    longest = max(config.bench.contexts) + new_tokens
+    check_length(loaded.model, longest, "bench.contexts with bench.new_tokens")
 
 
 def _threads() -> int:
@@ -134,50 +124,11 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
-def _log(session: Session, cell: dict[str, Any]) -> None:
+def _metrics(cell: dict[str, Any]) -> dict[str, float]:
     where = f"batch_{cell['batch']}/context_{cell['context']}"
     metrics = {f"{where}/speedup/{key}": value for key, value in cell["speedup"].items()}
     for side in ("full", "shared"):
         metrics[f"{where}/{side}/cache_bytes"] = cell[side]["cache_bytes"]
         for key in ("prefill_seconds", "decode_tokens_per_second"):
             metrics[f"{where}/{side}/{key}"] = cell[side][key]["median"]
-    session.tracker.log_metrics(session.run_id, metrics)
-
-
-def cells_table(cells: list[dict[str, Any]]) -> TurningTable:
-    """Medians (lowest – highest) of both; how many times better shared is, and the prediction."""
-    memory = "peak_memory_bytes"
-    label = "peak"
-    if memory not in cells[0]["full"]:
-        memory, label = "resident_bytes", "RSS"
-    table = TurningTable("batch×ctx", "", "cache", label, "prefill s", "tokens/s")
-    for cell in cells:
-        where = f"{cell['batch']}×{cell['context']}"
-        for side in ("full", "shared"):
-            got = cell[side]
-            table.add_row(
-                where,
-                side,
-                _mib(got["cache_bytes"]),
-                _mib(got[memory]["median"]),
-                _spread(got["prefill_seconds"], 3),
-                _spread(got["decode_tokens_per_second"], 2),
-            )
-            where = ""
-        smaller = cell["full"]["cache_bytes"] / cell["shared"]["cache_bytes"]
-        said, faster = cell["predicted"], cell["speedup"]
-        measured = [f"×{faster['prefill']:.3f}", f"×{faster['decode']:.3f}"]
-        by_shapes = [f"×{said['prefill_speedup']:.3f}", f"×{said['decode_speedup']:.3f}"]
-        table.add_row("", "better", f"×{smaller:.3f}", "", *measured)
-        fewer = f"×{1 / said['kv_fraction']:.3f}"
-        table.add_row("", "predicted", fewer, "", *by_shapes, end_section=True)
-    return table
-
-
-def _spread(values: dict[str, float], digits: int) -> str:
-    low, high = values["min"], values["max"]
-    return f"{values['median']:.{digits}f}\n({low:.{digits}f}–{high:.{digits}f})"
-
-
-def _mib(num_bytes: float) -> str:
-    return f"{num_bytes / 2**20:.2f}"
+    return metrics

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 import sqlite3
@@ -23,6 +22,7 @@ from rich.text import Text
 
 from kvsharer_exp.cli.config.model import ModelConfig
 from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.result_file import head, write_result
 from kvsharer_exp.cli.terminal import make_console
 from kvsharer_exp.model.assets import ASSETS
 from kvsharer_exp.model.availability import (
@@ -35,7 +35,6 @@ from kvsharer_exp.model.availability import (
 )
 from kvsharer_exp.model.folders import cache_dir, data_dir
 from kvsharer_exp.tracking.environment import environment
-from kvsharer_exp.values.result_schema import SCHEMA
 
 HUB_SECONDS = 5.0
 _LEAST_DISK = 2 * 10**9  # bytes: the embedded model, its conversion, a study
@@ -70,18 +69,14 @@ def run(config: Config) -> None:
     tasks = _tasks(config, hub)
     _show(console, "tasks: scoring.report.tasks=[NAME]", tasks)
     sections = {"machine": machine, "hub": [hub], "models": models, "tasks": tasks}
+    seconds = time.perf_counter() - started
     result = {
-        "schema": SCHEMA,
-        "command": config.command,
-        "model": None,
-        "seed": config.seed,
-        "seconds": round(time.perf_counter() - started, 3),
-        "mlflow_run_id": None,
-        "versions": versions,
+        **head(config, model=None, seconds=seconds, mlflow_run_id=None, versions=versions),
         **{name: [asdict(check) for check in checks] for name, checks in sections.items()},
     }
-    path = Path(HydraConfig.get().runtime.output_dir) / "result.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    write_result(folder, result)
+    path = folder / "result.json"
     console.print(f"\nresult   {path}", markup=False)
     if not config.quiet:
         works = any(check.works for check in models if check.what == config.model.name)

@@ -12,13 +12,14 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from kvsharer_exp.cli.commands.evaluate import read_map
-from kvsharer_exp.cli.commands.session import Session, identify, open_session, start_run
 from kvsharer_exp.cli.config.commands import GenerateConfig
 from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.named_maps import read_map
+from kvsharer_exp.cli.session.result_file import identify
+from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.measure.benchmark import check_length
-from kvsharer_exp.model.describe import adds_bos
-from kvsharer_exp.model.sharing.architectures import attention_layers, check_map
 from kvsharer_exp.model.sharing.cache import cache_bytes
 from kvsharer_exp.model.sharing.runtime import share_kv
 from kvsharer_exp.values.errors import InputError
@@ -26,33 +27,39 @@ from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.text import shorten
 
 
-def run(config: Config) -> None:
+def run(config: Config, log: RunLog, loaded: LoadedModel, windows: Windows) -> None:
     """Write ``result.json`` with both answers to every prompt."""
-    with open_session(config) as session:
-        prompts = read_prompts(config.generate)
-        sharing_map = read_map(config, session.tracker)
-        check_map(sharing_map, attention_layers(session.model))
-        encoded = [_encode(session, prompt) for prompt in prompts]
-        for ids in encoded:
-            longest = ids.shape[1] + config.generate.max_new_tokens
-            check_length(session.model, longest, "the prompt with generate.max_new_tokens")
-        start_run(session, kv_source_layers=str(sharing_map), digest=sharing_map.digest)
-        for side in (SharingMap.identity(session.num_layers), sharing_map):  # warm-up
-            _answer(session, side, encoded[0], 2)
-        answers = []
-        for prompt, ids in zip(prompts, encoded, strict=True):
-            answers.append({"prompt": prompt, **_both(session, sharing_map, ids)})
-            _show(session, answers[-1])
-        session.tracker.log_dict(session.run_id, {"answers": answers}, "answers.json")
-        session.finish(
-            {
-                **identify(sharing_map),
-                "max_new_tokens": config.generate.max_new_tokens,
-                "chat": config.generate.chat,
-                "answers": answers,
-            },
-            then=f"kvsharer evaluate model={config.model.name} map={sharing_map}",
-        )
+    wanted = config.generate
+    prompts = read_prompts(wanted)
+    sharing_map = read_map(config, log.tracker)
+    loaded.check(sharing_map)
+    encoded = [_encode(loaded, prompt, chat=wanted.chat) for prompt in prompts]
+    for ids in encoded:
+        longest = ids.shape[1] + wanted.max_new_tokens
+        check_length(loaded.model, longest, "the prompt with generate.max_new_tokens")
+    log.start(
+        loaded.description,
+        windows.texts,
+        kv_source_layers=str(sharing_map),
+        digest=sharing_map.digest,
+    )
+    for side in (loaded.full_cache, sharing_map):  # warm-up
+        _answer(loaded, side, encoded[0], 2)
+    answers = []
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        both = _both(loaded, sharing_map, ids, wanted.max_new_tokens)
+        answers.append({"prompt": prompt, **both})
+        _show(log, answers[-1])
+    log.tracker.log_dict(log.run_id, {"answers": answers}, "answers.json")
+    log.finish(
+        {
+            **identify(sharing_map),
+            "max_new_tokens": wanted.max_new_tokens,
+            "chat": wanted.chat,
+            "answers": answers,
+        },
+        then=f"kvsharer evaluate model={loaded.name} map={sharing_map}",
+    )
 
 
 def read_prompts(wanted: GenerateConfig) -> list[str]:
@@ -91,29 +98,28 @@ def first_divergence(one: Sequence[int], other: Sequence[int]) -> int | None:
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _encode(session: Session, prompt: str) -> torch.Tensor:
+def _encode(loaded: LoadedModel, prompt: str, *, chat: bool) -> torch.Tensor:
     """(1, tokens)"""
-    tokenizer = session.tokenizer
-    if session.config.generate.chat:
+    tokenizer = loaded.tokenizer
+    if chat:
         if not getattr(tokenizer, "chat_template", None):
             raise InputError(
-                f"generate.chat=true, but the tokenizer of {session.config.model.name} has no chat "
+                f"generate.chat=true, but the tokenizer of {loaded.name} has no chat "
                 "template: leave it out"
             )
         turn = [{"role": "user", "content": prompt}]
         prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(prompt, add_special_tokens=False).input_ids
-    bos = tokenizer.bos_token_id
-    if not session.config.generate.chat and adds_bos(session.spec, tokenizer):
-        ids = [bos, *ids]
-    return torch.tensor([ids], device=session.model.get_input_embeddings().weight.device)
+    if not chat and loaded.adds_bos:
+        ids = [tokenizer.bos_token_id, *ids]
+    return torch.tensor([ids], device=loaded.model.get_input_embeddings().weight.device)
 
 
-def _both(session: Session, sharing_map: SharingMap, ids: torch.Tensor) -> dict[str, Any]:
-    most = session.config.generate.max_new_tokens
-    identity = SharingMap.identity(sharing_map.num_layers)
-    full = _answer(session, identity, ids, most)
-    shared = _answer(session, sharing_map, ids, most)
+def _both(
+    loaded: LoadedModel, sharing_map: SharingMap, ids: torch.Tensor, most: int
+) -> dict[str, Any]:
+    full = _answer(loaded, loaded.full_cache, ids, most)
+    shared = _answer(loaded, sharing_map, ids, most)
     return {
         "prompt_tokens": ids.shape[1],
         "full": full,
@@ -123,26 +129,26 @@ def _both(session: Session, sharing_map: SharingMap, ids: torch.Tensor) -> dict[
 
 
 def _answer(
-    session: Session, sharing_map: SharingMap, ids: torch.Tensor, most: int
+    loaded: LoadedModel, sharing_map: SharingMap, ids: torch.Tensor, most: int
 ) -> dict[str, Any]:
-    """Greedy; ``tokens_per_second`` is over the whole call, prefill included."""
-    cuda = ids.is_cuda
-    with share_kv(session.model, sharing_map) if sharing_map.targets else nullcontext():
+    """A greedy answer; ``tokens_per_second`` counts the whole call, the prefill included."""
+    model, tokenizer, cuda = loaded.model, loaded.tokenizer, ids.is_cuda
+    with share_kv(model, sharing_map) if sharing_map.targets else nullcontext():
         started = time.perf_counter()
-        output = session.model.generate(
+        output = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=most,
             do_sample=False,
             return_dict_in_generate=True,
-            pad_token_id=session.tokenizer.pad_token_id or session.tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
         )
         if cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
     tokens = output.sequences[0, ids.shape[1] :].tolist()
     return {
-        "text": session.tokenizer.decode(tokens, skip_special_tokens=True),
+        "text": tokenizer.decode(tokens, skip_special_tokens=True),
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": len(tokens) / seconds,
@@ -150,8 +156,8 @@ def _answer(
     }
 
 
-def _show(session: Session, answer: dict[str, Any]) -> None:
-    session.console.print(Text(f"\n> {answer['prompt']}", style="bold"))
+def _show(log: RunLog, answer: dict[str, Any]) -> None:
+    log.console.print(Text(f"\n> {answer['prompt']}", style="bold"))
     table = Table("", show_lines=True)
     for side in ("full", "shared"):
         table.add_column(side, overflow="fold")
@@ -159,8 +165,8 @@ def _show(session: Session, answer: dict[str, Any]) -> None:
     table.add_row("answer", Text(full["text"]), Text(shared["text"]))
     table.add_row("tokens/s", *(f"{side['tokens_per_second']:.1f}" for side in (full, shared)))
     table.add_row("KV bytes", *(f"{side['kv_bytes']:,}" for side in (full, shared)))
-    session.console.print(table)
-    session.console.print(
+    log.console.print(table)
+    log.console.print(
         f"the same {len(full['tokens'])} tokens"
         if differs is None
         else f"first different token: number {differs} (from 0) of {len(full['tokens'])}"

@@ -5,7 +5,6 @@ No model is loaded. Runs are named with ``run=``; without it they are the newest
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from kvsharer_exp.cli.commands.finished import finished_run, names_of, newest, open_runs
 from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.finished_runs import finished_run, names_of, newest, open_runs
+from kvsharer_exp.cli.session.result_file import head, write_result
 from kvsharer_exp.cli.terminal import TurningTable, make_console
 from kvsharer_exp.reporting.beside_paper import compare_with_paper, curves, paper_curves
 from kvsharer_exp.reporting.comparison import (
@@ -25,20 +25,20 @@ from kvsharer_exp.reporting.comparison import (
     title_of,
     to_values,
 )
+from kvsharer_exp.reporting.comparison_files import to_latex_report, to_markdown_report
 from kvsharer_exp.reporting.comparison_page import comparison_page
 from kvsharer_exp.reporting.figures.comparison import retained_figure
 from kvsharer_exp.reporting.figures.style import save_pdf, save_png
-from kvsharer_exp.reporting.markup import LATEX_PACKAGES, to_latex, to_markdown
 from kvsharer_exp.reporting.measured import FinishedRun
 from kvsharer_exp.reporting.paper_numbers import citation, paper_numbers
 from kvsharer_exp.reporting.result_readers import READERS, measured
 from kvsharer_exp.tracking.environment import environment
 from kvsharer_exp.tracking.tracker import Tracker
 from kvsharer_exp.values.errors import InputError
-from kvsharer_exp.values.result_schema import SCHEMA
+from kvsharer_exp.values.score_names import HELD_OUT_PERPLEXITY
 
 _NEWEST = 12
-_DRAWN = {"perplexity/report": "held-out perplexity", "tasks/retained": "mean of the tasks"}
+_DRAWN = {HELD_OUT_PERPLEXITY: "held-out perplexity", "tasks/retained": "mean of the tasks"}
 
 
 def run(config: Config) -> None:
@@ -70,8 +70,8 @@ def run(config: Config) -> None:
         environment=versions,
     )
     files: dict[str, bytes] = {
-        "report.md": _markdown(runs, made, numbers, sentence, pictures).encode(),
-        "report.tex": _latex(made, sentence).encode(),
+        "report.md": to_markdown_report(runs, made, numbers, sentence, pictures).encode(),
+        "report.tex": to_latex_report(made, sentence).encode(),
         "report.html": page.encode(),
         **pictures,
         **{f"{name}.pdf": save_pdf(figure) for name, (figure, _) in figures.items()},
@@ -79,12 +79,13 @@ def run(config: Config) -> None:
     _show(console, made)
     console.print(sentence)
     result = {
-        "schema": SCHEMA,
-        "command": config.command,
-        "model": _only_model(runs),
-        "seed": config.seed,
-        "seconds": round(time.perf_counter() - started, 3),
-        "versions": versions,
+        **head(
+            config,
+            model=_only_model(runs),
+            seconds=time.perf_counter() - started,
+            mlflow_run_id=None,
+            versions=versions,
+        ),
         "runs": [
             {"mlflow_run_id": r.run_id, "command": r.command, "model": r.result["model"]["id"]}
             for r in runs
@@ -129,50 +130,13 @@ def _show(console: Any, made: Sequence[Table]) -> None:
     """The tables with numbers of the paper, or the first where there is none; the rest in files."""
     shown = [table for table in made if table.has_paper] or list(made[:1])
     for table in shown:
-        header, *rows = table.rows
         console.print(f"[bold]{table.title}[/]")
-        printed = TurningTable(*header)
-        for row in rows:
-            printed.add_row(*row)
-        console.print(printed)
+        console.print(TurningTable.of(table.rows))
         for note in table.notes:
             console.print(note, markup=False)
     if len(shown) < len(made):
         others = "; ".join(title_of(table.quantity) for table in made if table not in shown)
         console.print(f"in the files also: {others}", markup=False)
-
-
-def _markdown(
-    runs: Sequence[FinishedRun],
-    made: Sequence[Table],
-    numbers: Sequence[Sequence[str]],
-    sentence: str,
-    pictures: Mapping[str, bytes],
-) -> str:
-    parts = ["# Runs beside the paper", sentence, f"The paper: {citation()}."]
-    parts += [f"![{name}]({name})" for name in pictures]
-    for table in made:
-        links = [" ".join(f"[{i[:8]}]({url or i})" for i, url in ids) for ids in table.runs]
-        head, *rows = table.rows
-        whole = [[*head, "MLflow run"], *([*r, k] for r, k in zip(rows, links, strict=True))]
-        parts += [f"## {table.title}", to_markdown(whole).rstrip(), *table.notes]
-    if len(numbers) > 1:
-        parts += ["## What the paper reports", to_markdown(numbers).rstrip()]
-    listed = [[r.run_id, r.title, r.result["model"]["id"], r.source] for r in runs]
-    parts += ["## Runs", to_markdown([["MLflow run", "what", "model", "named as"], *listed])]
-    return "\n\n".join(parts)
-
-
-def _latex(made: Sequence[Table], sentence: str) -> str:
-    packages = "".join(rf"\usepackage{{{name}}}" for name in LATEX_PACKAGES)
-    parts = [f"% {sentence} Needs {packages}; every row ends with its MLflow runs."]
-    for table in made:
-        runs = [" ".join(run_id for run_id, _ in ids) for ids in table.runs]
-        head, *rows = table.rows
-        short = [[*r, k[:8]] for r, k in zip(rows, runs, strict=True)]
-        caption = " ".join([f"{table.title}.", *table.notes])
-        parts.append(to_latex([[*head, "run"], *short], caption=caption, comments=runs))
-    return "\n".join(parts)
 
 
 def _keep(
@@ -185,8 +149,7 @@ def _keep(
     """Write everything to the run folder and to a run of this report in MLflow."""
     tracking = config.tracking
     folder = Path(HydraConfig.get().runtime.output_dir)
-    artifacts = str(Path(tracking.folder) / "artifacts")
-    tracker = Tracker.open(tracking.uri, tracking.experiment, artifacts)
+    tracker = Tracker.open(tracking.uri, tracking.experiment, tracking.artifacts)
     models = sorted({run.model for run in runs})
     reported = ",".join(run.run_id for run in runs)
     run_id = tracker.start_run(
@@ -195,10 +158,11 @@ def _keep(
         params={"runs": reported, "seed": str(config.seed)},
     )
     try:
-        text = json.dumps({**result, "mlflow_run_id": run_id}, indent=2, allow_nan=False) + "\n"
-        for name, content in {**files, "result.json": text.encode()}.items():
+        for name, content in files.items():
             (folder / name).write_bytes(content)
             tracker.log_bytes(run_id, content, name)
+        text = write_result(folder, {**result, "mlflow_run_id": run_id})
+        tracker.log_text(run_id, text, "result.json")
         note = f"{result['headline']} See `report.html`."
         tracker.set_tags(run_id, {"mlflow.note.content": note})
     except BaseException:

@@ -11,17 +11,18 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, read_write
 
-from kvsharer_exp.cli.commands.finished import finished_run, names_of, open_runs
 from kvsharer_exp.cli.config.compose import to_config
 from kvsharer_exp.cli.config.model import DEFAULT_MODEL
 from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.finished_runs import finished_run, names_of, open_runs
+from kvsharer_exp.cli.session.parts import run_command
+from kvsharer_exp.cli.session.result_file import head, write_result
 from kvsharer_exp.cli.terminal import TurningTable, make_console
 from kvsharer_exp.reporting.markup import to_markdown
 from kvsharer_exp.reporting.measured import FinishedRun
@@ -34,7 +35,6 @@ from kvsharer_exp.shipping.reproduction import (
 )
 from kvsharer_exp.tracking.tracker import Tracker
 from kvsharer_exp.values.errors import InputError
-from kvsharer_exp.values.result_schema import SCHEMA
 
 KINDS = ("search", "sweep", "evaluate", "ablate", "bench")
 _SHOWN = 20  # values that differ, on the terminal
@@ -56,7 +56,7 @@ def run(config: Config) -> int:
     again_config = recorded_config(recorded, config)
     folder = Path(HydraConfig.get().runtime.output_dir)
     with _run_folder(folder / "again"):
-        import_module(f"kvsharer_exp.cli.commands.{recorded.command}").run(again_config)
+        run_command(again_config)
     again = json.loads((folder / "again" / "result.json").read_text(encoding="utf-8"))
     surroundings = differing_surroundings(recorded.result, again)
     values = compare_results(recorded.result, again, config.reproduce.tolerance)
@@ -66,13 +66,14 @@ def run(config: Config) -> int:
     if recorded.command == "sweep" and not all(value.matches for value in values):
         console.print("a sweep that was stopped and continued draws other maps than in one go")
     result = {
-        "schema": SCHEMA,
-        "command": config.command,
-        "model": again["model"],
+        **head(
+            config,
+            model=again["model"],
+            seconds=time.perf_counter() - started,
+            mlflow_run_id=again["mlflow_run_id"],
+            versions=again["versions"],
+        ),
         "seed": again["seed"],
-        "seconds": round(time.perf_counter() - started, 3),
-        "mlflow_run_id": again["mlflow_run_id"],
-        "versions": again["versions"],
         "reproduces": recorded.run_id,
         "tolerance": config.reproduce.tolerance,
         "matches": all(value.matches for value in values),
@@ -86,12 +87,9 @@ def run(config: Config) -> int:
     page += [to_markdown(rows) for rows in (table, summary(values), values_table(values))]
     texts = {
         "reproduction.md": "\n\n".join(page),
-        "reproduction.json": json.dumps(result, indent=2) + "\n",
+        "reproduction.json": write_result(folder, result),
     }
-    for name, text in texts.items():
-        (folder / name.replace("reproduction.json", "result.json")).write_text(
-            text, encoding="utf-8"
-        )
+    (folder / "reproduction.md").write_text(texts["reproduction.md"], encoding="utf-8")
     _log(config, again["mlflow_run_id"], recorded.run_id, sentence, texts)
     console.print(f"\nresult   {folder / 'result.json'}", markup=False)
     console.print(f"values   {folder / 'reproduction.md'}", markup=False)
@@ -184,10 +182,7 @@ def _show(
         if not rows:
             console.print("versions, commit, machine and texts are those of the recorded run")
             continue
-        table = TurningTable(*header)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+        console.print(TurningTable.of([header, *rows]))
     if len(differing) > _SHOWN:
         console.print(f"and {len(differing) - _SHOWN} more")
     console.print(sentence, style="bold")
@@ -195,8 +190,7 @@ def _show(
 
 def _log(config: Config, run_id: str, recorded: str, sentence: str, texts: dict[str, str]) -> None:
     tracking = config.tracking
-    artifacts = str(Path(tracking.folder) / "artifacts")
-    tracker = Tracker.open(tracking.uri, tracking.experiment, artifacts)
+    tracker = Tracker.open(tracking.uri, tracking.experiment, tracking.artifacts)
     tracker.set_tags(run_id, {"reproduces": recorded, "mlflow.note.content": sentence})
     for name, text in texts.items():
         tracker.log_text(run_id, text, name)

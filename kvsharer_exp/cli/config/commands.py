@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from kvsharer_exp.values.errors import InputError, at_least
 
@@ -14,6 +15,11 @@ class TrackingConfig:
     uri: str = "sqlite:///mlruns/mlflow.db"
     experiment: str = "kvsharer_exp"
     folder: str = "mlruns"
+
+    @property
+    def artifacts(self) -> str:
+        """The folder of a local store's artifacts."""
+        return str(Path(self.folder) / "artifacts")
 
 
 @dataclass

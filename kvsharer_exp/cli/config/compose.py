@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,19 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kvsharer_exp.cli.argv import help_lines
 from kvsharer_exp.cli.config.schema import Config, config_keys
 from kvsharer_exp.values.errors import InputError
 
 
 def register(search_spaces: Path) -> None:
-    """Put the schema and every file of ``search_spaces/`` in Hydra's store."""
+    """Put the schema and every file of ``search_spaces/`` in Hydra's store.
+
+    ``conf/config.yaml`` also uses two resolvers: ``pid``, and ``commands`` for the list in --help.
+    """
+    for name, resolve in (("pid", os.getpid), ("commands", help_lines)):
+        if not OmegaConf.has_resolver(name):
+            OmegaConf.register_new_resolver(name, resolve)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for path in sorted(search_spaces.glob("*.yaml")):

@@ -11,7 +11,7 @@ DEFAULT_MODEL = "smollm2"
 
 @dataclass
 class ModelConfig:
-    """Which weights, and how they are held; see `kvsharer_exp.models.ModelSpec`."""
+    """Which weights, and how they are held; see `kvsharer_exp.model.spec.ModelSpec`."""
 
     name: str = MISSING
     source: str = MISSING

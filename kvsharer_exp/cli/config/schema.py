@@ -27,6 +27,8 @@ from kvsharer_exp.cli.config.search import (
 from kvsharer_exp.cli.config.texts import CalibrationConfig, HeldoutConfig
 from kvsharer_exp.values.errors import at_least
 
+FINALS_SHARE = 0.4  # of study.minutes
+
 
 @dataclass
 class Config:
@@ -57,6 +59,22 @@ class Config:
 
     def __post_init__(self) -> None:
         at_least("seed", self.seed, 0)
+
+    @property
+    def holds_finals(self) -> bool:
+        """Whether a sweep ends with finals: windows are asked for, and the search goes by what the
+        finals measure."""
+        wanted = self.study.final_windows
+        some = self.study.minutes is not None if wanted is None else wanted > 0
+        return some and self.scoring.weights.keys() <= {"kl", "perplexity"}
+
+    @property
+    def search_minutes(self) -> float | None:
+        """What ``study.minutes`` leaves for the search beside the finals; None: no limit."""
+        minutes = self.study.minutes
+        if minutes is None or not self.holds_finals:
+            return minutes
+        return (1 - FINALS_SHARE) * minutes
 
 
 def config_keys() -> list[str]:

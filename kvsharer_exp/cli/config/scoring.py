@@ -56,6 +56,11 @@ class ScoringConfig:
             )
 
     @property
+    def memory_budget(self) -> int:
+        """Bytes that an evaluator may keep."""
+        return int(self.memory_budget_gib * 2**30)
+
+    @property
     def weights(self) -> dict[str, Any]:
         """Every part of the fitness with its weight."""
         return dict(self.fitness) if isinstance(self.fitness, dict) else {str(self.fitness): 1}

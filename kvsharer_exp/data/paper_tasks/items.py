@@ -1,6 +1,8 @@
-"""What YAML cannot say of the paper's tasks: one item a blank (CHID), first items and ROUGE (XSum).
+"""The parts of the paper's tasks that YAML cannot express.
 
-lm-eval calls these by the names in the task files. It does not know models or prompts.
+The task files of this folder name these functions, and lm-eval calls them. CHID gets one item for
+each blank. XSum is cut to its first items and scored by ROUGE. This module does not know models or
+prompts.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ _ASKED, _HIDDEN = "______", "……"
 
 
 def chid_blanks(documents: Any) -> Any:
-    """A `datasets.Dataset` with ``{"passage", "candidates", "answer"}`` for every blank.
+    """Make a `datasets.Dataset` with ``{"passage", "candidates", "answer"}`` for every blank.
 
-    passage: the one with the blank, this blank as ``______`` and others as ``……``;
-    answer: index among the candidates.
+    ``passage`` is the passage with the blank: this blank is written ``______`` and the others
+    ``……``. ``answer`` is an index among the candidates.
 
     Raises:
-        ValueError: a document with more or fewer answers than blanks.
+        ValueError: a document has more or fewer answers than blanks.
     """
     return documents.map(
         _blanks_of, batched=True, remove_columns=documents.column_names, keep_in_memory=True
@@ -46,7 +48,7 @@ def _blanks_of(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
 
 
 def _passages(text: str) -> list[str]:
-    """``text`` once for each of its blanks."""
+    """Give ``text`` once for each of its blanks, with this blank asked and the others hidden."""
     pieces = _BLANK.split(text)
     return [
         _HIDDEN.join(pieces[:place]) + _ASKED + _HIDDEN.join(pieces[place:])
@@ -55,12 +57,12 @@ def _passages(text: str) -> list[str]:
 
 
 def xsum_first(documents: Any) -> Any:
-    """The first `XSUM_ITEMS` rows."""
+    """Take the first `XSUM_ITEMS` rows."""
     return documents.select(range(min(XSUM_ITEMS, len(documents))))
 
 
 def xsum_rouge(document: Mapping[str, str], results: Sequence[str]) -> dict[str, float]:
-    """ROUGE F1 (0 to 1, no stemming) of the answer's first line against the summary."""
+    """Score the answer's first line against the summary: ROUGE F1 (0 to 1, no stemming)."""
     summary, *_ = [*results[0].strip().splitlines(), ""]
     scores = _rouge().score(document["summary"], summary)
     return {name: score.fmeasure for name, score in scores.items()}
@@ -72,7 +74,7 @@ def _rouge() -> Any:
     from absl import logging as absl_logging
     from rouge_score.rouge_scorer import RougeScorer
 
-    # absl puts a handler on the root logger that holds today's sys.stderr, and closes it later.
+    # absl puts a handler on the root logger. It holds the sys.stderr of now and closes it later.
     logging.root.handlers[:] = handlers
     absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
     return RougeScorer(["rouge1", "rouge2", "rougeL"])

@@ -1,8 +1,11 @@
 """Find the decoder layers of a model that can share their KV, without naming architectures.
 
-A layer takes part when its attention module has a ``layer_idx``, receives the cache as an argument
-and projects keys and values in a way `projections` knows. Every transformers model built that way
-works without a line of its own.
+Whatever runs, ranks or scores maps gets its layers from `attention_layers`, and `check_map` tells
+whether a map fits them.
+
+A layer can share when its attention module has a ``layer_idx``, receives the cache as an argument,
+and projects keys and values in a way that `projections` knows. Every transformers model that is
+built like this works without a line of its own.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 # What transformers calls the cache argument of an attention module's forward.
 _CACHE_ARGUMENTS = ("past_key_values", "layer_past", "past_key_value")
-# Those that pass the whole contract (tests/tiny.py holds the same list); any other model built the
-# same way is welcome.
+# The architectures that pass every test of the contract; tests/tiny.py holds the same list. Any
+# other model that is built the same way is accepted too.
 WORKING = (
     "llama mistral mixtral qwen2 qwen3 qwen3_moe gemma2 gemma3_text olmo2 phi phi3 stablelm "
     "granite cohere smollm3 glm4 starcoder2 internlm3 gpt2 gpt_neox"
@@ -31,9 +34,9 @@ _LATENT_KV = ("kv_b_proj", "kv_a_proj_with_mqa")  # multi-head latent attention 
 
 @dataclass(frozen=True, slots=True)
 class AttentionLayer:
-    """One decoder layer: where its attention is and what it caches per token.
+    """One decoder layer: where its attention is, and what it caches per token.
 
-    ``attention_type`` is transformers' word for it (``full_attention``, ``sliding_attention``, …).
+    ``attention_type`` is what transformers calls it: ``full_attention``, ``sliding_attention``, ….
     """
 
     index: int
@@ -46,7 +49,7 @@ class AttentionLayer:
 
     @property
     def kv_shape(self) -> tuple[int, int, int]:
-        """num_key_value_heads, and that × head_dim for keys and for values."""
+        """(num_key_value_heads, key features, value features); features are KV heads × head_dim."""
         own = self.projections
         return own.num_key_value_heads, own.key_features, own.value_features
 
@@ -55,9 +58,9 @@ class AttentionLayer:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes this layer's keys and values take per cached token in the model's dtype."""
+        """Bytes that this layer's keys and values take per cached token, in the model's dtype."""
         own = self.projections
-        # Of any parameter of the attention: under a map the projections are not there.
+        # Any parameter of the attention tells; under a map the projections are not there.
         dtype = next(self.attention.parameters()).dtype
         size = dtype.itemsize if dtype.is_floating_point else 2  # quantised weights: 16-bit KV
         return (own.key_features + own.value_features) * size
@@ -69,10 +72,11 @@ class AttentionLayer:
 
 
 def attention_layers(model: nn.Module) -> tuple[AttentionLayer, ...]:
-    """The decoder layers of ``model`` in order, one per layer.
+    """Return the decoder layers of ``model`` in order, one `AttentionLayer` per layer.
 
     Raises:
-        SharingError: the model has no such layers, or only some (hybrid); lists those that work.
+        SharingError: the model has no such layers or only some (hybrid), and the message lists
+            models that work; or the model shares KV by training already.
     """
     config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
     num_layers = config.num_hidden_layers
@@ -113,14 +117,14 @@ def attention_layers(model: nn.Module) -> tuple[AttentionLayer, ...]:
 
 @cache
 def _cache_argument(forward: Callable[..., Any]) -> tuple[str, int] | None:
-    """Name and position of the cache among the arguments of ``forward``; inspecting is slow."""
+    """Find the cache argument of ``forward``: its name and position. Kept: inspecting is slow."""
     arguments = list(inspect.signature(forward).parameters)[1:]
     name = next((a for a in _CACHE_ARGUMENTS if a in arguments), None)
     return None if name is None else (name, arguments.index(name))
 
 
 def _why_not(config: Any, modules: dict[str, nn.Module], types: list[str], complete: bool) -> str:
-    """In a word why this model cannot share; empty when it can."""
+    """Say in a word why this model cannot share; empty when it can."""
     if config.is_encoder_decoder:
         return "seq2seq"
     if any("attention" not in kind or kind.startswith("linear") for kind in types):
@@ -131,7 +135,7 @@ def _why_not(config: Any, modules: dict[str, nn.Module], types: list[str], compl
 
 
 def may_share(target: AttentionLayer, source: AttentionLayer) -> bool:
-    """Whether ``target`` can read ``source``'s KV: same shape, same kind of attention."""
+    """Whether ``target`` can read ``source``: an earlier one of its KV shape and attention type."""
     return (
         source.index < target.index
         and source.kv_shape == target.kv_shape
@@ -143,7 +147,8 @@ def check_map(sharing_map: SharingMap, layers: tuple[AttentionLayer, ...]) -> No
     """Refuse a map that does not fit the model.
 
     Raises:
-        SharingError: another number of layers, KV shape or attention type; names both layers.
+        SharingError: the numbers of layers differ, or a target and its source differ in KV shape
+            or attention type. The message then names both layers.
     """
     if sharing_map.num_layers != len(layers):
         raise SharingError(

@@ -1,9 +1,12 @@
 """What an attention layer sees instead of the cache while a map is in force.
 
+`hooks` gives each source a `SourceView` of the cache, and each target a `TargetView`.
+
 Every transformers attention calls ``cache.update(key, value, layer_idx)`` once per forward and
-attends to what it returns: after RoPE, with the past, whatever the attention implementation. That
-call is the seam. A source hands its result on; a target takes its source's and stores nothing, so
-every kind of cache (dynamic, static, sliding, quantised, offloaded) works, also none at all.
+attends to what the call returns: keys and values after RoPE, with those of the past, whatever the
+attention implementation. That call is the seam. A source hands over what the call returned. A
+target takes what its source handed over, and stores nothing. So every kind of cache works (dynamic,
+static, sliding, quantised, offloaded), and so does no cache at all.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 
 class _LayerView:
-    """The cache as one layer sees it; anything but ``update`` goes to the real cache."""
+    """The cache as one layer sees it; everything but ``update`` goes to the real cache."""
 
     def __init__(self, cache: Any, handed: dict[int, KeyValue]) -> None:
         self._cache = cache
@@ -35,7 +38,7 @@ class _LayerView:
 
 
 class SourceView(_LayerView):
-    """Stores as usual and leaves the KV for the layers that read it."""
+    """Stores KV as usual, and hands it over to the layers that read it."""
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -47,12 +50,13 @@ class SourceView(_LayerView):
 
 
 class TargetView(_LayerView):
-    """Stores nothing; gives the source's KV. ``was_read`` proves the attention went through.
+    """Stores nothing and returns the KV of the source; ``was_read`` proves that attention used it.
 
     Args:
-        sources: by map, equal parts of the batch; a map's own layer where it shares nothing here.
-        done: sources that no layer after this one reads, so their KV can go.
-        rows: the stub of a fused projection, to be told what its zeros became.
+        sources: one source per map, each for an equal part of the batch. It is the layer itself
+            under a map that lets the layer own its KV.
+        done: sources that no layer after this one reads, so that their KV can go.
+        rows: the stub of a fused projection, which is told what its zeros became.
     """
 
     def __init__(
@@ -75,19 +79,19 @@ class TargetView(_LayerView):
         self.was_read = True
         if self._rows is not None:
             self._rows.confirm(layer_idx, key, value)
-        if layer_idx in self._sources:  # an owner under some of the maps
+        if layer_idx in self._sources:  # the layer is an owner under some of the maps
             self._handed[layer_idx] = (key, value)
         else:
             _vacate(self._cache, layer_idx)
         given = _parts([self._handed[source] for source in self._sources], self._sources)
         for source in self._done:
             del self._handed[source]
-        # Under a device map the source may live elsewhere; a no-op on one device.
+        # Under a device map the source may be on another device; on one device this does nothing.
         return given[0].to(key.device), given[1].to(key.device)
 
 
 def _parts(given: Sequence[KeyValue], sources: tuple[int, ...]) -> KeyValue:
-    """Of the batch's equal parts each from its own source."""
+    """Take each of the equal parts of the batch from its own source."""
     if len(set(sources)) == 1:
         return given[0]
     keys = [key.chunk(len(given))[part] for part, (key, _) in enumerate(given)]
@@ -96,11 +100,11 @@ def _parts(given: Sequence[KeyValue], sources: tuple[int, ...]) -> KeyValue:
 
 
 def _vacate(cache: Any, layer: int) -> None:
-    """Mark ``layer`` of ``cache`` as holding nothing, transformers' way, unless it holds KV.
+    """Put transformers' `DummyLayer` at ``layer`` of ``cache``, unless the layer holds KV.
 
-    An empty sliding layer cannot be cropped (it reads the length of keys that are not there), a
-    preallocated one wastes memory, and a cache filled under a map must not pass for a full one
-    later: `DummyLayer` is right in all three.
+    There are three reasons. An empty sliding layer cannot be cropped, because that reads the length
+    of keys that are not there. A preallocated layer wastes memory. And a cache that was filled
+    under a map must not pass for a full one later. A `DummyLayer` is right in all three cases.
     """
     layers: list[Any] = getattr(cache, "layers", [])
     if layer < len(layers) and not isinstance(layers[layer], DummyLayer):
@@ -110,9 +114,9 @@ def _vacate(cache: Any, layer: int) -> None:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of the keys and values ``cache`` holds, counted on its tensors.
+    """Count the bytes of the keys and values that ``cache`` holds, on its tensors.
 
-    Quantised layers count as stored: the quantised tensor with its scale, and the residual.
+    A quantised layer counts as it is stored: the quantised tensor with its scale, and the residual.
     """
     names = ("keys", "values", "_quantized_keys", "_quantized_values")
     return sum(
@@ -122,7 +126,7 @@ def cache_bytes(cache: Any) -> int:
 
 def _tensor_bytes(stored: Any) -> int:
     if isinstance(stored, torch.Tensor):
-        flatten = getattr(stored, "__tensor_flatten__", None)  # a wrapper holds its parts so
+        flatten = getattr(stored, "__tensor_flatten__", None)  # names a wrapper's parts
         if flatten is not None:
             return sum(_tensor_bytes(getattr(stored, name)) for name in flatten()[0])
         return stored.numel() * stored.element_size()

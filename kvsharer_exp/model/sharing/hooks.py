@@ -1,7 +1,9 @@
 """The hooks that put maps into a model, and the place where sources leave KV for their targets.
 
-Hooks are objects, not closures: a deep copy of a model that shares for good copies them with it,
-and its layers hand over KV among themselves only.
+`install` (and so `share_kv`) and `make_shared` put them in with `connect`.
+
+Hooks are objects, not closures. So a deep copy of a model that shares for good has hooks of its
+own, and its layers hand over KV only among themselves.
 """
 
 from __future__ import annotations
@@ -23,22 +25,25 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 @dataclass(slots=True)
 class Handover:
-    """KV on its way, by source layer, and what the targets of the forward under way were given."""
+    """The KV that one forward hands over, by source layer, and the views its targets were given."""
 
     handed: dict[int, KeyValue] = field(default_factory=dict)
     views: dict[int, TargetView] = field(default_factory=dict)
 
 
 class Exchange(Protocol):
-    """Where the layers of one model meet."""
+    """The place where the layers of one model find the KV that is handed over."""
 
     def here(self) -> Handover:
-        """The hand-over of the calling thread."""
+        """Return the `Handover` of the calling thread."""
 
 
 @dataclass(slots=True)
 class OneThread:
-    """For a block: others than ``thread`` are refused, since undoing would meet their forwards."""
+    """The exchange of a `share_kv` block, which only ``thread`` may use.
+
+    Other threads are refused: leaving the block would change the model during their forwards.
+    """
 
     handover: Handover
     thread: int
@@ -53,7 +58,10 @@ class OneThread:
 
 
 class EachThread:
-    """For good: every thread has its own, as with any other model; a copy starts empty."""
+    """The exchange of a model that shares for good: every thread has a `Handover` of its own.
+
+    So any number of threads may run it, as with any other model. A copy of the model starts empty.
+    """
 
     def __init__(self) -> None:
         self._handovers: dict[int, Handover] = {}
@@ -70,7 +78,7 @@ class EachThread:
 
 @dataclass(slots=True)
 class _Hook:
-    """Swaps the cache argument of one attention module for a view of it."""
+    """Swaps the cache that one attention module is given for a view of that cache."""
 
     layer: int
     argument: str
@@ -110,7 +118,7 @@ class _TargetHook(_Hook):
 
 @dataclass(slots=True)
 class _ReadCheck:
-    """After a target's forward: it did read, or the model would silently not share."""
+    """Checks after a target's forward that it did read; else the model would silently not share."""
 
     layer: int
     exchange: Exchange
@@ -133,8 +141,9 @@ def connect(
 ) -> None:
     """Put ``maps`` into the model; closing ``undo`` takes them out again.
 
-    A batch is then as many equal parts as there are maps, each under its own; several only where
-    there is no cache. ``keep``: every owner leaves its KV, and it stays after its last reader.
+    The batch of a forward then consists of as many equal parts as there are maps, and each part
+    runs under its own map. Give several maps only where there is no cache. With ``keep`` every
+    owner hands its KV over, and the KV stays there after its last reader.
     """
     last_reader: dict[int, int] = {}
     for sharing_map in maps:
@@ -161,7 +170,7 @@ def _before(layer: AttentionLayer, hook: Callable[..., Any], undo: ExitStack) ->
 
 
 def _replace(layer: AttentionLayer, undo: ExitStack) -> QueryRows | None:
-    """Put stubs where a target projects; returns the fused one, which wants to be confirmed."""
+    """Put stubs where a target projects; return a fused one, which has to be confirmed."""
     rows = None
     for name, stub in layer.projections.stubs().items():
         stub.train(layer.attention.training)

@@ -1,4 +1,7 @@
-"""Share KV for good: ``model = make_shared(model, sharing_map)``."""
+"""Share KV for good: ``model = make_shared(model, sharing_map)``.
+
+``export`` makes the model that it writes this way, and `load_exported` the model that it returns.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def make_shared(model: Model, sharing_map: SharingMap) -> Model:
-    """Change ``model`` itself to run under ``sharing_map``, without the weights it then lacks.
+    """Change ``model`` itself to run under ``sharing_map``, without the weights it no longer needs.
 
-    The same hooks and stubs as `share_kv`, with no way back: targets' key and value weights leave
-    ``state_dict`` (of a fused projection its query rows stay), and may be freed. Written on the
-    model: ``config.kv_source_layers`` (list, one source per layer, transformers' name) and
+    The hooks and stubs are those of `share_kv`, but there is no way back. The key and value weights
+    of targets leave ``state_dict`` and may be freed; of a fused projection the query rows stay. The
+    model gets ``config.kv_source_layers`` (list, one source per layer, transformers' name) and
     ``parameter_bytes_saved`` (int, exactly what `footprint` predicts). Any number of threads may
-    run it, and a deep copy is on its own.
+    run the model, and a deep copy of it is independent.
 
     Returns:
         ``model``.
@@ -41,7 +44,7 @@ def make_shared(model: Model, sharing_map: SharingMap) -> Model:
             for stub in layer.attention.children():
                 if isinstance(stub, QueryRows):
                     stub.own()
-        undo.pop_all()  # all is well: forget how to undo, and with it the dropped weights
+        undo.pop_all()  # no error: forget how to undo, and with it the dropped weights
     model.config.kv_source_layers = list(sharing_map.kv_source_layers)  # type: ignore[union-attr]
     model.parameter_bytes_saved = saved  # type: ignore[assignment]
     return model

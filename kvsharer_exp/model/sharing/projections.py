@@ -1,14 +1,17 @@
 """Where an attention module makes its queries, keys and values, and what stands there for a target.
 
-Two ways are known, told apart by the names of the submodules:
+A target needs no keys and values of its own, so a stub that computes none replaces its projections.
+`architectures` finds the projections with `find_projections`, and `hooks` puts the stubs in place.
 
-- *separate*: ``k_proj`` and ``v_proj``; a target gets `NoProjection` in their place;
-- *fused*: one linear map whose rows come in ``groups`` of [queries | keys | values]. One group for
-  ``qkv_proj`` (phi3) and ``c_attn`` (gpt2), one per KV head for ``query_key_value`` (gpt_neox). A
-  target gets `QueryRows`, which holds and computes the query rows alone.
+Two ways of projecting are known. They are told apart by the names of the submodules:
 
-A model that names its fused map so but lays it out differently (codegen, falcon) is refused at its
-first forward: the stub's zeros must come out as keys and values, as many as there are.
+- *separate*: ``k_proj`` and ``v_proj``. A target gets a `NoProjection` in place of each.
+- *fused*: one linear layer whose rows come in ``groups`` of [queries | keys | values]. There is one
+  group for ``qkv_proj`` (phi3) and ``c_attn`` (gpt2), and one per KV head for ``query_key_value``
+  (gpt_neox). A target gets `QueryRows`, which holds and computes the query rows alone.
+
+Some models use these names for a fused layer with another layout (codegen, falcon). They are
+refused at their first forward, since the stub's zeros must come out as exactly the keys and values.
 """
 
 from __future__ import annotations
@@ -27,28 +30,29 @@ _GROUP_PER_KV_HEAD = ("query_key_value",)
 
 
 class SharingError(InputError):
-    """A model or a map that cannot share KV; the message names the layers and the way out."""
+    """Raised for a model or map that cannot share KV; its message names layers and a way out."""
 
 
 class NoProjection(nn.Module):
-    """Stands where a target's ``k_proj`` or ``v_proj`` was: one token of zeros, expanded."""
+    """Replaces the ``k_proj`` or ``v_proj`` of a target and gives one token of zeros, expanded."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.out_features = features
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(batch, sequence, hidden) -> zeros (batch, sequence, features), strides 0, 0, 1."""
-        # Features lie side by side since some RoPE (llama4) views them as complex numbers.
+        """(batch, sequence, hidden) becomes zeros (batch, sequence, features), strides 0, 0, 1."""
+        # Features must lie side by side because some RoPE (llama4) views them as complex numbers.
         zeros = hidden_states.new_zeros(self.out_features)
         return zeros.expand(*hidden_states.shape[:-1], self.out_features)
 
 
 class QueryRows(nn.Module):
-    """Stands where a target's fused projection was: its query rows; keys and values are zero.
+    """Replaces the fused projection of a target: computes its queries; keys and values are zero.
 
-    ``weight`` (query_features, hidden) shares the memory of the map it stands for when that has one
-    group, and is a copy when the rows are interleaved. No gradient flows to it.
+    ``weight`` is (query_features, hidden). With one group it shares the memory of the projection
+    that it replaces; with more groups the rows are interleaved, and it is a copy. No gradient flows
+    to it.
     """
 
     def __init__(self, fused: nn.Module, groups: int, query_rows: int, kv_rows: int) -> None:
@@ -67,24 +71,24 @@ class QueryRows(nn.Module):
         return nn.Parameter(grouped[:, : self.query_rows].flatten(0, 1), requires_grad=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(batch, sequence, hidden) -> (batch, sequence, features) in the fused layout."""
+        """(batch, sequence, hidden) becomes (batch, sequence, features) in the fused layout."""
         queries = nn.functional.linear(hidden_states, self.weight, self.bias)
         grouped = queries.unflatten(-1, (self.groups, self.query_rows))
         return nn.functional.pad(grouped, (0, self.kv_rows)).flatten(-2)
 
     def own(self) -> None:
-        """Keep the rows in memory of their own, so that the whole map can be freed."""
+        """Copy the rows into memory of their own, so that the whole projection can be freed."""
         self.weight = nn.Parameter(self.weight.clone(), requires_grad=False)
         if self.bias is not None:
             self.bias = nn.Parameter(self.bias.clone(), requires_grad=False)
 
     def confirm(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Once per stub: see that its zeros came out as keys and values, and only there.
+        """Check, once per stub, that its zeros came out as keys and values, and only there.
 
-        ``key``, ``value``: (batch, num_key_value_heads, sequence, head_dim).
+        ``key`` and ``value`` are each (batch, num_key_value_heads, sequence, head_dim).
 
         Raises:
-            SharingError: they did not, so the rows kept were not the query's.
+            SharingError: they did not, so the rows that were kept are not those of the queries.
         """
         if self.confirmed or torch.compiler.is_compiling():
             return
@@ -99,7 +103,7 @@ class QueryRows(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class SeparateProjections:
-    """``k_proj`` and ``v_proj`` of ``attention``."""
+    """The submodules ``k_proj`` and ``v_proj`` of ``attention``."""
 
     attention: nn.Module
     key_features: int
@@ -108,17 +112,17 @@ class SeparateProjections:
 
     @property
     def kv_parameter_bytes(self) -> int:
-        """Bytes of keys' and values' weights and biases: what a target drops."""
+        """Bytes of the weights and biases that make keys and values; a target drops them."""
         modules = (self.attention.get_submodule(name) for name in ("k_proj", "v_proj"))
         return sum(_bytes(module.parameters()) for module in modules)
 
     @property
     def replaced(self) -> bool:
-        """Whether a stub stands here already."""
+        """Whether stubs have replaced the projections already."""
         return isinstance(self.attention.k_proj, NoProjection)
 
     def stubs(self) -> dict[str, nn.Module]:
-        """What stands where for a target, by the name of the submodule."""
+        """Make the stubs for a target, by the name of the submodule that each one replaces."""
         return {
             "k_proj": NoProjection(self.key_features),
             "v_proj": NoProjection(self.value_features),
@@ -127,7 +131,7 @@ class SeparateProjections:
 
 @dataclass(frozen=True, slots=True)
 class FusedProjection:
-    """Submodule ``name`` of ``attention``: ``groups`` × (``query_rows`` + ``kv_rows``) rows."""
+    """The submodule ``name`` of ``attention``: ``groups`` × (``query_rows`` + ``kv_rows``) rows."""
 
     attention: nn.Module
     name: str
@@ -146,7 +150,7 @@ class FusedProjection:
 
     @property
     def kv_parameter_bytes(self) -> int:
-        """Bytes of the rows of keys and values (weights and biases): what a target drops."""
+        """Bytes of the rows that make keys and values (weights and biases); a target drops them."""
         if self.replaced:
             return 0
         whole = _bytes(self.attention.get_submodule(self.name).parameters())
@@ -165,7 +169,7 @@ Projections = SeparateProjections | FusedProjection
 
 
 def find_projections(attention: nn.Module, config: Any) -> Projections | None:
-    """How ``attention`` projects, or None when it does so in no way known here."""
+    """Find how ``attention`` projects; None when it does so in no way that is known here."""
     key_features, value_features = (
         getattr(getattr(attention, name, None), "out_features", None)
         for name in ("k_proj", "v_proj")

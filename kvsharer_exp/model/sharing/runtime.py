@@ -1,9 +1,14 @@
 """Run a model under a sharing map: ``with share_kv(model, sharing_map): …``
 
-Three parts, each testable alone: (a) *substitution* — the view a target gets returns its source's
-keys and values; (b) *cache* — the same view stores nothing for targets; both in `cache.py`;
-(c) *no projection* — targets' projections are replaced by stubs that compute no KV, in
-`projections.py`. An identity map installs nothing. Method: https://arxiv.org/abs/2410.18517 §3.3.
+Commands and users call `share_kv`. The evaluator and the calibration call `install`, which can also
+run several maps at once and give out the KV of every owner.
+
+Three parts, each testable alone, make a target share. (a) *Substitution*: the view of the cache
+that a target gets returns the keys and values of its source. (b) *Cache*: the same view stores
+nothing for a target. Both are in `cache.py`. (c) *No projection*: stubs that compute no KV replace
+the projections of a target, in `projections.py`. An identity map installs nothing.
+
+Method: https://arxiv.org/abs/2410.18517 §3.3
 """
 
 from __future__ import annotations
@@ -21,17 +26,18 @@ from kvsharer_exp.model.sharing.hooks import Handover, OneThread, connect
 from kvsharer_exp.model.sharing.projections import SharingError
 from kvsharer_exp.values.sharing_map import SharingMap
 
-_active: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # first attention -> thread
+# The first attention module of each model that runs under a map, and the thread it runs in.
+_active: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
 @contextmanager
 def share_kv(model: nn.Module, sharing_map: SharingMap) -> Iterator[nn.Module]:
-    """Run ``model`` under ``sharing_map`` inside the block; undone also after an exception.
+    """Run ``model`` under ``sharing_map`` inside the block; it is undone also after an exception.
 
-    Scoring, prefill, decode, ``generate`` (greedy, sampled, beam, assisted), any cache or none. A
-    cache filled inside belongs to the map: the stock model refuses it. For inference: no gradient
-    reaches a fused projection of a target.
+    It works for scoring, prefill, decode and ``generate`` (greedy, sampled, beam, assisted), with
+    any cache or none. A cache that was filled inside the block belongs to the map: the stock model
+    refuses it. Use it for inference: no gradient reaches a fused projection of a target.
 
     Raises:
         SharingError: the map does not fit, the model cannot share, or it is already sharing.
@@ -50,16 +56,16 @@ def install(
     handed: dict[int, KeyValue] | None = None,
     keep: bool = False,
 ) -> Iterator[dict[int, KeyValue]]:
-    """`share_kv` on layers found before; yields the KV handed from sources to targets.
+    """Do as `share_kv` on layers found before; yield the KV that is handed over, by layer.
 
     Args:
-        maps: under each runs an equal part of the batch; several only where there is no cache.
-        handed: KV by layer that is there from the start (sources that will not run).
-        keep: every owner leaves its KV, and it stays after its last reader: for calibration and
-            for resuming a forward in the middle.
+        maps: an equal part of the batch runs under each. Give several only where there is no cache.
+        handed: KV by layer that is there from the start, for sources that will not run.
+        keep: every owner hands its KV over, and the KV stays there after its last reader. This is
+            for calibration and for resuming a forward in the middle.
 
     Raises:
-        SharingError: the model is already running under a map.
+        SharingError: the model is already sharing.
     """
     handed = {} if handed is None else handed
     thread = threading.get_ident()
@@ -73,10 +79,10 @@ def install(
 
 
 def refuse_if_sharing(layers: tuple[AttentionLayer, ...]) -> None:
-    """Maps do not stack.
+    """Refuse a model that runs under a map already, because maps do not stack.
 
     Raises:
-        SharingError: the model is inside `share_kv`, or shares for good.
+        SharingError: the model is inside `share_kv`, or it shares for good.
     """
     running = _active.get(layers[0].attention)
     if running is not None:

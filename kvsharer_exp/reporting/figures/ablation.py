@@ -1,4 +1,7 @@
-"""Pictures of an ablation: arms side by side, acceptance against rank, the threshold curve."""
+"""Draw the pictures of an ablation: arms side by side, acceptance by rank, pairs, thresholds.
+
+The command ``ablate`` keeps each of them as a PNG.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from kvsharer_exp.reporting.ablation import Cell
 from kvsharer_exp.reporting.figures.style import BLACK, CYCLE, GREY, empty
 from kvsharer_exp.search.paper.acceptance import PairScore, RankBin
 from kvsharer_exp.values.intervals import Interval
+from kvsharer_exp.values.score_names import COSINE, KL, ScoreName
 
-_COLOURS, _MARKERS = (*CYCLE, BLACK), "os^vDPX*<>"  # of different length: each pair is its own
+_COLOURS, _MARKERS = (*CYCLE, BLACK), "os^vDPX*<>"  # 7 and 10: no two of 70 arms look alike
 _LEGEND = {"frameon": False, "loc": "center left", "bbox_to_anchor": (1, 0.5), "fontsize": 8}
 
 
@@ -20,7 +24,7 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def _log(axes: Any) -> None:
-    """A log axis with plain numbers, also where it spans less than a decade."""
+    """Give ``axes`` a log scale with plain numbers, also where it spans less than a decade."""
     from matplotlib.ticker import LogFormatter
 
     axes.set_yscale("log")
@@ -38,8 +42,11 @@ def _errors(intervals: Sequence[Interval]) -> tuple[list[float], list[list[float
 def arms_figure(
     cells: Sequence[Cell], score: str, *, title: str, full_score: float | None = None
 ) -> Any:
-    """``score`` of every arm at every ratio with its interval, arms side by side; hollow where an
-    arm found fewer layers than asked for."""
+    """Draw ``score`` of every arm at every ratio with its interval, the arms side by side.
+
+    A marker is hollow where an arm found fewer layers than it was asked for. ``full_score`` is that
+    of the full cache and becomes a line.
+    """
     figure, axes = empty(7.4, 4.6)
     ratios = sorted({cell.compression for cell in cells})
     labels = list(dict.fromkeys(cell.label for cell in cells))
@@ -61,7 +68,7 @@ def arms_figure(
             )
     if full_score is not None:
         axes.axhline(full_score, color=GREY, linestyle="--", label="full cache")
-    if score.startswith(("perplexity/", "kl")):
+    if ScoreName.parse(score).kind in ("perplexity", KL):
         _log(axes)
     axes.set_xticks(range(len(ratios)), [f"{ratio:.1%}" for ratio in ratios])
     axes.set(xlabel="compression asked for (hollow: fewer layers found)", ylabel=score, title=title)
@@ -70,7 +77,7 @@ def arms_figure(
 
 
 def acceptance_rank_figure(bins: Mapping[str, Sequence[RankBin]], *, title: str) -> Any:
-    """Share of tested pairs that passed, by rank, for each order; bars are intervals."""
+    """Draw the share of tested pairs that passed, by rank, for each arm; bars are intervals."""
     figure, axes = empty(7.4, 4.6)
     for index, (label, across) in enumerate(bins.items()):
         known = [(b, b.rate) for b in across if b.rate is not None]
@@ -87,10 +94,13 @@ def acceptance_rank_figure(bins: Mapping[str, Sequence[RankBin]], *, title: str)
 
 
 def pairs_figure(pairs: Sequence[PairScore], *, threshold: float, title: str) -> Any:
-    """Cosine and KL of every pair shared alone, by its rank, coloured by its target layer."""
+    """Draw cosine and KL (nats) of every pair shared alone, by rank, coloured by target layer.
+
+    ``threshold`` is that of the cosine and becomes a line.
+    """
     figure, (left, right) = empty(9.6, 4.4, panels=2)
     ranks, targets = [pair.rank for pair in pairs], [pair.target for pair in pairs]
-    for axes, name in ((left, "cosine"), (right, "kl")):
+    for axes, name in ((left, COSINE), (right, KL)):
         heights = [getattr(pair, name) for pair in pairs]
         dots = axes.scatter(ranks, heights, c=targets, s=14, cmap="cividis")
         axes.set_xlabel("rank of the pair (1: most dissimilar)")
@@ -107,7 +117,11 @@ def pairs_figure(pairs: Sequence[PairScore], *, threshold: float, title: str) ->
 def threshold_figure(
     points: Mapping[float, Sequence[Cell]], score: str, *, title: str, full_score: float
 ) -> Any:
-    """T across: layers reached of those asked for, and ``score`` at what was reached."""
+    """Draw, over the threshold T, how many layers were shared, and ``score`` of those maps.
+
+    ``points`` holds the cells by T. There is one curve per compression ratio, whose label says how
+    many layers were asked for.
+    """
     figure, (left, right) = empty(9.6, 4.4, panels=2)
     thresholds = sorted(points)
     ratios = sorted({cell.compression for cells in points.values() for cell in cells})
@@ -124,7 +138,7 @@ def threshold_figure(
         means, errors = _errors([interval for _, interval in scored])
         right.errorbar([t for t, _ in scored], means, yerr=errors, capsize=3, label=label, **style)
     right.axhline(full_score, color=GREY, linestyle="--", label="full cache")
-    if score.startswith(("perplexity/", "kl")):
+    if ScoreName.parse(score).kind in ("perplexity", KL):
         _log(right)
     left.yaxis.get_major_locator().set_params(integer=True)
     right.set_xlim(left.get_xlim())

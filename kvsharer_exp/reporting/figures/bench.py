@@ -1,4 +1,7 @@
-"""Predicted against measured: memory, prefill and decode of a map beside the full cache."""
+"""Draw predicted against measured: memory, prefill and decode of a map beside the full cache.
+
+The command ``bench`` keeps this picture.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,11 @@ from kvsharer_exp.reporting.figures.style import BLACK, BLUE, GREY, empty
 
 
 def bench_figure(cells: Sequence[Mapping[str, Any]], title: str = "") -> Any:
-    """How many times better the shared cache is, in each cell of ``bench``: what the shapes say
-    beside what was measured (median; the bar on it spans the lowest and highest of the rounds)."""
+    """Draw how many times better the shared cache is than the full one, in each cell of ``bench``.
+
+    What the shapes predict stands beside what was measured. The measured bar is the ratio of
+    medians. The line on it spans the ratios that the slowest and fastest rounds allow.
+    """
     figure, panels = empty(2.6 + 0.9 * 3 * max(2, len(cells)) ** 0.5 * 1.4, 3.8, panels=3)
     names = [f"{cell['batch']}×{cell['context']}" for cell in cells]
     kinds = ("KV cache, times smaller", "prefill, times faster", "decode, times faster")

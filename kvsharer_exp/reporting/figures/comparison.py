@@ -1,4 +1,7 @@
-"""Runs across models, and the paper's: what is retained against how many layers are shared."""
+"""Draw runs of several models beside the paper's: what is retained, over the layers shared.
+
+The command ``report`` shows these pictures.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,10 @@ _MARKERS = "os^vDPX*<>"
 
 
 def retained_figure(ours: Curves, paper: Curves, *, title: str) -> Any:
-    """(share of layers shared, share of the full cache's quality) of every model and map in colour,
-    the paper's models in grey with dashes."""
+    """Draw the curve of every model and map in colour, and the paper's in dashed grey.
+
+    A point of a curve is (share of layers shared, share of the full cache's quality).
+    """
     figure, axes = empty(9.4, 4.6)
     axes.axhline(100, color=BLACK, lw=0.8, linestyle=":")
     for index, (label, points) in enumerate(paper.items()):

@@ -1,7 +1,9 @@
-"""The front of memory against accuracy, for print and interactive.
+"""Draw the front of memory against accuracy, for print and as an interactive figure.
 
-Scores that are minus a loss (kl, perplexity, cosine) are drawn as the loss, on a log scale; linear
-below the smallest loss where one is 0.
+The page of a sweep shows the interactive figure. The other is kept as PNG and PDF.
+
+Scores that are minus a loss (kl, perplexity, cosine) are drawn as the loss, on a log scale. If a
+loss is 0, the scale of the printed figure is linear below the smallest other loss.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from kvsharer_exp.reporting.figures.style import (
 from kvsharer_exp.values.trial import TrialResult
 
 Intervals = Mapping[str, tuple[float, float]]
-"""By a map's digest, between what its score may lie, in units of the score."""
+"""By a map's digest, the two ends between which its score may lie, in units of the score."""
 
 
 def front_figure(
@@ -36,10 +38,15 @@ def front_figure(
     full_score: float | None = None,
     intervals: Intervals | None = None,
 ) -> Any:
-    """Score against KV kept; the front as steps with its sizes: the best map for every budget.
+    """Draw score against KV kept, with the front as steps that show the best map for every budget.
 
-    ``score_label``: names what is drawn. ``full_score``: of the full cache, drawn when given.
-    ``intervals``: drawn as bars on the front and the reference maps.
+    The numbers on the front are numbers of shared layers.
+
+    Args:
+        reference_maps: maps to mark, by the name of the method that chose them.
+        score_label: names what is drawn.
+        full_score: the score of the full cache; drawn when given.
+        intervals: drawn as bars on the front and the reference maps.
     """
     figure, axes = empty(7.4, 5.0)
     losses = are_losses(results)
@@ -57,7 +64,7 @@ def front_figure(
     axes.plot(xs, ys, "o-", c=BLUE, label="front", drawstyle="steps-pre", zorder=3)
     _draw_intervals(axes, front, intervals or {}, losses, BLUE)
     for fraction, height, shared in line:
-        # Below a loss or above a score: the side where no map is.
+        # The number goes below a loss and above a score, the side where no map is.
         place = {"xytext": (0, -13 if losses else 6), "textcoords": "offset points", "fontsize": 8}
         axes.annotate(str(shared), (fraction, height), color=BLUE, ha="center", **place)
     heights = [p[1] for p in points]
@@ -88,18 +95,18 @@ def _draw_intervals(
 
 
 def are_losses(results: Sequence[TrialResult]) -> bool:
-    """Whether scores are minus a loss: none above 0."""
+    """Whether the scores are minus a loss: none is above 0, and some are below."""
     scores = [result.score for result in results if result.score is not None]
     return any(score < 0 for score in scores) and max(scores) <= 0
 
 
 def height_of(score: float, losses: bool) -> float:
-    """Where a score is drawn: itself, or the loss."""
+    """The height at which a score is drawn: the score itself, or the loss."""
     return max(0.0, -score) if losses else score
 
 
 def score_axis(score_label: str, losses: bool) -> str:
-    """What the axis says."""
+    """The label of the score axis, which says whether lower or higher is better."""
     return f"{score_label} ({'lower' if losses else 'higher'} is better)"
 
 
@@ -123,9 +130,10 @@ def front_html(
     full_score: float | None = None,
     intervals: Intervals | None = None,
 ) -> str:
-    """The front as an interactive figure, a ``<div>`` with its library inside (no network).
+    """Draw what `front_figure` draws as an interactive ``<div>``, which needs no network.
 
-    Plotly's log axis has no place for 0: a loss of 0 is drawn below the smallest other one.
+    Plotly's library is inside it. Plotly's log axis has no place for 0, so a loss of 0 is drawn
+    below the smallest other loss.
     """
     from plotly.graph_objects import Figure, Scatter
 
@@ -137,7 +145,7 @@ def front_html(
         return max(floor, height_of(score, losses)) if losses else score
 
     def bars(chosen: Sequence[TrialResult]) -> dict[str, Any]:
-        """How far each interval reaches above and below its point."""
+        """The error bars: how far each interval reaches above and below its point."""
         reach = []
         for result in chosen:
             assert result.score is not None
@@ -190,7 +198,7 @@ def front_html(
 
 
 def _hover(result: TrialResult) -> str:
-    """Size, origin, map (in lines of 12 layers) and scores; plotly reads it as HTML."""
+    """The size, origin, map (in lines of 12 layers) and scores of a point, in HTML for plotly."""
     shared = f"{len(result.sharing_map.targets)}/{result.sharing_map.num_layers} shared"
     sources = [str(source) for source in result.sharing_map.kv_source_layers]
     rows = ["_".join(sources[start : start + 12]) for start in range(0, len(sources), 12)]

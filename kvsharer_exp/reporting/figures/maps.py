@@ -1,4 +1,7 @@
-"""Sharing maps as diagrams: who keeps its KV, and who reads whose."""
+"""Draw sharing maps as diagrams: which layers keep their KV, and which read whose.
+
+The page of a sweep shows the maps of its front so.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,11 @@ _REACH = 2.4  # how far the longest arc bulges, in widths of a layer's box
 
 
 def map_figure(maps: Mapping[str, SharingMap], title: str = "") -> Any:
-    """Each map a column of layers, the first on top: owners shaded, targets white, an arc from
-    every target to the source whose KV it reads. By what is written above each."""
+    """Draw each map as a column of layers, the first layer on top.
+
+    Owners are shaded and targets are white. An arc goes from every target to the source whose KV it
+    reads. ``maps`` holds each map by the text above its column.
+    """
     deepest = max(sharing_map.num_layers for sharing_map in maps.values())
     width, height = max(2.6, 1.45 * len(maps)), 1.0 + 0.19 * deepest
     figure, panels = empty(width, height, panels=len(maps))

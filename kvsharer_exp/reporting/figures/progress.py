@@ -1,4 +1,7 @@
-"""How the search went: hypervolume, and the best map of every size, over the maps scored."""
+"""Draw how a search went: hypervolume, and the best map of every size, over the maps scored.
+
+The page of a sweep shows this.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,10 @@ _LINES = 8
 def progress_figure(
     results: Sequence[TrialResult], volumes: Sequence[float], *, score_label: str
 ) -> Any:
-    """Hypervolume of the front after every map scored; beside it the best score so far of up to
-    eight sizes."""
+    """Draw the hypervolume of the front after every map scored.
+
+    Beside it is the best score so far, for up to eight sizes. A size is a number of shared layers.
+    """
     figure, (left, right) = empty(9.6, 3.8, panels=2)
     left.step(range(1, len(volumes) + 1), volumes, where="post", color=GREEN)
     left.set(xlabel="maps scored", ylabel="hypervolume", title="Front")
@@ -43,7 +48,7 @@ def progress_figure(
 
 
 def _best_lines(results: Sequence[TrialResult]) -> dict[int, list[tuple[int, float]]]:
-    """By size: (maps scored by then, score) at every improvement."""
+    """By size, a point (maps scored by then, score) for every improvement."""
     lines: dict[int, list[tuple[int, float]]] = {}
     for number, result in enumerate(results, 1):
         if result.score is None:

@@ -1,4 +1,7 @@
-"""The ranking: distances between layers, and what the acceptance test made of its order."""
+"""Draw the ranking: distances between layers, and what the acceptance test made of its order.
+
+Every command that ranks keeps the heat map; ``search`` keeps the other picture.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ from kvsharer_exp.values.greedy import GreedyResult
 
 
 def distance_heatmap(distances: Sequence[Sequence[float]], title: str) -> Any:
-    """Distance of every pair that may share: target down, source across; others stay white."""
+    """Draw the distance of every pair that may share; the fields of other pairs stay white.
+
+    ``distances`` is ``[target][source]``: targets go down, sources across.
+    """
     figure, axes = empty(6.2, 5.4)
     image = axes.imshow(distances, cmap="cividis", interpolation="nearest")
     axes.set(title=title, xlabel="source layer (its KV is read)", ylabel="target layer (reads it)")
@@ -22,7 +28,7 @@ def distance_heatmap(distances: Sequence[Sequence[float]], title: str) -> Any:
 
 
 def acceptance_figure(result: GreedyResult, *, threshold: float) -> Any:
-    """Cosine of every pair tried, in the order tried; the line is the threshold."""
+    """Draw the cosine of every pair tested, in the order tried; a line marks the threshold."""
     figure, axes = empty()
     tried = [(i, step) for i, step in enumerate(result.trace, 1) if step.cosine is not None]
     for accepted, colour, marker in ((True, BLUE, "o"), (False, ORANGE, "x")):

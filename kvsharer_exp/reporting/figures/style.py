@@ -1,7 +1,7 @@
-"""What all pictures share: colours, an empty figure, and how one becomes a file.
+"""What all pictures share: colours, an empty figure, and how a figure becomes a file.
 
-Colours are Okabe and Ito's (told apart by colour-blind readers and in print).
-https://jfly.uni-koeln.de/color/
+The other modules of this folder draw with it. The colours are those of Okabe and Ito, which
+colour-blind readers can tell apart, also in print. https://jfly.uni-koeln.de/color/
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#9A9A9A", "
 PURPLE, SKY, YELLOW = "#CC79A7", "#56B4E9", "#E69F00"
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW)
 MARKERS = "s^vP"
-DPI = 150  # of a PNG
+DPI = 150  # the resolution of a PNG
 
 
 def empty(width: float = 7.0, height: float = 4.4, panels: int = 1) -> tuple[Any, Any]:
-    """(figure, axes), or (figure, list of axes) for several ``panels`` side by side; inches."""
+    """Make an empty figure of ``width`` and ``height`` inches.
+
+    Returns:
+        (figure, axes), or (figure, list of axes) for several ``panels`` side by side.
+    """
     from matplotlib.figure import Figure  # object-oriented: no pyplot, no global state
 
     figure: Any = Figure(figsize=(width, height), layout="constrained")
@@ -32,21 +36,21 @@ def empty(width: float = 7.0, height: float = 4.4, panels: int = 1) -> tuple[Any
 
 
 def shades(count: int) -> Sequence[Any]:
-    """``count`` colours from dark to light that keep their order in grey."""
+    """Pick ``count`` colours from dark to light, which keep their order in grey."""
     from matplotlib import colormaps
 
     return [colormaps["cividis"](0.8 * i / max(1, count - 1)) for i in range(count)]
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """At most ``count`` (2 or more) of them, first and last included, evenly."""
+    """Pick at most ``count`` (2 or more) evenly spread ``items``, the first and last included."""
     if len(items) <= count:
         return list(items)
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
 def log_scale(axes: Any, heights: Sequence[float]) -> None:
-    """Log, or linear between 0 and the smallest positive height where some are 0."""
+    """Make the scale log; if some ``heights`` are 0, linear below the smallest positive one."""
     positive = [height for height in heights if height > 0]
     if len(positive) == len(heights):
         axes.set_yscale("log")
@@ -55,12 +59,12 @@ def log_scale(axes: Any, heights: Sequence[float]) -> None:
 
 
 def save_png(figure: Any) -> bytes:
-    """The figure as PNG, the same bytes every time."""
+    """Save the figure as PNG; the same figure gives the same bytes."""
     return _save(figure, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def save_pdf(figure: Any) -> bytes:
-    """The figure as PDF, the same bytes every time."""
+    """Save the figure as PDF; the same figure gives the same bytes."""
     return _save(figure, format="pdf", metadata={"CreationDate": None})
 
 

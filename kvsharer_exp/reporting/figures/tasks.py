@@ -1,4 +1,7 @@
-"""What maps retain, task by task: averages hide what a single task loses."""
+"""Draw what maps retain, task by task, because averages hide what a single task loses.
+
+The page of a sweep shows this for maps of its front.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvsharer_exp.reporting.figures.style import BLACK, empty, shades
+from kvsharer_exp.values.score_names import label
 from kvsharer_exp.values.trial import FrontEntry
 
 
 def tasks_figure(
     entries: Sequence[FrontEntry], full_scores: Mapping[str, float], scores: Sequence[str]
 ) -> Any:
-    """Retained share of each of ``scores``, a bar per map, fewest layers shared first; the line
-    is the full cache, with its score under the name. A score that a map lacks has no bar."""
+    """Draw the retained share of each of ``scores``, a bar per map, fewest shared layers first.
+
+    The line is the full cache, whose score is under each name. A score that a map lacks has no bar.
+    """
     shown = [entry for entry in entries if entry.num_shared]
     shown.sort(key=lambda entry: entry.num_shared)
     figure, axes = empty(max(5.0, 1.2 + 1.0 * len(scores) + 0.16 * len(scores) * len(shown)), 4.0)
@@ -38,5 +44,5 @@ def tasks_figure(
 
 
 def _label(name: str, full: float) -> str:
-    words = name.removeprefix("lm_eval/").replace("/", "\n")
+    words = label(name, "\n")
     return f"{words}\nfull: {full:.3g}"

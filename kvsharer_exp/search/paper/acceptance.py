@@ -1,7 +1,8 @@
 """Acceptance against rank: does a pair's place in the ranking say whether sharing it is harmless?
 
-Counted two ways: along the walks, where a pair is tried on top of those accepted before, and for
-every pair alone, where no order plays a part.
+The command ``ablate`` asks this in two ways. `acceptance_by_rank` counts along the greedy walks,
+where a pair is tried on top of the pairs accepted before. `pairs_alone` scores every pair on its
+own, where no order plays a part.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 @dataclass(frozen=True, slots=True)
 class RankBin:
-    """Acceptance among the pairs of ranks ``first`` to ``last`` (1 is the most dissimilar)."""
+    """How many pairs of ranks ``first`` to ``last`` were accepted (rank 1 is the most dissimilar).
+
+    ``rate`` is the share of the tried pairs that passed, with its interval; None if none was tried.
+    """
 
     first: int
     last: int
@@ -34,7 +38,10 @@ def acceptance_by_rank(
     num_bins: int = 10,
     confidence: float = 0.95,
 ) -> list[RankBin]:
-    """How many of the pairs that were tested passed, by their place in the ranking."""
+    """Count how many of the tested pairs passed, by their place in the ranking.
+
+    A pair that was taken without the test does not count. ``confidence`` is that of the intervals.
+    """
     place = {(pair.target, pair.source): i for i, pair in enumerate(ranking.pairs)}
     count = len(ranking.pairs)
     bins = min(num_bins, count)
@@ -57,7 +64,10 @@ def acceptance_by_rank(
 
 @dataclass(frozen=True, slots=True)
 class PairScore:
-    """One pair shared alone: its rank in the ranking (1 is the most dissimilar) and its cost."""
+    """One pair shared alone: its rank in the ranking (1 is the most dissimilar) and its cost.
+
+    ``kl`` is in nats.
+    """
 
     rank: int
     target: int
@@ -74,9 +84,10 @@ def pairs_alone(
     max_pairs: int | None = None,
     on_pair: Callable[[PairScore], None] | None = None,
 ) -> list[PairScore]:
-    """Every pair shared on its own, in the ranking's order: does its rank say what it costs?
+    """Score every pair shared on its own, in the ranking's order: does its rank say its cost?
 
-    ``max_pairs``: only so many, evenly spread over the ranks.
+    ``max_pairs``: score only so many pairs, evenly spread over the ranks. ``on_pair`` is called
+    with each score.
     """
     count = len(ranking.pairs)
     kept = count if max_pairs is None else min(count, max_pairs)

@@ -1,9 +1,13 @@
 """The arms of an ablation: ways to choose a map, each at every compression ratio.
 
-Is it the dissimilarity ranking or the acceptance test that makes the paper's maps
-(https://arxiv.org/abs/2410.18517 §5)? ``<order>_tested`` and ``<order>_untested`` walk the ranking
-in one order with and without the test; the other arms need no ranking. An arm with the test may
-evaluate at most ``max_candidates`` maps, the same number for each.
+They ask whether the dissimilarity ranking or the acceptance test makes the paper's maps. The
+command ``ablate`` runs them with a `Walker`; ``search`` and the seeds of a ``sweep`` run the walks.
+
+``<order>_tested`` and ``<order>_untested`` walk the ranking in one order, with and without the
+test. The other arms use no order of the pairs. An arm with the test may evaluate at most
+``max_candidates`` maps, the same number for each such arm.
+
+Paper: https://arxiv.org/abs/2410.18517 §5.
 """
 
 from __future__ import annotations
@@ -34,10 +38,10 @@ _DRAW_STRIDE = 1000  # draw 0 is what `kvsharer search search.order=random` find
 
 
 def check_arm(name: str) -> str:
-    """``name``, an arm.
+    """Return ``name`` if it is the name of an arm.
 
     Raises:
-        InputError: it is none.
+        InputError: there is no such arm.
     """
     if name not in ARMS:
         near = difflib.get_close_matches(name, ARMS, n=1)
@@ -47,24 +51,26 @@ def check_arm(name: str) -> str:
 
 
 def is_random(name: str) -> bool:
-    """Whether the arm is drawn, so that one draw says little."""
+    """Whether the arm tries pairs in a random order, so that one draw says little."""
     return WALKS.get(name) == "random"
 
 
 def is_tested(name: str) -> bool:
-    """Whether the arm spends candidate evaluations."""
+    """Whether the arm has the acceptance test, which evaluates candidate maps."""
     return name in WALKS and name.endswith("_tested")
 
 
 @dataclass(frozen=True, slots=True)
 class Walker:
-    """What all arms of one setting share.
+    """Runs the arms of one setting and holds what they share.
 
-    evaluator: scores candidates on the calibration windows (arms with the test only).
-    threshold: T of the acceptance test.
-    all_windows: whether a candidate is scored on all windows when fewer decide.
-    max_candidates: evaluations that an arm with the test may spend; None: the whole ranking.
-    given: the maps of the arm ``given``.
+    Args:
+        evaluator: scores candidates on the calibration windows (arms with the test only).
+        ranking: the pairs that may share; the walks follow its order.
+        threshold: T of the acceptance test.
+        all_windows: whether a candidate is scored on all windows even when fewer decide.
+        max_candidates: evaluations that an arm with the test may spend; None: the whole ranking.
+        given: the maps of the arm ``given``.
     """
 
     evaluator: Evaluator
@@ -83,11 +89,13 @@ class Walker:
         draw: int = 0,
         on_step: Callable[[GreedyStep, int], None] | None = None,
     ) -> list[GreedyResult]:
-        """The arm's map at each of ``ratios``; ``found`` below ``requested`` where it has none
-        that large. The same seed and draw give the same maps.
+        """Choose the arm's map at each of ``ratios``.
+
+        ``found`` is below ``requested`` where the arm has no map that large. The same seed and draw
+        give the same maps. ``on_step`` is called as by `greedy`.
 
         Raises:
-            InputError: no such arm, or a ratio of zero or all layers.
+            InputError: there is no such arm, or a ratio asks for zero or all layers.
         """
         if check_arm(arm) not in WALKS:
             return [self._fixed(arm, ratio) for ratio in ratios]
@@ -125,11 +133,11 @@ class Walker:
 
 
 def largest(maps: Sequence[SharingMap], requested: int, num_layers: int) -> SharingMap:
-    """The map with most targets, but no more than ``requested``; else the full cache."""
+    """The map with the most targets, at most ``requested``; the full cache if there is none."""
     fitting = [m for m in maps if len(m.targets) <= requested]
     return max(fitting, key=lambda m: len(m.targets), default=SharingMap.identity(num_layers))
 
 
 def evaluated(result: GreedyResult) -> int:
-    """Candidate maps that were run for this result: pairs taken untested cost nothing."""
+    """The number of candidate maps run for this result. Pairs taken untested cost nothing."""
     return sum(step.cosine is not None for step in result.trace)

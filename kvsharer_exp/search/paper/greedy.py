@@ -1,8 +1,13 @@
 """The paper's greedy strategy: walk the ranking, keep each pair that passes the cosine test.
 
-KVSharer §3.2, https://arxiv.org/abs/2410.18517. A layer becomes a target at most once; a source
-may become a target later (chains are resolved). One walk serves every compression ratio: the map
-of a smaller ratio is where the walk stood when it had that many targets.
+`arms.Walker` runs it for the commands ``search`` and ``ablate`` and for the seeds of a ``sweep``;
+the search space ``greedy_knobs`` runs it with other settings.
+
+A layer becomes a target at most once. A source may become a target later (chains are resolved). One
+walk serves every compression ratio: the map of a smaller ratio is the one that the walk had when it
+reached that many targets.
+
+KVSharer §3.2, https://arxiv.org/abs/2410.18517.
 """
 
 from __future__ import annotations
@@ -21,22 +26,23 @@ from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
 from kvsharer_exp.values.scores import CandidateScores
 from kvsharer_exp.values.sharing_map import SharingMap
 
-# A walk over all 435 pairs of 30 layers decides one of them otherwise once in 200 walks at most.
+# The confidence of a decision on part of the windows: at most one walk in 200 over all 435 pairs of
+# 30 layers decides a pair otherwise than all windows would.
 _CERTAIN = 1 - 1e-5
 CUTS = (6, 10)
-"""Numbers of windows after which a test is worth a look: for an `Evaluator` that `greedy` uses."""
+"""Numbers of windows after which a test is worth a look; the ``cuts`` of `greedy`'s `Evaluator`."""
 
 ORDERS = ("dissimilar", "similar", "random")
 
 Advance = Callable[[SharingMap, Accept], tuple[CandidateScores, bool]]
-"""`Evaluator.advance`: score by cosine, and move on to the map when it is accepted."""
+"""The type of `Evaluator.advance`: score a map by cosine, and move on to it when it is accepted."""
 
 
 def num_targets(compression: float, num_layers: int) -> int:
-    """round(compression x num_layers), halves up.
+    """The number of targets at a ratio: round(compression x num_layers), halves rounded up.
 
     Raises:
-        InputError: that is zero or all layers.
+        InputError: the number is zero or all layers.
     """
     count = int(compression * num_layers + 0.5)
     if not 0 < count < num_layers:
@@ -50,7 +56,11 @@ def num_targets(compression: float, num_layers: int) -> int:
 def ordered_pairs(
     ranking: DissimilarityRanking, order: str, seed: int = 0
 ) -> tuple[LayerPair, ...]:
-    """The ranking's pairs, most ``dissimilar`` first, most ``similar`` first, or shuffled."""
+    """The ranking's pairs: most ``dissimilar`` first, most ``similar`` first, or ``random``.
+
+    Raises:
+        InputError: there is no such order.
+    """
     if order == "dissimilar":
         return ranking.pairs
     if order == "similar":
@@ -73,14 +83,17 @@ def greedy(
     max_candidates: int | None = None,
     on_step: Callable[[GreedyStep, int], None] | None = None,
 ) -> list[GreedyResult]:
-    """Greedy maps at each of ``compressions``, in that order.
+    """Find the greedy map at each of ``compressions``; the results are in that order.
 
     Args:
         advance: scores a candidate; None leaves the acceptance test out (every pair passes).
-        threshold: T in [-1, 1]; a candidate is accepted when its cosine `is_above` it.
-        all_windows: score every candidate on all windows; else until its test is decided.
-        max_candidates: give up after that many pairs (the paper tries all).
-        on_step: called after every pair tried with the step and the number of targets so far.
+        threshold: T in [-1, 1]; a candidate is accepted when its cosine `is_above` T.
+        all_windows: score every candidate on all windows, not only until its test is decided.
+        max_candidates: give up after that many pairs; None tries all, as the paper does.
+        on_step: called after every pair tried, with the step and the number of targets so far.
+
+    Raises:
+        InputError: a ratio asks for zero or all layers.
     """
     wanted = sorted({num_targets(ratio, num_layers) for ratio in compressions})
     started = time.perf_counter()
@@ -131,10 +144,11 @@ def greedy(
 
 
 def is_above(threshold: float, scores: CandidateScores, left: int) -> bool | None:
-    """Whether the mean cosine is above ``threshold`` on all windows, ``left`` of them unseen.
+    """Whether the mean cosine on all windows is above ``threshold``; ``left`` of them are unseen.
 
-    None while that is open: the mean of those seen is nearer to the threshold than Student's t
-    allows at one error in 100,000. Where all are seen it is the paper's test.
+    The answer is None while it is open: the mean of the seen windows is nearer to the threshold
+    than Student's t allows at one error in 100,000. When all windows are seen, this is the paper's
+    test.
     """
     cosines = scores.cosines
     seen = len(cosines)
@@ -148,19 +162,22 @@ def is_above(threshold: float, scores: CandidateScores, left: int) -> bool | Non
 
 
 def trailing_layers(pairs: Sequence[LayerPair], num_layers: int, count: int) -> SharingMap:
-    """The last ``count`` layers read the nearest earlier layer they may that keeps its KV."""
+    """The last ``count`` layers read the nearest earlier owner that they may read."""
     return _nearest(pairs, num_layers, range(num_layers - count, num_layers))
 
 
 def adjacent_pairs(pairs: Sequence[LayerPair], num_layers: int, count: int) -> SharingMap:
-    """Every second layer, from the output down, reads the layer before it (CLA-like)."""
+    """Every second layer, from the output down, reads the layer before it (like CLA).
+
+    If ``count`` asks for more targets, the other layers follow, from the output down.
+    """
     second = list(range(num_layers - 1, 0, -2))
     rest = [layer for layer in range(num_layers - 1, 0, -1) if layer not in second]
     return _nearest(pairs, num_layers, sorted((second + rest)[:count]))
 
 
 def _nearest(pairs: Sequence[LayerPair], num_layers: int, targets: Sequence[int]) -> SharingMap:
-    """Each target reads the nearest layer before it that it may; chains end at an owner.
+    """Each target reads the nearest earlier layer that it may read; chains end at an owner.
 
     A layer with no earlier layer of its kind stays an owner.
     """

@@ -1,4 +1,12 @@
-"""What a search space must do, and what it is given."""
+"""What a search space must provide, and the setting that a space is made from.
+
+A search space turns the parameters that an Optuna sampler draws into a sharing map, and a map back
+into parameters. `registry.make_space` makes the space of a sweep; the coordinator
+(`study.run_search`) and the samplers use the space through `SearchSpace`.
+
+A space usually subclasses `Space`, which holds the ranking and the rest of the `SpaceSetting`. The
+functions below help to write one.
+"""
 
 from __future__ import annotations
 
@@ -17,41 +25,42 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 @runtime_checkable
 class SearchSpace(Protocol):
-    """What the coordinator and the samplers need of a space."""
+    """The members of a search space that the coordinator and the samplers use."""
 
     @property
     def ranking(self) -> DissimilarityRanking:
-        """Every pair that may share."""
+        """Every pair of layers that may share, most dissimilar first."""
 
     @property
     def max_shared(self) -> int:
-        """The most targets a decoded map has."""
+        """The most targets that a decoded map can have."""
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Optuna's distribution of every parameter, by name."""
+        """Optuna's distribution of every parameter, by the name of the parameter."""
 
     def decode(self, params: Mapping[str, Any]) -> SharingMap:
-        """A valid map with 1 to ``max_shared`` targets, for any parameters drawn.
+        """The sharing map of ``params``: a valid map with 1 to ``max_shared`` targets.
 
-        Never the full cache: it is scored anyway, and a trial spent on it would teach nothing.
+        Any parameters that can be drawn give such a map. The map is never the full cache: that is
+        scored anyway, and a trial spent on it would teach nothing.
         """
 
     def encode(self, sharing_map: SharingMap) -> dict[str, Any] | None:
-        """Parameters that decode to ``sharing_map``; None when this space does not hold it."""
+        """Parameters that decode to ``sharing_map``; None when this space does not hold the map."""
 
 
 @dataclass(frozen=True)
 class SpaceSetting:
-    """What a space may need to know; most need the ranking only.
+    """What a search space may need to know. Most spaces need only the ranking.
 
     Args:
-        ranking: every pair that may share, most dissimilar first.
-        max_shared: the most targets a map may have, >= 1.
-        seeds: maps that will be tried first; a space holds them where it can.
-        rank: the ranking by a distance (a name in `ranking.DISTANCES`) and a weight of keys
-            against values in [0, 1]; None: ``ranking`` is the only one.
-        advance: `Evaluator.advance`, the acceptance test; None: every pair passes.
-        reset: `Evaluator.reset`, called around whatever used ``advance``.
+        ranking: every pair of layers that may share, most dissimilar first.
+        max_shared: the most targets that a map may have, >= 1.
+        seeds: maps that the search tries first; a space should hold them where it can.
+        rank: makes the ranking for a distance (a name in `ranking.DISTANCES`) and a weight of
+            keys against values in [0, 1]; None when ``ranking`` is the only one.
+        advance: `Evaluator.advance`, the acceptance test; None when every pair passes.
+        reset: `Evaluator.reset`; a space calls it before and after it uses ``advance``.
     """
 
     ranking: DissimilarityRanking
@@ -67,7 +76,7 @@ class SpaceSetting:
 
     @cached_property
     def sources(self) -> dict[int, tuple[int, ...]]:
-        """What each layer that may be a target may read, most dissimilar first; by target."""
+        """For each layer that may be a target, the layers it may read, most dissimilar first."""
         found: dict[int, list[int]] = {}
         for pair in self.ranking.pairs:
             found.setdefault(pair.target, []).append(pair.source)
@@ -75,13 +84,13 @@ class SpaceSetting:
 
     @cached_property
     def places(self) -> dict[tuple[int, int], int]:
-        """The place of every (target, source) in the ranking, 0 for the most dissimilar."""
+        """The place of every (target, source) pair in the ranking, 0 for the most dissimilar."""
         return {(pair.target, pair.source): i for i, pair in enumerate(self.ranking.pairs)}
 
 
 @dataclass(frozen=True)
 class Space:
-    """Holds the setting; what else a space needs is in `SearchSpace`."""
+    """A base class that holds the setting. `SearchSpace` lists what else a space needs."""
 
     setting: SpaceSetting
 
@@ -94,21 +103,28 @@ class Space:
         return self.setting.max_shared
 
     def check(self) -> None:
-        """Refuse a setting that leaves nothing to search; options are refused as it is made.
+        """Refuse a setting that leaves nothing to search.
+
+        This base class accepts every setting. A wrong option is refused earlier, when the space is
+        made.
 
         Raises:
-            InputError: see `refuse_a_single_map`.
+            InputError: the space holds a single map, see `refuse_a_single_map`.
         """
 
 
 def or_first_pair(sharing_map: SharingMap, ranking: DissimilarityRanking) -> SharingMap:
-    """The map itself, or where it is the full cache the ranking's first pair shared."""
+    """Return ``sharing_map``; if it has no targets, share the ranking's first pair instead."""
     first = ranking.pairs[0]
     return sharing_map if sharing_map.targets else sharing_map.share(first.target, first.source)
 
 
 def from_pairs(num_layers: int, pairs: Iterable[tuple[int, int]]) -> SharingMap:
-    """The map in which every ``(target, source)`` holds; sources must own their KV."""
+    """Make the map in which every target of ``pairs``, ``(target, source)``, reads its source.
+
+    Raises:
+        SharingMapError: a source does not own its KV, or comes after its target.
+    """
     sources = list(range(num_layers))
     for target, source in pairs:
         sources[target] = source
@@ -116,10 +132,10 @@ def from_pairs(num_layers: int, pairs: Iterable[tuple[int, int]]) -> SharingMap:
 
 
 def refuse_a_single_map(kind: str, maps: Iterable[SharingMap]) -> None:
-    """Refuse a space that holds nothing to search.
+    """Refuse the search space ``kind`` if the ``maps`` that it holds are all the same.
 
     Raises:
-        InputError: all of ``maps`` (at least one) are the same.
+        InputError: they are, so there is nothing to search; ``maps`` must hold at least one map.
     """
     every = iter(maps)
     first = next(every)

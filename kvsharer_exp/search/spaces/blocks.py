@@ -1,4 +1,7 @@
-"""Contiguous groups of layers, each reading its first, as in cross-layer attention."""
+"""The search space ``blocks``: contiguous groups of layers, as in cross-layer attention.
+
+`registry.make_space` makes it for ``search_space=blocks``.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,17 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 @dataclass(frozen=True)
 class Blocks(Space):
-    """The model cut into contiguous groups; in each, the layers read the group's first.
+    """The model is cut into contiguous groups; the layers of a group read the group's first layer.
 
-    ``cut_T`` starts a group at layer T. Where attention types are mixed, a layer reads the first
-    of the group that it may. Groups lose their last targets until ``num_shared`` are left; when
-    the cuts leave no layer to share they are taken as not made. CLA shares so with groups of
-    equal size, https://arxiv.org/abs/2405.12981.
+    ``cut_T`` says whether a group starts at layer T. Where attention types are mixed, a layer reads
+    the first layer of its group that it may read. Groups lose their last targets until at most
+    ``num_shared`` targets are left. If the cuts leave no layer to share, they count as not made.
 
-    The ranking decides which group loses its last target: the one whose last pair stands last.
+    The ranking decides which group loses its last target: the one whose last pair comes last in
+    the ranking.
+
+    Cross-layer attention (CLA) shares like this, with groups of equal size:
+    https://arxiv.org/abs/2405.12981.
     """
 
     def check(self) -> None:
@@ -50,7 +56,7 @@ class Blocks(Space):
     def encode(self, sharing_map: SharingMap) -> dict[str, Any] | None:
         if not 0 < len(sharing_map.targets) <= self.max_shared:
             return None
-        # A group needs to reach from its source to its last target: cut everywhere else.
+        # A group must reach from its source to its last target. Every other layer starts a group.
         joined = {
             layer
             for target in sharing_map.targets
@@ -71,7 +77,7 @@ class Blocks(Space):
         return from_pairs(self.ranking.num_layers, (pair for group in groups for pair in group))
 
     def _groups(self, cuts: Set[int]) -> list[list[tuple[int, int]]]:
-        """The (target, source) pairs of every group that has any, by layer."""
+        """The (target, source) pairs of each group that has any, in the order of the layers."""
         groups: list[list[tuple[int, int]]] = []
         owners: list[int] = []
         for layer in range(self.ranking.num_layers):

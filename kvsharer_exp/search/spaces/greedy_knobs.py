@@ -1,4 +1,8 @@
-"""The paper's greedy search with its knobs as parameters."""
+"""The search space ``greedy_knobs``: the paper's greedy strategy with its knobs as parameters.
+
+`registry.make_space` makes it for ``search_space=greedy_knobs``. It answers what the paper's method
+could reach with other settings.
+"""
 
 from __future__ import annotations
 
@@ -36,22 +40,24 @@ class _Memory:
 
 @dataclass(frozen=True)
 class GreedyKnobs(Space):
-    """A walk of the paper's greedy, and where it stood at ``num_shared`` targets.
+    """A map is where a walk of the paper's greedy strategy stood at ``num_shared`` targets.
 
-    ``order``: from the ``dissimilar`` or the ``similar`` end. ``distance`` and ``key_weight``
-    (of keys against values, 0 to 1 by 0.25): what the pairs are ranked by; drawn when the setting
-    can rank. ``threshold``: T, 0.3 to 0.95 by 0.05; drawn when there is an acceptance test. A walk
-    that finds fewer than ``num_shared`` pairs gives what it found, one that finds none the pair
-    that came nearest to T.
+    ``order`` says whether the walk starts at the ``dissimilar`` or the ``similar`` end of the
+    ranking. ``distance`` and ``key_weight`` (keys against values, 0 to 1 in steps of 0.25) say what
+    pairs are ranked by; they are drawn when the setting can rank. ``threshold`` is the T of the
+    acceptance test, 0.3 to 0.95 in steps of 0.05; it is drawn when there is a test. A walk that
+    finds fewer than ``num_shared`` pairs gives those it found. A walk that finds none gives the
+    pair that came nearest to T.
 
-    The ranking is all there is: every map is a walk along one. Knobs lie on a grid, every walk is
-    done once, for all ``num_shared``, and every candidate on it scored once, so that what is kept
-    is bounded by the grid. A walk not met before costs as much as scoring its candidates. Holds
-    the maps of the walks done so far and of the paper's own (T = 0.5, K and V alike), from both
-    ends.
+    The ranking is all there is to this space: every map comes from a walk along one. The knobs lie
+    on a grid, and every walk is done once for all values of ``num_shared``, so the grid bounds what
+    is kept. Scores are kept too: a later walk scores a candidate again only where its known scores
+    do not decide. A walk not met before costs as much as scoring its candidates. The space holds
+    the maps of the walks done so far and, from both ends, those of the paper's own walk (T = 0.5,
+    keys and values alike).
 
     Args:
-        distances: those to draw from, names in `ranking.DISTANCES`.
+        distances: the distances to draw from, names in `ranking.DISTANCES`.
         tries: a walk gives up after ``tries × max_shared`` pairs (the paper tries all); >= 1.
     """
 
@@ -98,8 +104,8 @@ class GreedyKnobs(Space):
         return knobs
 
     def _walk(self, knobs: Mapping[str, Any]) -> list[SharingMap]:
-        """The maps for 1, 2, … ``max_shared`` targets."""
-        # 0.3 + 3 x 0.05 is not 0.45: the grid's points, not their rounding errors, name a walk.
+        """The maps of one walk, for 1, 2, … ``max_shared`` targets."""
+        # In floating point 0.3 + 3 x 0.05 is not 0.45. Rounding gives each grid point one name.
         knobs = {k: round(v, 2) if isinstance(v, float) else v for k, v in knobs.items()}
         key = tuple(knobs.items())
         if key not in self._memory.walks:
@@ -129,7 +135,7 @@ class GreedyKnobs(Space):
         return [SharingMap.identity(layers).share(nearest.target, nearest.source)] * len(found)
 
     def _advance(self, sharing_map: SharingMap, accept: Accept) -> tuple[CandidateScores, bool]:
-        """`Evaluator.advance`, unless what another walk scored decides here too."""
+        """Call `Evaluator.advance`, unless scores known from another walk decide here too."""
         assert self.setting.advance is not None
         known = self._memory.scores.get(sharing_map)
         accepted = None if known is None else accept(*known)

@@ -1,4 +1,7 @@
-"""A wanted source for every layer: the space that holds every map."""
+"""The search space ``layer_sources``: a wanted source for every layer. It holds every map.
+
+It is the default; `registry.make_space` makes it for ``search_space=layer_sources``.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,17 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 @dataclass(frozen=True)
 class LayerSources(Space):
-    """A wanted source per layer; the ``num_shared`` wishes that the ranking puts first come true.
+    """Every layer wishes for a source; the first ``num_shared`` wishes by ranking are granted.
 
-    ``source_T`` is the layer that T would read, or T itself to keep its own KV. When no layer
-    wishes to read another the ranking's first pair is shared.
+    ``source_T`` is the layer that layer T would read, or T itself when T keeps its own KV. If no
+    layer wishes to read another one, the ranking's first pair is shared.
 
-    The ranking is the order in which wishes come true.
+    The ranking is the order in which wishes are granted.
     """
 
     @cached_property
     def choices(self) -> dict[int, tuple[int, ...]]:
-        """What each layer may wish, itself first."""
+        """The layers that each layer may wish to read, itself first."""
         return {
             target: (target, *sorted(allowed)) for target, allowed in self.setting.sources.items()
         }

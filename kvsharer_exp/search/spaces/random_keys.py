@@ -1,4 +1,7 @@
-"""A priority per layer, and one rule for what the layers chosen by it read."""
+"""The search space ``random_keys``: a priority per layer, and one rule for what targets read.
+
+`registry.make_space` makes it for ``search_space=random_keys``.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from optuna.distributions import (
 from kvsharer_exp.search.spaces.base import Space, from_pairs
 from kvsharer_exp.values.sharing_map import SharingMap
 
-# Which of the owners a layer may read, given most dissimilar first.
+# A rule picks one of the owners that a layer may read; they are given most dissimilar first.
 RULES: dict[str, Callable[[Sequence[int]], int]] = {
     "nearest": max,
     "first": min,
@@ -29,21 +32,27 @@ RULES: dict[str, Callable[[Sequence[int]], int]] = {
 
 @dataclass(frozen=True)
 class RandomKeys(Space):
-    """The ``num_shared`` layers of the highest keys read the owner that ``source_rule`` picks.
+    """The ``num_shared`` layers with the highest keys read the owner that ``source_rule`` picks.
 
-    The key of layer T is ``priority_T`` in [0, 1] plus ``ranking_weight`` in [-1, 1] times its
-    standing in the ranking. Rules: the ``nearest`` owner before the layer, the ``first`` of the
-    model, the most ``dissimilar``, the most ``similar``. A layer whose sharing would leave a
-    target without an owner is passed over. Holds the maps that follow one rule throughout.
+    The key of layer T is ``priority_T`` in [0, 1] plus ``ranking_weight`` in [-1, 1] times the
+    standing of T in the ranking. The rule picks, of the owners that the layer may read, the
+    ``nearest`` before the layer, the ``first`` of the model, the most ``dissimilar`` or the most
+    ``similar`` one. A layer is passed over if sharing it would leave a target without an owner to
+    read. The space holds the maps in which all targets follow one rule.
+
+    The ranking decides in two of the rules. It also counts in the keys, as far as the search finds
+    it useful: a positive ``ranking_weight`` prefers layers of dissimilar pairs, a negative one
+    prefers layers of similar pairs.
+
     Random keys: Bean 1994, https://doi.org/10.1287/ijoc.6.2.154.
-
-    The ranking is in two of the rules, and in the keys as far as the search finds it of use:
-    a positive ``ranking_weight`` prefers layers of dissimilar pairs, a negative one of similar.
     """
 
     @cached_property
     def standings(self) -> dict[int, float]:
-        """1 for the layer that reads in the ranking's first pair, towards 0 by first place."""
+        """The standing in the ranking of each layer that may be a target.
+
+        It is 1 for the target of the first pair, and nearer 0 the later a layer's first pair comes.
+        """
         places, count = self.setting.places, len(self.ranking.pairs)
         return {
             target: 1 - places[target, sources[0]] / count
@@ -92,5 +101,5 @@ class RandomKeys(Space):
         return None
 
     def _owners(self, target: int, targets: Set[int]) -> list[int]:
-        """What ``target`` may read when ``targets`` do not own, most dissimilar first."""
+        """The owners that ``target`` may read beside ``targets``, most dissimilar first."""
         return [source for source in self.setting.sources[target] if source not in targets]

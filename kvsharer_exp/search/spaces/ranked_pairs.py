@@ -1,4 +1,8 @@
-"""Accept bits along the ranking: the space in which the paper's greedy walks."""
+"""The search space ``ranked_pairs``: accept bits along the ranking.
+
+The paper's greedy strategy walks in this space. `registry.make_space` makes the space for
+``search_space=ranked_pairs``.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +20,17 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 @dataclass(frozen=True)
 class RankedPairs(Space):
-    """Accept bits along the ranking, as the paper's greedy walks it.
+    """Pairs have accept bits, which are read along the ranking as the paper's greedy walks it.
 
-    ``accept_T_S`` says whether layer T reads layer S when the walk comes to that pair; the walk
-    stops at ``num_shared`` targets. When no bit is set the first pair is shared.
+    ``accept_T_S`` says whether layer T reads layer S when the walk comes to that pair. The walk
+    stops at ``num_shared`` targets. When no bit is set, the ranking's first pair is shared.
 
-    The ranking decides which pairs have a bit (its first ``num_pairs``, and those of the seeds)
-    and, being the order of the walk, which of them win when more are set than ``num_shared``.
+    The ranking decides which pairs have a bit: its first ``num_pairs``, and those of the seeds. It
+    is also the order of the walk, so it decides which pairs win when more than ``num_shared`` bits
+    are set.
 
     Args:
-        num_pairs: pairs from the dissimilar end that have a bit, >= 1.
+        num_pairs: number of pairs from the dissimilar end that have a bit, >= 1.
     """
 
     num_pairs: int = 64
@@ -40,7 +45,7 @@ class RankedPairs(Space):
 
     @cached_property
     def pairs(self) -> tuple[tuple[int, int], ...]:
-        """The pairs that have a bit, in ranking order."""
+        """The (target, source) pairs that have a bit, in the order of the ranking."""
         wanted = {(p.target, p.source) for p in self.ranking.pairs[: self.num_pairs]}
         for seed in self.setting.seeds:
             wanted |= {(target, seed.kv_source_layers[target]) for target in seed.targets}

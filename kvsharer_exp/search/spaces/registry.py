@@ -1,19 +1,20 @@
-"""Search spaces by name: our own, and those of other packages by entry point."""
+"""Finds and makes search spaces by name: those of this package, and those of other packages.
+
+The command ``sweep`` checks the configured space with `check_space` before the model is loaded, and
+makes the space with `make_space` once there is a ranking. Another package adds a space by an entry
+point of the group ``kvsharer_exp.search_spaces``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from kvsharer_exp.search.paper.greedy import Advance
 from kvsharer_exp.search.spaces.base import SearchSpace, Space, SpaceSetting, refuse_a_single_map
-from kvsharer_exp.search.spaces.blocks import Blocks
-from kvsharer_exp.search.spaces.greedy_knobs import GreedyKnobs
-from kvsharer_exp.search.spaces.layer_sources import LayerSources
-from kvsharer_exp.search.spaces.random_keys import RandomKeys
-from kvsharer_exp.search.spaces.ranked_pairs import RankedPairs
-from kvsharer_exp.search.spaces.suffix import Suffix
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plugins import find_part, options_for
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
@@ -21,14 +22,21 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 GROUP = "kvsharer_exp.search_spaces"
 
-SPACES: dict[str, Callable[..., SearchSpace]] = {
-    "layer_sources": LayerSources,
-    "ranked_pairs": RankedPairs,
-    "random_keys": RandomKeys,
-    "greedy_knobs": GreedyKnobs,
-    "blocks": Blocks,
-    "suffix": Suffix,
-}
+
+def _own_spaces() -> dict[str, Callable[..., SearchSpace]]:
+    """Every file of this folder beside ``base.py`` and this one, and the space that it defines."""
+    found: dict[str, Callable[..., SearchSpace]] = {}
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        if file.stem not in ("__init__", "base", Path(__file__).stem):
+            module = import_module(f"{__package__}.{file.stem}")
+            kinds: list[Any] = [k for k in vars(module).values() if isinstance(k, type)]
+            kinds = [k for k in kinds if issubclass(k, Space) and k.__module__ == module.__name__]
+            (found[file.stem],) = kinds
+    return found
+
+
+SPACES = _own_spaces()
+"""The spaces of this package by name, which is the name of the file."""
 
 
 def make_space(
@@ -42,11 +50,13 @@ def make_space(
     reset: Callable[[], None] = lambda: None,
     **options: Any,
 ) -> SearchSpace:
-    """The space ``kind`` for this ranking; the other arguments are those of `SpaceSetting`.
+    """Make the space ``kind`` for this ranking.
+
+    ``options`` are those of the space; the other arguments are those of `SpaceSetting`.
 
     Raises:
-        InputError: no such space, an unknown option, fewer pairs than ``max_shared`` needs, or
-            a space that holds a single map.
+        InputError: there is no such space, an option is unknown, fewer than ``max_shared`` layers
+            may read another one, the space holds a single map, or what was made is no space.
     """
     create = _find(kind)
     targets = {pair.target for pair in ranking.pairs}
@@ -73,10 +83,10 @@ def make_space(
 
 
 def check_space(kind: str, **options: Any) -> None:
-    """Refuse, before there is a ranking, what `make_space` would.
+    """Refuse, before there is a ranking, a name and options that `make_space` would refuse.
 
     Raises:
-        InputError: no such space, or one of ours that does not take these options.
+        InputError: there is no such space, or it is one of ours and does not take these options.
     """
     create = _find(kind)
     if kind in SPACES:

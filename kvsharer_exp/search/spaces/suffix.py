@@ -1,4 +1,8 @@
-"""The trailing layers read one earlier layer: what serving engines can run today."""
+"""The search space ``suffix``: the trailing layers read one earlier layer.
+
+Serving engines can run such maps today. `registry.make_space` makes the space for
+``search_space=suffix``.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,16 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 @dataclass(frozen=True)
 class Suffix(Space):
-    """The last layers, ``num_shared`` of them, all read one owner before them: ``source``.
+    """The last ``num_shared`` layers (the suffix) all read one owner before them, ``source``.
 
-    Of each attention type the owner read is the one nearest to ``source`` before the suffix, the
-    earlier of two. A trailing layer with no layer of its type before the suffix stays an owner,
-    and the suffix grows instead. YOCO shares so, https://arxiv.org/abs/2405.05254, and vLLM,
-    SGLang and llama.cpp can serve it.
+    The layers of each attention type read the owner of their type before the suffix that is nearest
+    to ``source``; of two equally near ones, the earlier. A trailing layer with no layer of its type
+    before the suffix stays an owner, and the suffix grows instead.
 
-    The ranking says which pairs may share and nothing else: two numbers leave nothing to order.
+    The ranking says which pairs may share and nothing else: two parameters leave nothing to order.
+
+    YOCO shares like this, https://arxiv.org/abs/2405.05254. vLLM, SGLang and llama.cpp can serve
+    such maps.
     """
 
     def check(self) -> None:
@@ -50,7 +56,7 @@ class Suffix(Space):
 
     @cached_property
     def _suffixes(self) -> list[dict[int, list[int]]]:
-        """For suffixes of 1, 2, … layers: what each of their targets may read before them."""
+        """For suffixes of 1, 2, … layers: the layers before them that each target may read."""
         layers = self.ranking.num_layers
         suffixes = []
         for start in range(layers - 1, 0, -1):
@@ -63,7 +69,7 @@ class Suffix(Space):
         return suffixes
 
     def _read(self, num_shared: int) -> dict[int, list[int]]:
-        """The shortest suffix with ``num_shared`` targets, or with the most below that."""
+        """The shortest suffix with ``num_shared`` targets, or else with the most below that."""
         fitting = [suffix for suffix in self._suffixes if len(suffix) <= num_shared]
         return max(fitting, key=len)
 

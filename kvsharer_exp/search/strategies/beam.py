@@ -1,8 +1,10 @@
-"""Forward selection by measured joint loss.
+"""The strategy ``beam``: forward selection by the measured loss of whole maps.
 
-The best ``width`` maps of one size are extended by one more pair each; the extensions are tried in
-the order of the losses that `LossModel` expects of them, ``tries`` per size, and the best of those
-measured are extended next. When every size has had its turn the next round tries as many more.
+`samplers.make_sampler` makes it for ``sampler=beam``, and `MapSampler` asks it for maps.
+
+The best ``width`` maps of one size are extended by one more pair each. The extensions are tried in
+the order of the losses that `LossModel` expects of them, ``tries`` per size. The best of those
+measured are extended next. When every size has had its turn, the next round tries as many more.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ class Beam:
     """Proposes extensions of the best maps (`map_sampler.Strategy`).
 
     Args:
-        width: maps of a size that are extended, >= 1.
-        tries: maps measured per size and round, >= 1.
+        width: number of maps of each size that are extended, >= 1.
+        tries: number of maps measured per size and round, >= 1.
     """
 
     width: int = 2
@@ -45,8 +47,8 @@ class Beam:
     def _extensions(
         self, memory: Memory, rng: np.random.Generator, size: int
     ) -> Iterator[SharingMap]:
-        """All to ``size`` targets, the one expected to lose least first."""
-        # Single pairs are where the model learns: there what is uncertain gets tried as well.
+        """All extensions to ``size`` targets, the one expected to lose least first."""
+        # The model learns from single pairs, so among them what is uncertain gets tried as well.
         costs = memory.model.draw(rng, 1.0 if size == 1 else 0.0)
         made = (
             parent.share(target, source)

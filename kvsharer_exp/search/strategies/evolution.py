@@ -1,12 +1,14 @@
-"""Evolution whose offspring are ordered by what trials taught.
+"""The strategy ``evolution``: offspring of the best maps, ordered by what the trials taught.
 
-An archive keeps the best maps of every size (number of shared layers). Losses of pairs are drawn
-from the posterior of a `LossModel` (Thompson sampling), so that what is uncertain gets tried. Half
-of the sizes are those whose loss the draw promises to lower most, the others any. Offspring
-of that size are made from the archive by adding, dropping, moving and swapping targets and by
-crossing two maps; the draw orders them, and the map that looks best under it is one of them. The
-cheap ``screen`` stage then decides who is scored on all tokens: staged selection as in EvoPress,
-https://arxiv.org/abs/2410.14649.
+`samplers.make_sampler` makes it for ``sampler=evolution``, and `MapSampler` asks it for maps.
+
+An archive keeps the best maps of every size (number of shared layers). The losses of all pairs are
+drawn from the posterior of a `LossModel` (Thompson sampling), so that uncertain pairs get tried. In
+half of the draws the size is the one whose loss the draw promises to lower most, in the others it
+is any size. Offspring of that size are made from the archive by adding, dropping, moving and
+swapping targets and by crossing two maps. The draw orders the offspring. The map that looks best
+under the draw is one of them. The cheap ``screen`` stage then decides which maps are scored on all
+tokens. This is staged selection as in EvoPress, https://arxiv.org/abs/2410.14649.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ class Evolution:
     """Proposes offspring of the best maps (`map_sampler.Strategy`).
 
     Args:
-        elites: maps kept per size, >= 1.
-        offspring: maps made per draw, which the model orders.
-        explore: scale of the posterior's spread in the draw; 0 always takes the best predicted.
+        elites: number of maps kept per size, >= 1.
+        offspring: number of maps made per draw, which the model then orders, >= 1.
+        explore: scale of the posterior's spread in the draw, >= 0; 0 always takes the map that is
+            predicted to be best.
     """
 
     elites: int = 3
@@ -43,7 +46,8 @@ class Evolution:
 
     def propose(self, memory: Memory, rng: np.random.Generator) -> Iterator[SharingMap]:
         archive = memory.best(self.elites)
-        # Single pairs first: they teach most for their price, for the first stage stops most.
+        # Without block errors, as many single pairs as there are layers come first. They teach most
+        # for their price, because the first stage stops most of them.
         young = not memory.model.told and memory.counts()[1] < memory.space.ranking.num_layers
         for attempt in range(4):
             costs = memory.model.draw(rng, self.explore)
@@ -66,7 +70,7 @@ class Evolution:
         archive: dict[int, list[SharingMap]],
         size: int,
     ) -> Iterator[SharingMap]:
-        """Offspring of ``size`` targets from the archive's maps of the nearest sizes."""
+        """Make offspring with ``size`` targets from the archive's maps of the nearest sizes."""
         sizes = sorted(archive, key=lambda s: (abs(s - size), s))
         near = [parent for s in sizes[:3] for parent in archive[s]]
         for _ in range(self.offspring):
@@ -74,7 +78,7 @@ class Evolution:
             if rng.random() < 0.25:
                 child = _cross(rng, child, near[rng.integers(len(near))])
             if rng.random() < 0.5 and child.targets:
-                child = _drop(rng, child)  # with the next line: a swap or a moved source
+                child = _drop(rng, child)  # with an addition below: a swap or a moved source
             while len(child.targets) > size:
                 child = _drop(rng, child)
             while len(child.targets) < size:
@@ -83,7 +87,7 @@ class Evolution:
 
 
 def _cross(rng: np.random.Generator, one: SharingMap, two: SharingMap) -> SharingMap:
-    """Each layer wishes what one of the two does; wishes come true from the input up."""
+    """Each layer wishes for its source in one of the two; wishes are granted from the input up."""
     child = SharingMap.identity(one.num_layers)
     for layer in range(one.num_layers):
         parent = one if rng.random() < 0.5 else two
@@ -103,7 +107,7 @@ def _drop(rng: np.random.Generator, child: SharingMap) -> SharingMap:
 def _add(
     rng: np.random.Generator, child: SharingMap, pairs: Sequence[tuple[int, int]]
 ) -> SharingMap:
-    """One more pair that may share: a target that is none yet, a source that keeps its KV."""
+    """Add a pair that may share, whose target is no target yet; chains end at an owner."""
     targets = set(child.targets)
     free = [(target, source) for target, source in pairs if target not in targets]
     target, source = free[rng.integers(len(free))]
@@ -111,7 +115,7 @@ def _add(
 
 
 def _favourites(memory: Memory, costs: np.ndarray) -> dict[int, SharingMap]:
-    """By size, the cheapest pairs that fit together: no source is a target."""
+    """By size, the map of the cheapest pairs that fit together: no source is a target."""
     child = memory.identity
     found: dict[int, SharingMap] = {}
     targets: set[int] = set()
@@ -129,8 +133,10 @@ def _favourites(memory: Memory, costs: np.ndarray) -> dict[int, SharingMap]:
 
 
 def _singles(memory: Memory, favourites: dict[int, SharingMap]) -> Iterator[SharingMap]:
-    """Each pair of the largest favourite on its own, where none of its target was tried so: block
-    errors may misjudge a target, and then it would never be met."""
+    """Each pair of the largest favourite on its own, if its target was not tried on its own yet.
+
+    Block errors may misjudge a target, which would otherwise never be met. Seeds are not tries.
+    """
     untried, largest = memory.untried(), favourites[max(favourites)]
     for target in largest.targets:
         if target in untried:
@@ -138,8 +144,10 @@ def _singles(memory: Memory, favourites: dict[int, SharingMap]) -> Iterator[Shar
 
 
 def _most_promising(memory: Memory, costs: np.ndarray, favourites: dict[int, SharingMap]) -> int:
-    """The size whose best loss so far its favourite is expected to lower most: what the
-    hypervolume counts."""
+    """The size whose best loss so far its favourite is expected to lower most.
+
+    This gain is what the hypervolume counts.
+    """
     lowest, known = memory.lowest(), memory.known
     new = {size: favourite for size, favourite in favourites.items() if favourite not in known}
     if not new:

@@ -1,16 +1,19 @@
-"""What one shared layer costs, learned from the maps scored so far.
+"""Predicts what each shared pair costs, learned from the maps scored so far.
 
-Measured on SmolLM2 (435 single pairs, 360 maps of 2 to 9 targets, KL): the loss of a map is close
-to the sum of the losses of its pairs, times a factor that grows slowly with their number; the log
-of the rest has a standard deviation of 0.09. The log loss of a pair is smooth in target and source
-layer, and follows the log of its block error (`calibration.block_errors`) but for a factor of the
-target. So: a Gaussian prior over the log losses of all pairs, smooth over layers, and maps as
-observations of the log of their sum, linearised where the estimate stands (Gauss-Newton; the
-posterior is Laplace's).
+`Memory` fits it to the trials of a study. The strategies `Evolution` and `Beam` order the maps that
+they propose by the losses it predicts.
+
+It rests on measurements of SmolLM2 (435 single pairs, 360 maps of 2 to 9 targets, KL). The loss of
+a map is close to the sum of the losses of its pairs, times a factor that grows slowly with their
+number. The log of the rest has a standard deviation of 0.09. The log loss of a pair is smooth over
+target and source layers. It follows the log of the pair's block error (`calibration.block_errors`)
+but for a factor of the target. Therefore the log losses of all pairs have a Gaussian prior that is
+smooth over layers. A scored map is an observation of the log of the sum of its pairs' losses, which
+is linearised at the current estimate (Gauss-Newton; the posterior is Laplace's).
 
 The rest is alike for maps that are alike, so it is predicted as well, by a Gaussian process over
-the part of the targets that two maps treat differently: on the maps of a sweep, each predicted
-from those before it, that took the median error from 3 % to 2 %.
+the part of the targets that two maps treat differently. On the maps of a sweep, each predicted from
+those before it, this lowered the median error from 3 % to 2 %.
 """
 
 from __future__ import annotations
@@ -22,26 +25,27 @@ import numpy as np
 from kvsharer_exp.values.ranking import DissimilarityRanking
 from kvsharer_exp.values.sharing_map import SharingMap
 
-# Standard deviations of log losses by target, by source and by pair, and of what block errors leave
-# unsaid of them. Fitted to the single pairs by marginal likelihood, rounded.
+# Standard deviations by target, by source and by pair: of the log losses, and of what block errors
+# do not tell of them. Fitted to the single pairs by marginal likelihood, and rounded.
 _UNTOLD, _TOLD = (0.8, 0.35, 0.25), (0.4, 0.1, 0.1)
 _SLOPE_SD = 0.4  # of the slope of log loss over log block error; its mean is 1
-_SMOOTH, _REACH = 0.9, 3.0  # part of the variance that neighbours have in common; layers
-_CENTRE_SD, _GROWTH_SD = 2.0, 0.2  # of all pairs; of the exponent of the number of targets
+_SMOOTH, _REACH = 0.9, 3.0  # share of variance that neighbours have in common; its reach in layers
+_CENTRE_SD, _GROWTH_SD = 2.0, 0.2  # of the level of all pairs; of the growth exponent
 _NOISE_SD = 0.1
-# Of the rest: standard deviation, the part of different targets at which it has fallen to 1/e, what
-# no neighbour tells, and how many of the latest maps are asked.
+# Of the rest: its standard deviation, the part of different targets at which its covariance has
+# fallen to 1/e, the standard deviation of what no other map tells, and how many of the latest maps
+# are asked.
 _REST_SD, _REST_REACH, _REST_NOISE, _REST_MAPS = 0.1, 0.5, 0.03, 1000
-_TINY = 1e-9  # the least block error that counts: two layers may hold the same KV
-_STEPS = 2  # each fit starts where the one before ended
+_TINY = 1e-9  # block errors count as at least this: two layers may hold the same KV
+_STEPS = 2  # Gauss-Newton steps of a fit, which starts where the one before ended
 
 
 class LossModel:
-    """Log loss of every pair of ``ranking`` that may share, with its uncertainty.
+    """The log loss of every pair of ``ranking`` that may share, with its uncertainty.
 
-    A map of n targets is predicted to lose n ** growth × the sum of its pairs' losses. With
-    ``errors`` (``[target][source]``, `calibration.block_errors`) the order of the pairs is known
-    beforehand, but for what scored maps correct.
+    A map of n targets is predicted to lose n ** growth × the sum of its pairs' losses, corrected by
+    the rest. With ``errors`` (``[target][source]``, from `calibration.block_errors`) the order of
+    the pairs is known beforehand, and scored maps correct it.
     """
 
     def __init__(
@@ -61,7 +65,7 @@ class LossModel:
             expected = np.log([max(errors[target][source], _TINY) for target, source in self.pairs])
             expected -= expected.mean()
             covariance += _SLOPE_SD**2 * np.outer(expected, expected)
-        size = len(self.pairs) + 1  # the last unknown is the growth
+        size = len(self.pairs) + 1  # the last unknown is `growth`
         self._prior = np.zeros((size, size))
         self._prior[:-1, :-1] = np.linalg.inv(covariance)
         self._prior[-1, -1] = 1 / _GROWTH_SD**2
@@ -76,9 +80,9 @@ class LossModel:
         losses: Sequence[float],
         doubts: Sequence[float] | None = None,
     ) -> None:
-        """Learn from ``maps`` (each with a target) and their ``losses``, all above 0.
+        """Learn from ``maps``, each with a target, and their ``losses``, all above 0.
 
-        ``doubts``: standard deviations of the log losses as measured; None: none.
+        ``doubts``: the standard deviations of the measured log losses; None when they are certain.
         """
         doubt = np.zeros(len(maps)) if doubts is None else np.array(doubts)
         certainty = 1 / (_NOISE_SD**2 + doubt**2)
@@ -91,7 +95,8 @@ class LossModel:
         def parts() -> np.ndarray:
             return np.where(members, np.exp(self.mean[:-1]), 0.0)
 
-        if self.mean is self._expected:  # the level is what they do not tell: start from it
+        # The prior leaves the level of the losses open: the first fit starts from the observed one.
+        if self.mean is self._expected:
             level = (outcomes - np.log(parts().sum(1))).mean()
             self.mean = self._expected + np.append(np.full(len(self.pairs), level), 0.0)
         for _ in range(_STEPS):
@@ -112,25 +117,25 @@ class LossModel:
 
     @property
     def growth(self) -> float:
-        """The exponent of the number of targets."""
+        """The exponent of the number of targets in a predicted loss."""
         return float(self.mean[-1])
 
     def expected(self, maps: Sequence[SharingMap], costs: np.ndarray) -> np.ndarray:
-        """Losses of ``maps``, (num_maps,), where the pairs lose ``costs`` (num_pairs,)."""
+        """Predict the losses of ``maps``, (num_maps,), where pairs lose ``costs``, (num_pairs,)."""
         sums = np.array([costs[self.indices(sharing_map)].sum() for sharing_map in maps])
         sizes = np.array([len(sharing_map.targets) for sharing_map in maps], dtype=float)
         rest = _kinship(_sources(maps), self._fitted) @ self._weights
         return sizes**self.growth * sums * np.exp(rest)
 
     def indices(self, sharing_map: SharingMap) -> list[int]:
-        """Which pairs the map uses."""
+        """The positions in ``pairs`` of the pairs that the map uses."""
         sources = sharing_map.kv_source_layers
         return [self._index[target, sources[target]] for target in sharing_map.targets]
 
     def draw(self, rng: np.random.Generator, scale: float = 1.0) -> np.ndarray:
-        """Losses of all pairs, (num_pairs,), drawn from the posterior (Thompson sampling).
+        """Draw the losses of all pairs, (num_pairs,), from the posterior (Thompson sampling).
 
-        ``scale`` shrinks the spread; 0 gives the estimate.
+        ``scale`` scales the spread of the draw; 0 gives the estimate.
         """
         noise = rng.standard_normal(len(self.mean))
         return np.exp((self.mean + scale * self._root @ noise)[:-1])
@@ -141,7 +146,7 @@ def _sources(maps: Sequence[SharingMap]) -> np.ndarray:
 
 
 def _kinship(some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Covariance of the rests of two groups of maps (num_maps, num_layers): (some, others)."""
+    """The covariance (some, others) of the rests of two groups of maps (num_maps, num_layers)."""
     different = (some[:, None] != others).sum(2)
     targets = [(maps != np.arange(maps.shape[1])).sum(1) for maps in (some, others)]
     most = np.maximum(targets[0][:, None], targets[1])
@@ -154,5 +159,5 @@ def _alike(layers: np.ndarray) -> np.ndarray:
 
 
 def _root_of_inverse(precision: np.ndarray) -> np.ndarray:
-    """R with R Rᵀ = precision⁻¹: turns white noise into draws."""
+    """The R with R Rᵀ = precision⁻¹, which turns white noise into draws."""
     return np.linalg.inv(np.linalg.cholesky(precision)).T

@@ -1,4 +1,6 @@
-"""Our Optuna sampler: a strategy proposes maps, the first new one the space holds is drawn.
+"""Our Optuna sampler: a strategy proposes maps, and the first new one in the space is drawn.
+
+`samplers.make_sampler` makes it for our strategies, `Evolution` and `Beam`.
 
 https://optuna.readthedocs.io/en/stable/reference/samplers/generated/optuna.samplers.BaseSampler.html
 """
@@ -20,15 +22,17 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 
 class Strategy(Protocol):
+    """Decides which sharing maps are worth scoring next."""
+
     def propose(self, memory: Memory, rng: np.random.Generator) -> Iterator[SharingMap]:
-        """Maps worth scoring, the best first; it ends when nothing more comes to mind."""
+        """Yield maps worth scoring, the best first, until there is nothing more to propose."""
 
 
 class MapSampler(BaseSampler):
-    """Samples parameters of ``space`` that decode to what ``strategy`` proposes.
+    """Samples parameters of ``space`` that decode to a map that ``strategy`` proposes.
 
-    ``space``: any whose ``encode`` takes most maps (``layer_sources`` takes all). ``errors``: the
-    block errors of its pairs, where they are known.
+    ``space``: any space whose ``encode`` takes most maps (``layer_sources`` takes all). ``errors``:
+    the block errors of the space's pairs (`calibration.block_errors`), where they are known.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class MapSampler(BaseSampler):
                 params = self._memory.space.encode(proposed)
                 if params is not None:
                     return params
-        return {}  # nothing new: every parameter is then drawn by itself
+        return {}  # nothing new: Optuna then draws every parameter by itself
 
     def sample_independent(
         self,

@@ -11,9 +11,11 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
+from kvsharer_exp.search.front import by_size
 from kvsharer_exp.search.spaces.base import SearchSpace
 from kvsharer_exp.search.stages import FIT, screens
 from kvsharer_exp.search.strategies.loss_model import LossModel
+from kvsharer_exp.search.study_store import result_of
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import SAMPLED, TrialResult
 
@@ -37,9 +39,9 @@ class Memory:
         for trial in study.get_trials(deepcopy=False):
             if trial.state == TrialState.RUNNING and trial.params.keys() == drawn:
                 self._under_way.add(self.space.decode(trial.params))
-            elif trial.number not in self._results and "result" in trial.user_attrs:
-                result = TrialResult.from_json(trial.user_attrs["result"])
-                if result.status != "failed":
+            elif trial.number not in self._results:
+                result = result_of(trial)
+                if result is not None and result.status != "failed":
                     self._results[trial.number] = result
         losses = _losses(list(self._results.values()))
         seen = [known for known in losses if known[0].targets and known[1] > 0]
@@ -70,24 +72,19 @@ class Memory:
 
     def best(self, each: int) -> dict[int, list[SharingMap]]:
         """The ``each`` best complete maps of every size, best first; size 0 is the full cache."""
-        complete = [result for result in self._results.values() if result.score is not None]
-        complete.sort(key=lambda result: (-(result.score or 0.0), result.number))
-        found = {0: [self.identity]}
-        for result in complete:
-            kept = found.setdefault(len(result.sharing_map.targets), [])
-            if len(kept) < each and result.sharing_map not in kept:
-                kept.append(result.sharing_map)
-        return found
+        ranked = by_size(self._results.values())
+        maps = {
+            size: dict.fromkeys(r.sharing_map for r in each_of) for size, each_of in ranked.items()
+        }
+        return {0: [self.identity], **{size: list(found)[:each] for size, found in maps.items()}}
 
     def lowest(self) -> dict[int, float]:
         """The least loss of the complete maps of every size, as the model counts losses."""
-        found: dict[int, float] = {}
-        for result in self._results.values():
-            if result.score is not None:
-                size = len(result.sharing_map.targets)
-                loss = result.scores.get(FIT, -result.score)
-                found[size] = min(found.get(size, math.inf), loss)
-        return found
+        ranked = by_size(self._results.values())
+        return {
+            size: min(result.scores.get(FIT, -(result.score or 0.0)) for result in results)
+            for size, results in ranked.items()
+        }
 
     def ranked(self, maps: Iterable[SharingMap], costs: np.ndarray) -> list[SharingMap]:
         """The map expected to lose least first, if the pairs lose ``costs``."""

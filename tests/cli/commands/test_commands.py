@@ -324,14 +324,14 @@ def test_a_users_text_file_calibrates(run, tmp_path: Path) -> None:
 
 
 def test_a_failure_at_run_time_is_exit_code_1(tmp_path, monkeypatch, store, capfd) -> None:
-    from kvsharer_exp.cli.commands import session
+    from kvsharer_exp.cli.session import calibration
 
     monkeypatch.chdir(tmp_path)
 
     def broken(*arguments: object, **options: object) -> None:
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(session, "layer_means", broken)
+    monkeypatch.setattr(calibration, "layer_means", broken)
     assert main([*QUICK, *store, "calibrate"]) == 1
     error = capfd.readouterr().err.strip()
     assert error.startswith("kvsharer: failed with RuntimeError: the device is gone")
@@ -361,14 +361,14 @@ def test_a_full_disk_is_named_whatever_came_of_it(error, monkeypatch, capfd) -> 
 def test_an_interrupt_is_exit_code_130_and_the_run_says_killed(
     tmp_path, monkeypatch, store, capfd
 ) -> None:
-    from kvsharer_exp.cli.commands import session
+    from kvsharer_exp.cli.session import calibration
 
     monkeypatch.chdir(tmp_path)
 
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "layer_means", interrupt)
+    monkeypatch.setattr(calibration, "layer_means", interrupt)
     assert main([*QUICK, *store, "calibrate", "seed=77"]) == 130
     mlflow = client(store)
     experiment = mlflow.get_experiment_by_name("kvsharer_exp").experiment_id

@@ -13,10 +13,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.result_file import SCHEMA
 from kvsharer_exp.reporting.measured import FinishedRun
 from kvsharer_exp.tracking.runs import Runs, StoredRun
 from kvsharer_exp.values.errors import InputError
-from kvsharer_exp.values.result_schema import SCHEMA
 from kvsharer_exp.values.text import shorten
 
 _LOCAL = "sqlite:///"
@@ -51,8 +51,7 @@ def open_runs(config: Config, names: Sequence[str]) -> Runs:
             f"MLflow store {shorten(str(store), 80)} does not exist, so it has no runs: "
             "run a command first, or check tracking.uri"
         )
-    artifacts = str(Path(config.tracking.folder) / "artifacts")
-    return Runs.open(uri, config.tracking.experiment, artifacts)
+    return Runs.open(uri, config.tracking.experiment, config.tracking.artifacts)
 
 
 def finished_run(runs: Runs, name: str, kinds: Collection[str]) -> FinishedRun:

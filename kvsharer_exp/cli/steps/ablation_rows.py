@@ -1,4 +1,4 @@
-"""How ``ablate`` scores a map: held-out windows in one pass, report tasks when asked for."""
+"""The rows of an ablation: each map scored on held-out windows, and logged as a run of its own."""
 
 from __future__ import annotations
 
@@ -6,45 +6,46 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kvsharer_exp.cli.commands.session import Session
-from kvsharer_exp.measure.evaluator import Evaluator
-from kvsharer_exp.measure.score_interval import score_interval
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.cli.session.scorers import Scorers
+from kvsharer_exp.measure.score_interval import score_intervals
 from kvsharer_exp.model.footprint import footprint
 from kvsharer_exp.model.sharing.runtime import share_kv
-from kvsharer_exp.reporting.ablation import KL, PERPLEXITY, Row, describe
+from kvsharer_exp.reporting.ablation import Row, describe
 from kvsharer_exp.search.paper.arms import evaluated
 from kvsharer_exp.values.greedy import GreedyResult
 from kvsharer_exp.values.intervals import Interval
-from kvsharer_exp.values.score_names import retained
+from kvsharer_exp.values.score_names import HELD_OUT_KL, HELD_OUT_PERPLEXITY, retained
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import TrialResult
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One map's scores with what stands behind them (see `ablation.Row`)."""
+    """One map's scores with what stands behind them (see `Row`)."""
 
     scores: dict[str, float]
     intervals: dict[str, Interval]
     items: dict[str, list[float]]
 
 
-class Scorer:
-    """Scores maps, a map met again free of charge; every row is a child run in MLflow."""
+class RowScorer:
+    """Scores maps, a map met again free of charge; every row is a child run in MLflow.
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        scoring = session.config.scoring
-        self._evaluator = Evaluator(
-            session.model,
-            session.report_windows,
-            batch_size=scoring.batch_size,
-            memory_budget=session.memory_budget,
-        )
+    Held-out windows give KL and perplexity in one pass; the report tasks are scored where
+    ``ablate.tasks`` asks for them.
+    """
+
+    def __init__(self, config: Config, log: RunLog, loaded: LoadedModel, scorers: Scorers) -> None:
+        self._config, self._log, self._loaded = config, log, loaded
+        self._tasks = scorers.report_tasks if config.ablate.tasks else None
+        self._evaluator = scorers.of_held_out_windows()
         self._known: dict[str, Scores] = {}
         self._rows = 0
-        self.full = self._score(SharingMap.identity(session.num_layers))
-        session.say("scored the full cache")
+        self.full = self._score(loaded.full_cache)
+        log.say("scored the full cache")
 
     def row(self, variant: Mapping[str, Any], arm: str, draw: int, result: GreedyResult) -> Row:
         """``result`` with its scores; none where it shares no layer."""
@@ -57,13 +58,13 @@ class Scorer:
             arm,
             draw,
             result,
-            kv_fraction=footprint(self._session.model, sharing_map).kv_fraction,
+            kv_fraction=footprint(self._loaded.model, sharing_map).kv_fraction,
             scores=measured.scores,
             intervals=measured.intervals,
             items=measured.items,
             retained=retained(measured.scores, self.full.scores),
         )
-        return replace(row, mlflow_run_id=self._log(row, sharing_map))
+        return replace(row, mlflow_run_id=self._keep(row, sharing_map))
 
     def _score(self, sharing_map: SharingMap) -> Scores:
         if sharing_map.digest not in self._known:
@@ -71,40 +72,32 @@ class Scorer:
         return self._known[sharing_map.digest]
 
     def _measure(self, sharing_map: SharingMap) -> Scores:
-        session = self._session
         measured = self._evaluator.score(sharing_map)
-        scores = {KL: measured.kl, PERPLEXITY: measured.perplexity}
-        items = {KL: list(measured.kls), PERPLEXITY: [-nll for nll in measured.nlls]}
-        errors: dict[str, float] = {}
-        tasks = session.report_tasks if session.config.ablate.tasks else None
-        if tasks is not None:
-            with share_kv(session.model, sharing_map):
-                scores |= tasks.score()
-            items |= tasks.item_scores
-            errors = tasks.stderr()
-        intervals = {
-            name: score_interval(
-                name,
-                value,
-                items.get(name, []),
-                confidence=session.config.ablate.confidence,
-                stderr=errors.get(name),
-                seed=session.config.seed,
-            )
-            for name, value in scores.items()
+        scores = {HELD_OUT_KL: measured.kl, HELD_OUT_PERPLEXITY: measured.perplexity}
+        items = {
+            HELD_OUT_KL: list(measured.kls),
+            HELD_OUT_PERPLEXITY: [-nll for nll in measured.nlls],
         }
-        return Scores(scores, {n: i for n, i in intervals.items() if i is not None}, items)
+        errors: dict[str, float] = {}
+        if self._tasks is not None:
+            with share_kv(self._loaded.model, sharing_map):
+                scores |= self._tasks.score()
+            items |= self._tasks.item_scores
+            errors = self._tasks.stderr()
+        confidence, seed = self._config.ablate.confidence, self._config.seed
+        intervals = score_intervals(scores, items, errors, confidence=confidence, seed=seed)
+        return Scores(scores, intervals, items)
 
-    def _log(self, row: Row, sharing_map: SharingMap) -> str:
-        session, result = self._session, row.result
-        size = footprint(session.model, sharing_map)
+    def _keep(self, row: Row, sharing_map: SharingMap) -> str:
+        """Log the row; returns its MLflow run."""
+        result = row.result
         params = {"arm": row.arm, "compression": result.compression, "draw": row.draw}
         trial = TrialResult(
             number=self._rows,
             params={**params, **row.variant},
             sharing_map=sharing_map,
             scores=row.scores,
-            footprint=size,
+            footprint=footprint(self._loaded.model, sharing_map),
             status="complete",
             stage_reached="report",
             seconds=result.seconds,
@@ -117,6 +110,6 @@ class Scorer:
             **{f"retained/{name}": value for name, value in row.retained.items()},
         }
         words = f"{describe(row.arm, row.variant)} · {result.compression:g}"
-        name = f"{session.config.model.name} · {words} · draw {row.draw}"
+        name = f"{self._loaded.name} · {words} · draw {row.draw}"
         self._rows += 1
-        return session.tracker.log_trial(session.run_id, trial, more, name=name)
+        return self._log.tracker.log_trial(self._log.run_id, trial, more, name=name)

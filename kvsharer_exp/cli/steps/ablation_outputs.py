@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kvsharer_exp.cli.commands.ablate_scorer import Scorer
-from kvsharer_exp.cli.commands.bench import cells_table, where_from
-from kvsharer_exp.cli.commands.session import Session
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.cli.steps.ablation_rows import RowScorer
 from kvsharer_exp.cli.terminal import TurningTable
-from kvsharer_exp.reporting.ablation import PERPLEXITY, Cell, Row, describe, summarise
+from kvsharer_exp.reporting.ablation import Cell, Row, describe, summarise
 from kvsharer_exp.reporting.ablation_tables import (
     LEGEND,
     acceptance_table,
     arms_table,
     limit_sentences,
 )
+from kvsharer_exp.reporting.bench_table import ROWS_PER_CELL, cells_table, where_from
 from kvsharer_exp.reporting.figures.ablation import (
     acceptance_rank_figure,
     arms_figure,
@@ -31,14 +32,18 @@ from kvsharer_exp.search.paper.arms import is_tested
 from kvsharer_exp.values.correlation import spearman
 from kvsharer_exp.values.greedy import GreedyResult
 from kvsharer_exp.values.ranking import DissimilarityRanking
+from kvsharer_exp.values.score_names import HELD_OUT_PERPLEXITY
 
 
 @dataclass
-class Outcome:
-    """Everything measured. ``ranking``: of the first variant, whose walks count for acceptance
-    against rank; ``walks``: the longest trace of every walk."""
+class Ablation:
+    """Everything measured.
 
-    scorer: Scorer
+    ``ranking`` is that of the first variant, whose walks count for acceptance against rank.
+    ``walks`` holds the longest trace of every walk, ``tested`` the results behind those that count.
+    """
+
+    scorer: RowScorer
     ranking: DissimilarityRanking
     rows: list[Row] = field(default_factory=list)
     walks: list[dict[str, Any]] = field(default_factory=list)
@@ -60,39 +65,40 @@ class Outcome:
             self.tested.setdefault(arm, []).append(longest)
 
 
-def publish(session: Session, outcome: Outcome) -> None:
-    """Tables, figures and files of the whole ablation; ends the run."""
-    config, full = session.config, outcome.scorer.full
+def publish(config: Config, log: RunLog, ablation: Ablation) -> None:
+    """Show and keep the tables, figures and files of the whole ablation; ends the run."""
+    full = ablation.scorer.full
     confidence = config.ablate.confidence
-    cells = summarise(outcome.rows, confidence=confidence, seed=config.seed)
+    cells = summarise(ablation.rows, confidence=confidence, seed=config.seed)
     bins = {
         arm: acceptance_by_rank(
-            outcome.ranking, [result.trace for result in results], confidence=confidence
+            ablation.ranking, [result.trace for result in results], confidence=confidence
         )
-        for arm, results in outcome.tested.items()
+        for arm, results in ablation.tested.items()
     }
     tables = {"arms": arms_table(cells, full.scores, full.intervals)}
     if bins:
         tables["acceptance"] = acceptance_table(bins)
     notes = [
         f"In brackets: {confidence:.0%} intervals. {LEGEND}",
-        *too_few(outcome.rows, len(outcome.ranking.pairs), config.ablate.max_candidates),
+        *too_few(ablation.rows, len(ablation.ranking.pairs), config.ablate.max_candidates),
         *limit_sentences(full.items, confidence=confidence),
     ]
-    correlations = _correlations(outcome.pairs, confidence)
+    correlations = _correlations(ablation.pairs, confidence)
     notes += [
         f"Spearman's ρ of a pair's distance and its {name} alone: {c['mean']:.2f} "
-        f"({c['low']:.2f} to {c['high']:.2f}), {len(outcome.pairs)} pairs"
+        f"({c['low']:.2f} to {c['high']:.2f}), {len(ablation.pairs)} pairs"
         for name, c in correlations.items()
     ]
-    if outcome.timings:
-        notes.append(where_from(outcome.timings[-1]))
-    _show(session, outcome, tables, notes)
-    _keep(session, _files(session, outcome, cells, bins, tables, notes))
-    shared = [row.result.kv_source_layers for row in outcome.rows if row.result.found]
+    if ablation.timings:
+        notes.append(where_from(ablation.timings[-1]))
+    _show(log, ablation, tables, notes)
+    for name, content in _files(config, ablation, cells, bins, tables, notes).items():
+        log.keep(name, content)
+    shared = [row.result.kv_source_layers for row in ablation.rows if row.result.found]
     best = "_".join(map(str, shared[0])) if shared else ""
     then = f"evaluate model={config.model.name} map={best}" if best else "ablate search.threshold=0"
-    session.finish(
+    log.finish(
         {
             "experiment": config.ablate.name,
             "confidence": confidence,
@@ -102,13 +108,13 @@ def publish(session: Session, outcome: Outcome) -> None:
                 "scores": full.scores,
                 "intervals": {name: asdict(i) for name, i in full.intervals.items()},
             },
-            "rows": [row.to_dict() for row in outcome.rows],
+            "rows": [row.to_dict() for row in ablation.rows],
             "cells": [asdict(cell) for cell in cells],
-            "walks": outcome.walks,
+            "walks": ablation.walks,
             "acceptance": {arm: [asdict(b) for b in across] for arm, across in bins.items()},
-            "pairs": [asdict(pair) for pair in outcome.pairs],
+            "pairs": [asdict(pair) for pair in ablation.pairs],
             "correlations": correlations,
-            "timings": outcome.timings,
+            "timings": ablation.timings,
             "notes": notes,
         },
         then=f"kvsharer {then}",
@@ -143,59 +149,57 @@ def _correlations(pairs: Sequence[PairScore], confidence: float) -> dict[str, di
 
 
 def _show(
-    session: Session,
-    outcome: Outcome,
+    log: RunLog,
+    ablation: Ablation,
     tables: Mapping[str, Sequence[Sequence[str]]],
     notes: Sequence[str],
 ) -> None:
-    for name, (header, *rows) in tables.items():
+    for name, rows in tables.items():
         if name == "acceptance":
-            session.console.print("accepted / tested, by rank of the pair (1: most dissimilar)")
-        table = TurningTable(*header)
-        for row in rows:
-            table.add_row(*row)
-        session.console.print(table)
-    if outcome.timings:
-        session.console.print("the first arm's maps (medians, lowest–highest), in order of ratio")
-        session.console.print(cells_table(outcome.timings))
+            log.console.print("accepted / tested, by rank of the pair (1: most dissimilar)")
+        log.console.print(TurningTable.of(rows))
+    if ablation.timings:
+        log.console.print("the first arm's maps (medians, lowest–highest), in order of ratio")
+        log.console.print(TurningTable.of(cells_table(ablation.timings), section=ROWS_PER_CELL))
     for note in notes:
-        session.console.print(note, markup=False)
+        log.console.print(note, markup=False)
 
 
 def _files(
-    session: Session,
-    outcome: Outcome,
+    config: Config,
+    ablation: Ablation,
     cells: Sequence[Cell],
     bins: Mapping[str, Sequence[RankBin]],
     tables: Mapping[str, Sequence[Sequence[str]]],
     notes: Sequence[str],
 ) -> dict[str, bytes]:
-    config, full = session.config, outcome.scorer.full.scores
+    full_score = ablation.scorer.full.scores[HELD_OUT_PERPLEXITY]
     title = f"{config.model.name}: {config.ablate.name}"
     parts = [f"# {title}", *map(to_markdown, tables.values()), *notes]
     # One line a map: what a paired test between two runs needs.
     items = [
         {"mlflow_run_id": row.mlflow_run_id, "items": dict(row.items)}
-        for row in outcome.rows
+        for row in ablation.rows
         if row.items
     ]
     files = {
         "ablation.md": "\n\n".join(parts).encode() + b"\n",
         "items.jsonl": "".join(json.dumps(line) + "\n" for line in items).encode(),
         "arms.png": save_png(
-            arms_figure(cells, PERPLEXITY, title=title, full_score=full[PERPLEXITY])
+            arms_figure(cells, HELD_OUT_PERPLEXITY, title=title, full_score=full_score)
         ),
     }
     if bins:
         files["acceptance.png"] = save_png(acceptance_rank_figure(bins, title=title))
-    if outcome.pairs:
+    if ablation.pairs:
         threshold = config.search.threshold
-        picture = pairs_figure(outcome.pairs, threshold=threshold, title=title)
+        picture = pairs_figure(ablation.pairs, threshold=threshold, title=title)
         files["pairs.png"] = save_png(picture)
     points = curve(cells)
     if len(points) > 1:
-        picture = threshold_figure(points, PERPLEXITY, title=title, full_score=full[PERPLEXITY])
-        files["threshold.png"] = save_png(picture)
+        files["threshold.png"] = save_png(
+            threshold_figure(points, HELD_OUT_PERPLEXITY, title=title, full_score=full_score)
+        )
     return files
 
 
@@ -208,9 +212,3 @@ def curve(cells: Sequence[Cell]) -> dict[float, list[Cell]]:
         if cell.arm == cells[0].arm and alike and "search.threshold" in cell.variant:
             points.setdefault(cell.variant["search.threshold"], []).append(cell)
     return points
-
-
-def _keep(session: Session, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        (session.folder / name).write_bytes(content)
-        session.tracker.log_bytes(session.run_id, content, name)

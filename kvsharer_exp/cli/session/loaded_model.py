@@ -1,0 +1,70 @@
+"""The model of a command, loaded when somebody first reads it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.model.describe import adds_bos, describe
+from kvsharer_exp.model.load import load
+from kvsharer_exp.model.sharing.architectures import AttentionLayer, attention_layers, check_map
+from kvsharer_exp.model.spec import ModelSpec
+from kvsharer_exp.values.sharing_map import SharingMap
+
+
+class LoadedModel:
+    """The model, its tokenizer, and what is known of both."""
+
+    def __init__(self, config: Config, log: RunLog) -> None:
+        self._say = log.say
+        self.name = config.model.name
+        self.spec = ModelSpec(**asdict(config.model))
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any, tuple[AttentionLayer, ...]]:
+        self._say(f"loading {self.spec.name} ({self.spec.source})")
+        model, tokenizer = load(self.spec)
+        # A model that cannot share is refused here, before anything is computed.
+        return model, tokenizer, attention_layers(model)
+
+    @property
+    def model(self) -> Any:
+        return self._loaded[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._loaded[1]
+
+    @property
+    def layers(self) -> tuple[AttentionLayer, ...]:
+        return self._loaded[2]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def full_cache(self) -> SharingMap:
+        """The map under which every layer keeps its own KV."""
+        return SharingMap.identity(self.num_layers)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What identifies the weights, and the shapes that matter for the cache."""
+        return describe(self.model, self.spec)
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether a text begins with the tokenizer's BOS."""
+        return adds_bos(self.spec, self.tokenizer)
+
+    def check(self, sharing_map: SharingMap) -> None:
+        """Refuse a map that does not fit the model.
+
+        Raises:
+            SharingError: another number of layers, KV shape or attention type.
+        """
+        check_map(sharing_map, self.layers)

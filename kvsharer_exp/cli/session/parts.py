@@ -1,0 +1,45 @@
+"""A command names the parts it needs in its signature; this hands them to it.
+
+``def run(log, loaded, windows)`` is given a `RunLog`, a `LoadedModel` and `Windows`. A part is made
+when the first command or part asks for it, and its own constructor names what it needs in the same
+way. Making a part loads nothing yet: the model is loaded by whoever first reads it.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from importlib import import_module
+from inspect import signature
+from typing import Any
+
+from kvsharer_exp.cli.config.schema import Config
+
+PARTS = {
+    "log": ("run_log", "RunLog"),
+    "loaded": ("loaded_model", "LoadedModel"),
+    "windows": ("windows", "Windows"),
+    "calibration": ("calibration", "Calibration"),
+    "scorers": ("scorers", "Scorers"),
+}
+"""Parameter → the module of this folder and the class in it; imported when it is first needed."""
+
+
+def run_command(config: Config) -> int:
+    """Run the command that ``config`` names; returns its exit code.
+
+    The run log, where there is one, ends as the command ends: finished, failed or killed.
+    """
+    run = import_module(f"kvsharer_exp.cli.commands.{config.command}").run
+    made: dict[str, Any] = {"config": config}
+    with ExitStack() as stack:
+
+        def part(name: str) -> Any:
+            if name not in made:
+                module, kind = PARTS[name]
+                create = getattr(import_module(f"kvsharer_exp.cli.session.{module}"), kind)
+                made[name] = create(**{need: part(need) for need in signature(create).parameters})
+                if name == "log":
+                    stack.enter_context(made[name])
+            return made[name]
+
+        return run(**{name: part(name) for name in signature(run).parameters}) or 0

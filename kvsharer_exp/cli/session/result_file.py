@@ -1,0 +1,53 @@
+"""``result.json``: the keys that every command writes, and how the file is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.values.sharing_map import SharingMap
+
+SCHEMA = 1
+"""The version of ``result.json``."""
+
+
+def head(
+    config: Config,
+    *,
+    model: Mapping[str, Any] | None,
+    seconds: float,
+    mlflow_run_id: str | None,
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """The keys that every ``result.json`` begins with."""
+    return {
+        "schema": SCHEMA,
+        "command": config.command,
+        "model": model,
+        "seed": config.seed,
+        "seconds": round(seconds, 3),
+        "mlflow_run_id": mlflow_run_id,
+        "versions": versions,
+    }
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> str:
+    """Write ``result.json`` into ``folder``, whole or not at all; returns its text."""
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    path = folder / "result.json"
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+    return text
+
+
+def identify(sharing_map: SharingMap) -> dict[str, Any]:
+    """The keys by which every ``result.json`` names a map."""
+    return {
+        "kv_source_layers": list(sharing_map.kv_source_layers),
+        "digest": sharing_map.digest,
+        "num_shared": len(sharing_map.targets),
+    }

@@ -1,0 +1,160 @@
+"""The log of one command's run: what it says, what it keeps, and how it ends.
+
+A run has a folder, which Hydra makes, and a run in MLflow, which begins with `RunLog.start` once
+all cheap checks have passed. Whatever happens then, the MLflow run ends as FINISHED, FAILED or
+KILLED.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from rich.text import Text
+
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.first_run import first_run
+from kvsharer_exp.cli.session.result_file import head, write_result
+from kvsharer_exp.cli.terminal import make_console
+from kvsharer_exp.data.passages import TextParts
+from kvsharer_exp.tracking.environment import environment
+from kvsharer_exp.tracking.tracker import Tracker
+
+_MODEL_KEYS = ("id", "num_layers", "num_key_value_heads", "head_dim")  # in result.json
+
+
+class RunLog:
+    """Opens the MLflow store and says what a first run downloads; a context for the run."""
+
+    def __init__(self, config: Config) -> None:
+        """
+        Raises:
+            InputError: the store cannot be opened.
+        """
+        self.config = config
+        self.folder = Path(HydraConfig.get().runtime.output_dir)
+        self.console = make_console()
+        # A first download or conversion takes a while: the model's rooms say so.
+        level = logging.WARNING if config.quiet else logging.INFO
+        logging.getLogger("kvsharer_exp.model").setLevel(level)
+        if not config.quiet:
+            for line in first_run(config):
+                self.console.print(line, markup=False)
+        tracking = config.tracking
+        self.tracker = Tracker.open(tracking.uri, tracking.experiment, tracking.artifacts)
+        self.started = time.perf_counter()
+        self.run_id = ""
+        self.environment = environment()
+        self._model: Mapping[str, Any] = {}
+        self._texts: Mapping[str, str] = {}
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.run_id:
+            stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+            status = "FINISHED" if error is None else "KILLED" if stopped else "FAILED"
+            self.tracker.finish(self.run_id, status)
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.perf_counter() - self.started
+
+    def say(self, text: str) -> None:
+        """A line about progress; none under ``quiet``."""
+        if not self.config.quiet:
+            self.console.print(Text.assemble((f"{self.seconds:6.1f} s", "dim"), f"  {text}"))
+
+    def start(
+        self,
+        model: Mapping[str, Any],
+        texts: TextParts,
+        *,
+        run_id: str | None = None,
+        **tags: str,
+    ) -> None:
+        """Begin the MLflow run, or continue ``run_id``: config, environment, data fingerprints.
+
+        ``model``: what `describe` says of it.
+        """
+        config, self._model, self._texts = self.config, model, texts.fingerprints
+        self.run_id = self.tracker.start_run(
+            f"{config.model.name} · {config.command}",
+            tags={
+                "command": config.command,
+                "model": config.model.name,
+                "model_id": str(model["id"]),
+                **{f"text.{part}": digest for part, digest in self._texts.items()},
+                **{f"environment.{name}": value for name, value in self.environment.items()},
+                **tags,
+            },
+            params={**flatten(asdict(config)), **flatten({"described": model})},
+            run_id=run_id,
+        )
+        self.tracker.log_datasets(
+            self.run_id,
+            {part: (texts.sources[part], digest) for part, digest in self._texts.items()},
+        )
+        self.tracker.log_text(
+            self.run_id, OmegaConf.to_yaml(OmegaConf.structured(config)), "config.yaml"
+        )
+
+    def keep(self, name: str, content: bytes | str) -> None:
+        """Write ``content`` as the file ``name`` of the run folder, and keep it in MLflow."""
+        data = content.encode() if isinstance(content, str) else content
+        (self.folder / name).write_bytes(data)
+        self.tracker.log_bytes(self.run_id, data, name)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Metrics of the MLflow run."""
+        self.tracker.log_metrics(self.run_id, metrics, step=step)
+
+    def finish(self, result: Mapping[str, Any], *, then: str) -> None:
+        """Write ``result.json`` into the run folder and into MLflow; say what to try next."""
+        text = write_result(
+            self.folder,
+            {
+                **head(
+                    self.config,
+                    model={key: self._model[key] for key in _MODEL_KEYS},
+                    seconds=self.seconds,
+                    mlflow_run_id=self.run_id,
+                    versions=self.environment,
+                ),
+                "texts": self._texts,
+                **result,
+            },
+        )
+        self.tracker.log_text(self.run_id, text, "result.json")
+        self.console.print(f"\nresult   {self.folder / 'result.json'}", markup=False)
+        if self.config.quiet:
+            return
+        self.console.print(f"mlflow   {self.tracker.run_url(self.run_id)}   (kvsharer ui shows it)")
+        if "mlflow_compare_url" in result:
+            self.console.print(f"compare  {result['mlflow_compare_url']}")
+        self.console.print(f"next     {then}", markup=False)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as ``a.b.c`` → text."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value)
+    return flat

@@ -1,0 +1,135 @@
+"""What scores a map: the fitness on the scoring windows, the tasks, and the held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.calibration import Calibration
+from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.cli.session.windows import Windows
+from kvsharer_exp.data.tasks import check_no_overlap, load_tasks, members
+from kvsharer_exp.measure.evaluator import Evaluator
+from kvsharer_exp.measure.held_out import HeldOutScorer
+from kvsharer_exp.measure.scoring import TaskScorer
+
+Tasks = Mapping[str, Any]
+"""lm-eval tasks by name."""
+
+
+class Scorers:
+    """Scorers of one model; each is made when first asked for, and once."""
+
+    def __init__(
+        self,
+        config: Config,
+        log: RunLog,
+        loaded: LoadedModel,
+        windows: Windows,
+        calibration: Calibration,
+    ) -> None:
+        self._config, self._say, self._loaded = config, log.say, loaded
+        self._windows, self._calibration = windows, calibration
+        self._tasks: tuple[Tasks, Tasks] | None = None
+
+    def load_tasks(self) -> tuple[Tasks, Tasks]:
+        """The tasks of the search and of the report, loaded at the first call.
+
+        Call it before model time is spent: a task that is named wrongly or out of reach is refused.
+
+        Raises:
+            InputError: unknown or unreachable tasks, or tasks that are searched on and reported.
+        """
+        if self._tasks is None:
+            self._tasks = self._load_tasks()
+        return self._tasks
+
+    def _load_tasks(self) -> tuple[Tasks, Tasks]:
+        scoring = self._config.scoring
+        allowed = scoring.allow_overlap
+        check_no_overlap(scoring.search.tasks, scoring.report.tasks, allowed)
+        search, report = (
+            load_tasks(names, self._windows.texts, seed=self._config.seed) if names else {}
+            for names in (scoring.search.tasks, scoring.report.tasks)
+        )
+        # Again, now that the members of groups are known.
+        optimised = {name: task for name, task in search.items() if name not in allowed}
+        check_no_overlap(members(optimised), members(report), allowed)
+        return search, report
+
+    @cached_property
+    def search_tasks(self) -> TaskScorer | None:
+        """Of the tasks that the search sees; None where there are none."""
+        return self._task_scorer(self.load_tasks()[0], self._config.scoring.search.limit)
+
+    @cached_property
+    def report_tasks(self) -> TaskScorer | None:
+        """Of the tasks that only the report sees; None where there are none."""
+        return self._task_scorer(self.load_tasks()[1], self._config.scoring.report.limit)
+
+    def held_out(self, *, tasks: bool = True) -> HeldOutScorer:
+        """Of the held-out windows and, unless left out, the report tasks."""
+        return HeldOutScorer(
+            self._loaded.model,
+            self._windows.held_out,
+            self.report_tasks if tasks else None,
+            batch_size=self._config.scoring.batch_size,
+            seed=self._config.seed,
+        )
+
+    @cached_property
+    def fitness(self) -> Evaluator:
+        """Of the scoring windows, which is what the search optimises on.
+
+        There are fewer of them where the text has no more, and where it has none the calibration
+        windows stand in. The evaluator has the memory that the acceptance test leaves.
+        """
+        scoring, windows = self._config.scoring, self._windows.scoring
+        if len(windows) < scoring.num_windows:
+            self._say(
+                f"the calibration text has {len(windows)} windows of {scoring.window_tokens} "
+                f"tokens, scoring.num_windows={scoring.num_windows} are asked"
+                + ("" if len(windows) else ": maps are scored on the calibration windows")
+            )
+        return Evaluator(
+            self._loaded.model,
+            windows if len(windows) else self._windows.calibration,
+            batch_size=scoring.batch_size,
+            cuts=self._config.study.screen_windows,
+            memory_budget=max(0, scoring.memory_budget - self._calibration.text.kept_bytes),
+        )
+
+    def final(self, windows: torch.Tensor) -> Evaluator:
+        """Of some windows of the finals, with the memory that `fitness` leaves."""
+        scoring = self._config.scoring
+        left = max(0, scoring.memory_budget - self.fitness.kept_bytes)
+        return Evaluator(
+            self._loaded.model, windows, batch_size=scoring.batch_size, memory_budget=left
+        )
+
+    def of_held_out_windows(self) -> Evaluator:
+        """Of the held-out windows: KL and perplexity in one pass, as an ablation wants them."""
+        scoring = self._config.scoring
+        return Evaluator(
+            self._loaded.model,
+            self._windows.held_out,
+            batch_size=scoring.batch_size,
+            memory_budget=scoring.memory_budget,
+        )
+
+    def _task_scorer(self, tasks: Tasks, limit: int | None) -> TaskScorer | None:
+        if not tasks:
+            return None
+        return TaskScorer(
+            self._loaded.model,
+            self._loaded.tokenizer,
+            tasks,
+            limit=limit,
+            batch_size=self._config.scoring.batch_size,
+            add_bos_token=self._config.model.add_bos_token,
+        )

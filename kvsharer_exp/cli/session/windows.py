@@ -1,0 +1,84 @@
+"""The texts of a command, and the token windows that are cut from them.
+
+Calibration windows rank the layers and decide the acceptance test; scoring windows are what the
+search optimises on; the finals use what is left of the calibration text; held-out windows are cut
+from the report part, which no search sees.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.data.passages import TextParts
+from kvsharer_exp.data.split import split_texts
+from kvsharer_exp.data.windows import token_windows
+
+
+class Windows:
+    """Token ids, each tensor (num_windows, window_tokens); cut when first read."""
+
+    def __init__(self, config: Config, loaded: LoadedModel) -> None:
+        self._config, self._loaded = config, loaded
+
+    @cached_property
+    def texts(self) -> TextParts:
+        """The calibration, search and report parts."""
+        return split_texts(self._config.calibration.path, self._config.heldout.path)
+
+    @cached_property
+    def calibration(self) -> torch.Tensor:
+        wanted = self._config.calibration
+        return self._cut(self.texts.calibration, wanted.num_windows, wanted.window_tokens)
+
+    @cached_property
+    def held_out(self) -> torch.Tensor:
+        wanted = self._config.heldout
+        return self._cut(self.texts.report, wanted.num_windows, wanted.window_tokens)
+
+    @property
+    def scoring(self) -> torch.Tensor:
+        """At most ``scoring.num_windows``: fewer, even none, where the text gives no more."""
+        return self._scoring(self._config.scoring.num_windows)
+
+    @cached_property
+    def finals(self) -> torch.Tensor:
+        """What follows the scoring windows in the calibration text: as many windows as
+        ``study.final_windows`` asks for and the text gives."""
+        study, scoring = self._config.study, self._config.scoring
+        wanted = study.final_windows
+        if wanted is None:
+            wanted = sys.maxsize if study.minutes is not None else 0
+        return self._scoring(scoring.num_windows + wanted)[scoring.num_windows :]
+
+    def require(self, *kinds: Literal["calibration", "held_out"]) -> None:
+        """Cut these windows now, so that too little text is refused before model time is spent.
+
+        Raises:
+            InputError: the text gives fewer windows, or the parts of the text overlap.
+        """
+        for kind in kinds:
+            getattr(self, kind)
+
+    def _scoring(self, at_most: int) -> torch.Tensor:
+        tokens = self._config.scoring.window_tokens
+        return self._cut(self.texts.calibration, at_most, tokens, at_most=True)
+
+    def _cut(
+        self, passages: Sequence[Any], num_windows: int, tokens: int, *, at_most: bool = False
+    ) -> torch.Tensor:
+        return token_windows(
+            passages,
+            self._loaded.tokenizer,
+            num_windows=num_windows,
+            window_tokens=tokens,
+            at_most=at_most,
+            seed=self._config.seed,
+            add_bos=self._loaded.adds_bos,
+        )

@@ -1,0 +1,101 @@
+"""The entries of a sweep's front: every map scored on what the search never saw."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.cli.session.scorers import Scorers
+from kvsharer_exp.cli.steps.sweep_progress import size_of
+from kvsharer_exp.search.stages import KL_VARIANCE
+from kvsharer_exp.search.study_store import HeldOut, StudyStore
+from kvsharer_exp.values.intervals import CONFIDENCE, t_quantile
+from kvsharer_exp.values.score_names import KL, retained
+from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.trial import FrontEntry, TrialResult
+
+
+class EntryMaker:
+    """Makes entries of results; a map that the study scored before costs nothing.
+
+    ``full_tasks``: the full cache's scores on the search tasks.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        log: RunLog,
+        loaded: LoadedModel,
+        scorers: Scorers,
+        store: StudyStore,
+        full_tasks: Mapping[str, float],
+    ) -> None:
+        self._log, self._store, self._held_out = log, store, scorers.held_out()
+        self._weights = config.scoring.weights
+        self._num_windows = scorers.fitness.num_windows
+        wanted = {"report": asdict(config.scoring.report), "heldout": asdict(config.heldout)}
+        text = json.dumps(wanted, sort_keys=True)
+        self._key = hashlib.sha256(text.encode()).hexdigest()[:8]
+        self._kept = store.held_out(self._key)
+        self.full_scores: dict[str, float] = {
+            **scorers.fitness.full_scores.named(),
+            **full_tasks,
+            **self._score(loaded.full_cache)[0],
+        }
+
+    def make(self, result: TrialResult) -> FrontEntry:
+        """The entry of ``result``, with its scores that the full cache has too."""
+        sharing_map, full = result.sharing_map, self.full_scores
+        held_out, intervals = self._score(sharing_map)
+        scores = {**result.scores, **held_out}
+        scores = {name: value for name, value in scores.items() if name in full}
+        self._log.say(f"{size_of(result)} shared ({result.origin}): report scores done")
+        kl = self._kl_interval(result)
+        return FrontEntry(
+            kv_source_layers=sharing_map.kv_source_layers,
+            digest=sharing_map.digest,
+            num_shared=result.num_shared,
+            kv_fraction=result.footprint.kv_fraction,
+            scores=scores,
+            retained=retained(scores, full),
+            mlflow_run_id=self._store.map_run(sharing_map),
+            origin=result.origin,
+            intervals={**({KL: list(kl)} if kl is not None else {}), **intervals},
+        )
+
+    def score_intervals(self, results: Iterable[TrialResult]) -> dict[str, tuple[float, float]]:
+        """By digest what the score of each map may be, where the score is minus the KL."""
+        found: dict[str, tuple[float, float]] = {}
+        for result in results if self._weights == {KL: 1} else ():
+            interval = self._kl_interval(result)
+            if result.score is not None and result.num_shared and interval is not None:
+                low, high = interval
+                found[result.sharing_map.digest] = (-high, -low)
+        return found
+
+    def _score(self, sharing_map: SharingMap) -> HeldOut:
+        """Held-out scores and their intervals, scored once and kept in the study."""
+        if sharing_map.digest not in self._kept:
+            measured = self._held_out.score(sharing_map)
+            intervals = {name: [i.low, i.high] for name, i in measured.intervals.items()}
+            self._kept[sharing_map.digest] = dict(measured.scores), intervals
+            self._store.keep_held_out(self._key, self._kept)
+        return self._kept[sharing_map.digest]
+
+    def _kl_interval(self, result: TrialResult) -> tuple[float, float] | None:
+        """95 % interval of a map's KL over scoring windows (Student's t, not below 0).
+
+        None for a single window, and for a study begun before variances were kept.
+        """
+        windows = self._num_windows
+        if windows < 2 or KL_VARIANCE not in result.scores:
+            return None
+        error = math.sqrt(result.scores[KL_VARIANCE] / windows)
+        half = t_quantile(CONFIDENCE, windows - 1) * error
+        return max(0.0, result.scores[KL] - half), result.scores[KL] + half

@@ -1,0 +1,69 @@
+"""What a sweep leaves in its folder and in MLflow: table, pictures, an HTML page, a saved view."""
+
+from __future__ import annotations
+
+import json
+
+from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.reporting.figures.style import save_pdf, save_png
+from kvsharer_exp.reporting.front_table import front_table
+from kvsharer_exp.reporting.markup import to_markdown
+from kvsharer_exp.reporting.sweep_page import front_page, pictures
+from kvsharer_exp.reporting.sweep_result import SweepResult
+from kvsharer_exp.search.study_store import StudyStore
+from kvsharer_exp.values.score_names import (
+    CALIBRATION_PERPLEXITY,
+    HELD_OUT_PERPLEXITY,
+    table_columns,
+)
+from kvsharer_exp.values.sharing_map import SharingMap
+
+
+def mark_front(log: RunLog, store: StudyStore, sweep: SweepResult) -> str:
+    """Tag the front in MLflow, with a logged model for each of its maps.
+
+    Returns:
+        The address of the saved view that compares the front.
+    """
+    members = []
+    for entry in sweep.entries:
+        if entry.mlflow_run_id and log.tracker.exists(entry.mlflow_run_id):
+            members.append(entry.mlflow_run_id)
+            kept = {f"retained/{name}": value for name, value in entry.retained.items()}
+            layers = len(entry.kv_source_layers)
+            log.tracker.log_map(
+                entry.mlflow_run_id,
+                SharingMap(entry.kv_source_layers),
+                {**entry.scores, **kept, "kv_fraction": entry.kv_fraction},
+                name=f"{sweep.model} · {entry.num_shared}/{layers} shared",
+            )
+    log.tracker.mark_front(members, store.front_runs)
+    store.front_runs = members
+    shown = [name for name in table_columns(sweep.full_scores) if name != CALIBRATION_PERPLEXITY]
+    return log.tracker.save_view(
+        log.run_id,
+        [*shown, f"retained/{HELD_OUT_PERPLEXITY}"],
+        name=f"{sweep.model}: front of {sweep.study}",
+    )
+
+
+def keep_files(log: RunLog, sweep: SweepResult) -> None:
+    """Write and log the front as JSON, Markdown and HTML, and every picture as PNG and PDF."""
+    figures = pictures(sweep)
+    pngs = {name: save_png(figure) for name, figure in figures.items()}
+    table = to_markdown(front_table(sweep.entries, sweep.full_scores))
+    files: dict[str, str | bytes] = {
+        "front.json": json.dumps([entry.to_dict() for entry in sweep.entries], indent=2),
+        "front.md": table,
+        "front.html": front_page(sweep, pngs),
+        **{f"{name}.png": png for name, png in pngs.items()},
+        **{f"{name}.pdf": save_pdf(figure) for name, figure in figures.items()},
+    }
+    for name, content in files.items():
+        log.keep(name, content)
+    log.log_metrics({"front_size": len(sweep.front), "trials": len(sweep.results)})
+    note = (
+        f"{sweep.headline}\n\n{table}\n[Compare the front]({sweep.compare_url}); "
+        "report: `front.html`"
+    )
+    log.tracker.set_tags(log.run_id, {"mlflow.note.content": note})

@@ -1,0 +1,107 @@
+"""What a sweep shows and logs while it runs: a bar, one MLflow run and one chart point a map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.search.front import BestSoFar, GrowingFront
+from kvsharer_exp.search.paper.greedy import num_targets
+from kvsharer_exp.search.study_store import StudyStore
+from kvsharer_exp.values.score_names import KL
+from kvsharer_exp.values.trial import TrialResult
+
+
+class SweepProgress:
+    """Follows a sweep: hypervolume, the best loss at the sizes asked for, maps screened out.
+
+    Args:
+        reference: the point from which the hypervolume is measured.
+    """
+
+    def __init__(
+        self, config: Config, log: RunLog, store: StudyStore, reference: tuple[float, float]
+    ) -> None:
+        self._config, self._log, self._store = config, log, store
+        self._found = store.results()
+        self._known, self._started = len(self._found), log.seconds
+        self._front = GrowingFront(self._found, reference)
+        self._best = BestSoFar(self._found)
+        self._wanted = config.study.n_trials if config.study.minutes is None else None
+        self._bar = Progress(
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=log.console,
+            disable=config.quiet,
+        )
+        self._task = self._bar.add_task(
+            "search", total=self._wanted, completed=len(self._found), state=""
+        )
+
+    @contextmanager
+    def shown(self) -> Iterator[SweepProgress]:
+        """The bar is on the terminal for the block."""
+        with self._bar:
+            yield self
+
+    def add(self, result: TrialResult) -> bool:
+        """Log a new result to MLflow and show it; returns whether the search may end."""
+        self._found.append(result)
+        volume, count = self._front.add(result), len(self._found)
+        size = size_of(result)
+        run_id = self._log.tracker.log_trial(
+            self._log.run_id,
+            result,
+            {"hypervolume": volume},
+            name=f"{self._config.model.name} · {size} shared · {_short(result)}",
+        )
+        self._store.keep_map_run(result.sharing_map, run_id)
+        charts = {"hypervolume": volume, "trials_per_minute": self._rate()}
+        if self._best.add(result) and result.score is not None:
+            charts[f"best_loss/{result.num_shared}"] = -result.score
+        self._log.log_metrics(charts, step=count)
+        self._bar.update(self._task, advance=1, state=self._state(volume))
+        if not self._log.console.is_terminal:
+            self._log.say(
+                f"{count}{f'/{self._wanted}' if self._wanted else ''}  {size} shared  "
+                f"{_short(result)}  {result.origin}  hypervolume {volume:.4f}"
+            )
+        patience = self._config.study.patience
+        flat = patience is not None and self._front.is_flat(patience)
+        if flat:
+            self._log.say(f"the hypervolume is flat over {patience} maps: search ends")
+        return flat
+
+    def _rate(self) -> float:
+        """Maps a minute."""
+        return 60 * (len(self._found) - self._known) / (self._log.seconds - self._started)
+
+    def _state(self, volume: float) -> str:
+        ratios = self._config.compression.ratios
+        layers = self._found[-1].sharing_map.num_layers
+        sizes = sorted({num_targets(ratio, layers) for ratio in ratios} & self._best.best.keys())
+        losses = [f"{size}: {-(self._best.best[size].score or 0.0):.2g}" for size in sizes]
+        stopped = sum(result.status == "screened_out" for result in self._found)
+        words = [f"hv {volume:.3f}", *losses, f"{stopped} screened out"]
+        minutes = self._config.search_minutes
+        if minutes is not None:
+            left = minutes - (self._log.seconds - self._started) / 60
+            words.append(f"{max(0.0, left):.0f} min")
+        return " · ".join(words)
+
+
+def size_of(result: TrialResult) -> str:
+    """Shared layers of all layers, like ``4/30``."""
+    return f"{result.num_shared}/{result.sharing_map.num_layers}"
+
+
+def _short(result: TrialResult) -> str:
+    if result.status == "complete":
+        return f"kl {result.scores[KL]:.3g}"
+    return result.status.replace("_", " ")

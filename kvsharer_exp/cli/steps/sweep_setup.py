@@ -1,0 +1,135 @@
+"""How a sweep is set up: its study, the maps it starts from, what it searches and how it scores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.calibration import Calibration
+from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.cli.session.scorers import Scorers
+from kvsharer_exp.cli.session.windows import Windows
+from kvsharer_exp.model.footprint import footprint
+from kvsharer_exp.search.samplers import STRATEGIES, make_sampler
+from kvsharer_exp.search.seeds import make_seeds
+from kvsharer_exp.search.spaces.base import SearchSpace
+from kvsharer_exp.search.spaces.registry import make_space
+from kvsharer_exp.search.stages import StagedScorer
+from kvsharer_exp.search.study import Search
+from kvsharer_exp.search.study_store import Seed, StudyStore
+from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.sharing_map import SharingMap
+
+
+def identity_of(config: Config, loaded: LoadedModel, windows: Windows) -> dict[str, Any]:
+    """What makes two scores comparable: same model, texts, fitness, tasks and seeds."""
+    return {
+        "model": {key: str(value) for key, value in loaded.description.items()},
+        "texts": windows.texts.fingerprints,
+        "calibration": asdict(config.calibration),
+        "compression": asdict(config.compression),
+        "search": asdict(config.search),
+        "search_space": asdict(config.search_space),
+        "sampler": asdict(config.sampler),
+        "screen": [config.study.screen_windows, config.study.margin],
+        "windows": [config.scoring.num_windows, config.scoring.window_tokens],
+        "fitness": config.scoring.fitness,
+        "search_tasks": asdict(config.scoring.search),
+        "seed": config.seed,
+    }
+
+
+def study_name(config: Config, identity: dict[str, Any]) -> str:
+    """The name of a study that was given none: the same for the same identity."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return "-".join((config.model.name, config.search_space.kind, config.sampler.kind, digest))
+
+
+def start_sweep(log: RunLog, loaded: LoadedModel, windows: Windows, store: StudyStore) -> None:
+    """Begin the MLflow run, or continue that of the study."""
+    before = store.mlflow_run_id
+    known = before if before and log.tracker.exists(before) else None
+    log.start(loaded.description, windows.texts, run_id=known, study=store.name)
+    store.mlflow_run_id = log.run_id
+    if known:
+        log.say(f"continuing study {store.name}: {len(store.results())} maps known")
+
+
+def sweep_seeds(
+    config: Config, log: RunLog, calibration: Calibration, store: StudyStore
+) -> list[Seed]:
+    """The paper's maps, likely ones and simple layouts, made once a study."""
+    if store.seeds is None:
+        store.seeds = make_seeds(
+            calibration.ranking,
+            calibration.error_walker(),
+            lambda order, ratios, most: calibration.walk(log, order, ratios, max_candidates=most),
+            config.compression.ratios,
+        )
+    return store.seeds or []
+
+
+def sweep_space(
+    config: Config, calibration: Calibration, max_shared: int, seeds: Sequence[Seed]
+) -> SearchSpace:
+    """The search space, with the seeds that it holds where it can."""
+    evaluator = calibration.text.evaluator
+    return make_space(
+        config.search_space.kind,
+        calibration.ranking,
+        max_shared=max_shared,
+        seeds=[sharing_map for _, sharing_map in seeds],
+        rank=calibration.rank_by,
+        advance=evaluator.advance if config.search.acceptance else None,
+        reset=evaluator.reset,
+        **config.search_space.options,
+    )
+
+
+def say_left_out(config: Config, log: RunLog, space: SearchSpace, given: Sequence[Seed]) -> None:
+    """Tell how many maps of ``study.seeds`` the space does not hold."""
+    outside = sum(space.encode(sharing_map) is None for _, sharing_map in given)
+    if outside:
+        log.say(
+            f"{outside} of {len(given)} maps of study.seeds are left out: "
+            f"{config.search_space.kind} holds none such with 1 to {space.max_shared} shared layers"
+        )
+
+
+def sweep_search(
+    config: Config,
+    loaded: LoadedModel,
+    calibration: Calibration,
+    scorers: Scorers,
+    store: StudyStore,
+    space: SearchSpace,
+    seeds: Sequence[Seed],
+) -> tuple[Search, StagedScorer]:
+    """What the study runs, and the scorer in it."""
+    sampler = make_sampler(
+        config.sampler.kind,
+        space=space,
+        seed=config.seed,
+        trials_so_far=store.count_trials(),
+        errors=calibration.text.block_errors if config.sampler.kind in STRATEGIES else None,
+        **config.sampler.options,
+    )
+    scorer = StagedScorer(
+        loaded.model,
+        scorers.fitness,
+        fitness=config.scoring.weights,
+        tasks=scorers.search_tasks,
+        screen_windows=config.study.screen_windows,
+        margin=config.study.margin,
+    )
+
+    def size(sharing_map: SharingMap) -> Footprint:
+        return footprint(loaded.model, sharing_map)
+
+    together = config.scoring.maps_per_forward
+    return Search(space, sampler, scorer, size, seeds, together, scorer.look_ahead), scorer

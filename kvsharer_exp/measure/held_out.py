@@ -1,0 +1,69 @@
+"""Scores on what the search never saw: perplexity of the held-out text, and the report tasks.
+
+`evaluate`, `export` and the end of a sweep score their maps here, each map beside the full cache
+on the same windows and items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kvsharer_exp.measure.perplexity import perplexity_of, window_losses
+from kvsharer_exp.measure.score_interval import score_intervals
+from kvsharer_exp.measure.scoring import TaskScorer
+from kvsharer_exp.model.sharing.runtime import share_kv
+from kvsharer_exp.values.intervals import CONFIDENCE, Interval
+from kvsharer_exp.values.score_names import HELD_OUT_PERPLEXITY
+from kvsharer_exp.values.sharing_map import SharingMap
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutScores:
+    """One map's held-out scores by name, and their intervals over windows and items."""
+
+    scores: Mapping[str, float]
+    intervals: Mapping[str, Interval]
+
+
+class HeldOutScorer:
+    """Scores maps on held-out text and tasks.
+
+    Args:
+        windows: token ids (num_windows, window_tokens) of text that the search never saw.
+        tasks: the report tasks; None where there are none.
+        seed: of the bootstrap.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        windows: torch.Tensor,
+        tasks: TaskScorer | None,
+        *,
+        batch_size: int,
+        seed: int = 0,
+    ) -> None:
+        self._model, self._windows, self._tasks = model, windows, tasks
+        self._batch_size, self._seed = batch_size, seed
+
+    def score(self, sharing_map: SharingMap) -> HeldOutScores:
+        """Perplexity and the tasks' scores under ``sharing_map``, with 95 % intervals.
+
+        Raises:
+            RuntimeError: a score is not a finite number.
+        """
+        with share_kv(self._model, sharing_map):
+            losses = window_losses(self._model, self._windows, self._batch_size)
+            scores = {HELD_OUT_PERPLEXITY: perplexity_of(losses)}
+            items = {HELD_OUT_PERPLEXITY: [-loss for loss in losses]}
+            errors: dict[str, float] = {}
+            if self._tasks is not None:
+                scores |= self._tasks.score()
+                items |= self._tasks.item_scores
+                errors = self._tasks.stderr()
+        intervals = score_intervals(scores, items, errors, confidence=CONFIDENCE, seed=self._seed)
+        return HeldOutScores(scores, intervals)

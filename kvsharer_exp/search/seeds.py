@@ -1,0 +1,124 @@
+"""Maps a search starts from: the paper's, simple layouts, and those of a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvsharer_exp.model.sharing.architectures import AttentionLayer, check_map
+from kvsharer_exp.model.sharing.projections import SharingError
+from kvsharer_exp.search.paper.arms import Walker
+from kvsharer_exp.search.paper.greedy import adjacent_pairs, num_targets, trailing_layers
+from kvsharer_exp.search.study_store import Seed
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.greedy import GreedyResult
+from kvsharer_exp.values.ranking import DissimilarityRanking
+from kvsharer_exp.values.sharing_map import SharingMap, SharingMapError
+from kvsharer_exp.values.text import shorten
+
+PAPER = "paper greedy"
+"""The origin of the maps that the paper's own search finds."""
+
+Walk = Callable[[str, Sequence[float], int | None], list[GreedyResult]]
+"""The greedy maps in an order of pairs, at these ratios, after at most so many candidates."""
+
+
+@dataclass(frozen=True)
+class SeedFile:
+    """The maps of a file, and the id of the model they are of where the file names one."""
+
+    path: Path
+    model_id: str | None
+    maps: Sequence[SharingMap]
+
+    @classmethod
+    def read(cls, path: Path) -> SeedFile:
+        """Read a list of maps or of front entries (front.json), or an object with a ``front``
+        (result.json).
+
+        Raises:
+            InputError: the file cannot be read or holds no maps.
+        """
+        name = f"study.seeds={shorten(path)}"
+        try:
+            held: Any = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(
+                f"{name} cannot be read ({error.strerror}): give a JSON file"
+            ) from error
+        except ValueError as error:
+            raise InputError(f"{name} is not JSON: give a list of maps, or a front.json") from error
+        model_id = None
+        if isinstance(held, dict):
+            model_id = (held.get("model") or {}).get("id")
+            held = held.get("front")
+        if not isinstance(held, list) or not held:
+            raise InputError(f"{name} holds no maps: give a list of maps, or a sweep's result.json")
+        try:
+            maps = [e["kv_source_layers"] if isinstance(e, dict) else e for e in held]
+            return cls(path, model_id, [SharingMap.parse(entry) for entry in maps])
+        except (SharingMapError, TypeError, ValueError, KeyError) as error:
+            reason = shorten(error, 60)
+            raise InputError(f"{name} holds what is no map ({reason}): give maps only") from error
+
+    def seeds(self, model_id: str, layers: tuple[AttentionLayer, ...]) -> list[Seed]:
+        """The maps that share a layer, as seeds for the model of these ``layers``.
+
+        Raises:
+            InputError: they are of another model.
+        """
+        if self.model_id is not None and self.model_id != model_id:
+            raise InputError(
+                f"study.seeds holds maps of {shorten(self.model_id, 40)}, but the model is "
+                f"{shorten(model_id, 40)}: give a file of this model, or only its list of maps"
+            )
+        for sharing_map in self.maps:
+            try:
+                check_map(sharing_map, layers)
+            except SharingError as error:
+                raise InputError(
+                    f"study.seeds={shorten(self.path)} holds a map that does not fit "
+                    f"({shorten(str(error).partition(':')[0])}): give maps of this model"
+                ) from error
+        return [(f"seed file {self.path.name}", m) for m in self.maps if m.targets]
+
+
+def make_seeds(
+    ranking: DissimilarityRanking,
+    error_walker: Walker,
+    walk: Walk,
+    ratios: Sequence[float],
+) -> list[Seed]:
+    """The maps that a search starts from, at each compression ratio and for one and two layers.
+
+    They are the paper's greedy map, the pairs of least block error, the similar-first map, trailing
+    layers and adjacent pairs. The paper's come first and the largest first, so that none of them is
+    screened out.
+
+    Args:
+        ranking: of the pairs that may share.
+        error_walker: walks the ranking by block errors.
+        walk: the greedy strategy on ``ranking``.
+    """
+    layers = ranking.num_layers
+    counts = sorted({num_targets(ratio, layers) for ratio in ratios})
+    small = [count for count in (1, 2) if count < min(counts)]
+    sizes = sorted({*small, *counts}, reverse=True)
+    wanted = [size / layers for size in sizes]
+    # From the similar end most pairs fail once many layers are shared: a seed is not worth that.
+    similar = walk("similar", wanted, 3 * sizes[0])
+    least = error_walker.run("similar_untested", wanted)
+    return [
+        *_of_greedy(PAPER, walk("dissimilar", wanted, None)),
+        *_of_greedy("least block error", least),
+        *_of_greedy("similar-first greedy", [r for r in similar if r.found == r.requested]),
+        *[("trailing layers", trailing_layers(ranking.pairs, layers, size)) for size in sizes],
+        *[("adjacent pairs", adjacent_pairs(ranking.pairs, layers, size)) for size in sizes],
+    ]
+
+
+def _of_greedy(origin: str, found: Sequence[GreedyResult]) -> list[Seed]:
+    return [(origin, SharingMap(result.kv_source_layers)) for result in found if result.found]

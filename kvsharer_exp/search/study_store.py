@@ -1,0 +1,178 @@
+"""What a study remembers beside its trials' parameters: names, types and version, in one place.
+
+Optuna keeps user attributes of a study and of each trial as JSON. Their names are written and read
+here only. A study made by an earlier version of this project has no version attribute: it is
+version 1, whose attributes have not changed since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, Trial
+
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.trial import SAMPLED, TrialResult
+
+VERSION = 1
+"""Of the attributes below; raise it when one changes its name or type."""
+
+Seed = tuple[str, SharingMap]
+"""Where a map that a search starts from comes from, and the map."""
+
+HeldOut = tuple[dict[str, float], dict[str, list[float]]]
+"""Held-out scores of a map, and the [low, high] of those that have an interval."""
+
+# Of a trial.
+_RESULT, _CACHED, _ORIGIN = "result", "cached_from", "origin"
+# Of a study; the held-out scores of a map and its MLflow run have a name of their own each.
+_VERSION, _IDENTITY, _RUN, _FRONT = "version", "identity", "mlflow_run_id", "front"
+_SEEDS, _FINALS = "seeds", "finals"
+
+
+def result_of(trial: FrozenTrial) -> TrialResult | None:
+    """What a stored trial gave; None for one under way, or one that met a known map."""
+    text = trial.user_attrs.get(_RESULT)
+    return None if text is None else TrialResult.from_json(text)
+
+
+def keep_result(trial: Trial, result: TrialResult) -> None:
+    """Store ``result`` with its trial."""
+    trial.set_user_attr(_RESULT, result.to_json())
+
+
+def keep_cached(trial: Trial, known: TrialResult) -> None:
+    """Store that the trial met a map that ``known`` has scored."""
+    trial.set_user_attr(_CACHED, known.number)
+
+
+def origin_of(trial: Trial) -> str:
+    """Where the map of a trial comes from: a seed's origin, or the sampler."""
+    return str(trial.user_attrs.get(_ORIGIN, SAMPLED))
+
+
+def origin_attributes(origin: str) -> dict[str, str]:
+    """What `Study.enqueue_trial` is given so that `origin_of` finds it."""
+    return {_ORIGIN: origin}
+
+
+class StudyStore:
+    """The attributes of one study, held by this process alone (see `study.open_study`)."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        """
+        Raises:
+            InputError: a newer version of this project wrote the study.
+        """
+        self.study = study
+        held = study.user_attrs.get(_VERSION, VERSION)
+        if held > VERSION:
+            raise InputError(
+                f"study {study.study_name} has attributes of version {held}, this version reads "
+                f"{VERSION}: use the newer kvsharer_exp that made it, or give another study.name"
+            )
+
+    @property
+    def name(self) -> str:
+        return self.study.study_name
+
+    def results(self) -> list[TrialResult]:
+        """Every distinct map that was scored, in order."""
+        found = map(result_of, self.study.get_trials(deepcopy=False))
+        return [result for result in found if result is not None]
+
+    def count_trials(self) -> int:
+        """All trials, those that met a known map included."""
+        return len(self.study.get_trials(deepcopy=False))
+
+    def count_cached(self) -> int:
+        """Trials that met a known map and cost nothing."""
+        return sum(_CACHED in t.user_attrs for t in self.study.get_trials(deepcopy=False))
+
+    def claim(self, identity: Mapping[str, Any]) -> None:
+        """Refuse to mix scores of two configurations in one study.
+
+        ``identity``: what makes two scores comparable, as JSON values.
+
+        Raises:
+            InputError: the study holds scores of another identity; names what differs.
+        """
+        held = self._get(_IDENTITY, None)
+        if held is None:
+            self._set(_VERSION, VERSION)
+            self._set(_IDENTITY, dict(identity))
+            return
+        changed = [key for key, value in identity.items() if held.get(key) != value]
+        if changed:
+            raise InputError(
+                f"study {self.name} holds scores of another {', '.join(changed)}: "
+                "give another study.name, or study.fresh=true to forget them"
+            )
+
+    @property
+    def mlflow_run_id(self) -> str:
+        """The MLflow run of the sweep; empty before there is one."""
+        return str(self._get(_RUN, "") or "")
+
+    @mlflow_run_id.setter
+    def mlflow_run_id(self, run_id: str) -> None:
+        self._set(_RUN, run_id)
+
+    def map_run(self, sharing_map: SharingMap) -> str:
+        """The MLflow run of a map; empty where it has none."""
+        return str(self._get(_map_run(sharing_map), ""))
+
+    def keep_map_run(self, sharing_map: SharingMap, run_id: str) -> None:
+        # One attribute a map: a dictionary of all would be written whole every time.
+        self._set(_map_run(sharing_map), run_id)
+
+    @property
+    def front_runs(self) -> list[str]:
+        """The MLflow runs that were last marked as members of the front."""
+        return list(self._get(_FRONT, []))
+
+    @front_runs.setter
+    def front_runs(self, run_ids: Sequence[str]) -> None:
+        self._set(_FRONT, list(run_ids))
+
+    @property
+    def seeds(self) -> list[Seed] | None:
+        """The maps that the search starts from; None before they were made."""
+        kept = self._get(_SEEDS, None)
+        if kept is None:
+            return None
+        return [(origin, SharingMap(tuple(sources))) for origin, sources in kept]
+
+    @seeds.setter
+    def seeds(self, seeds: Sequence[Seed]) -> None:
+        self._set(_SEEDS, [[origin, list(m.kv_source_layers)] for origin, m in seeds])
+
+    @property
+    def finals(self) -> dict[str, list[float]]:
+        """By digest of a map, its losses on the windows of the finals so far."""
+        return dict(self._get(_FINALS, {}))
+
+    @finals.setter
+    def finals(self, losses: Mapping[str, list[float]]) -> None:
+        self._set(_FINALS, dict(losses))
+
+    def held_out(self, key: str) -> dict[str, HeldOut]:
+        """By digest of a map, its held-out scores under the settings that ``key`` names."""
+        kept = self._get(f"report {key}", {})
+        return {digest: (scores, intervals) for digest, (scores, intervals) in kept.items()}
+
+    def keep_held_out(self, key: str, scores: Mapping[str, HeldOut]) -> None:
+        self._set(f"report {key}", dict(scores))
+
+    def _get(self, name: str, default: Any) -> Any:
+        return self.study.user_attrs.get(name, default)
+
+    def _set(self, name: str, value: Any) -> None:
+        self.study.set_user_attr(name, value)
+
+
+def _map_run(sharing_map: SharingMap) -> str:
+    return f"run {sharing_map.digest}"
