@@ -22,6 +22,7 @@ from kvsharer_exp.cli import completion
 from kvsharer_exp.cli.argv import COMMANDS, translate
 from kvsharer_exp.cli.config.compose import register, to_config
 from kvsharer_exp.cli.error_line import error_line, found_no_space
+from kvsharer_exp.cli.help import help_text, is_plain
 from kvsharer_exp.cli.session.parts import run_command
 from kvsharer_exp.cli.terminal import one_line, settle_streams
 from kvsharer_exp.measure.machine import settle
@@ -67,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     register(data_dir("search_spaces"))
+    if is_plain(arguments):
+        print(help_text([word for word in arguments if not word.startswith("-")]))
+        return 0
     failures: list[BaseException] = []
     codes = [0]
 

@@ -95,6 +95,26 @@ def test_the_method_random_sharing_and_the_full_cache_have_their_numbers() -> No
     assert beside(run, "search/seconds")["dissimilar_tested", 8] == 60
 
 
+def test_a_timing_shares_the_layers_that_its_row_found() -> None:
+    """Gemma 3 at 2,048 tokens: sliding windows cap the KV, so four shared layers of eighteen leave
+    a fraction of 0.85, from which three were told."""
+    gemma = {"id": "google/gemma-3-270m", "num_layers": 18}
+    run = ablation(("dissimilar_tested", 4, 9.0), ("trailing_layers", 5, 9.0), model=gemma)
+    for row, found in zip(run.result["rows"], (4, 5), strict=True):
+        row["found"] = found
+    spread = {"median": 1.0, "min": 1.0, "max": 1.0}
+    side = {"cache_bytes": 1, "prefill_seconds": spread, "decode_tokens_per_second": spread}
+    run.result["timings"].append(
+        {
+            **{"compression": 4 / 32, "batch": 1, "context": 2048, "new_tokens": 8},
+            **{"full": side, "shared": side, "speedup": {"decode": 1.0}},
+            "predicted": {"kv_fraction": 0.85},
+        }
+    )
+    told = {one.num_shared for one in measured(run) if one.quantity.startswith("bench/")}
+    assert told == {0, 4}
+
+
 def test_another_number_of_layers_or_model_has_none() -> None:
     found = beside(ablation(("dissimilar_tested", 7, 9.0)), "perplexity/report")
     assert found == {("", 0): 6.62, ("dissimilar_tested", 7): None}

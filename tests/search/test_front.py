@@ -1,12 +1,22 @@
 """The front and its hypervolume against brute force."""
 
 import itertools
+import math
 from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvsharer_exp.search.front import GrowingFront, best_per_size, hypervolume, pareto_front
+from kvsharer_exp.search.front import (
+    BestSoFar,
+    GrowingFront,
+    best_per_size,
+    best_within,
+    by_size,
+    hypervolume,
+    is_beaten,
+    pareto_front,
+)
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import TrialResult
@@ -106,3 +116,33 @@ def test_a_front_is_flat_when_the_last_results_added_next_to_nothing() -> None:
         front.add(result(number, 0.5, score))
     assert front.is_flat(2) and not front.is_flat(3)
     assert not front.is_flat(4)  # not so many yet
+
+
+@given(points)
+def test_a_result_is_beaten_by_a_better_one_of_no_more_kv(chosen: list[tuple[int, int]]) -> None:
+    results = [result(i, x, y) for i, (x, y) in enumerate(chosen)]
+    for one, (x, y) in zip(results, chosen, strict=True):
+        assert is_beaten(one, results) == any(a <= x and b > y for a, b in chosen)
+        best = best_within(results, x)
+        assert best is not None
+        assert best.score == max(b for a, b in chosen if a <= x)
+    assert best_within(results, -1) is None
+
+
+@given(points)
+def test_the_best_so_far_are_the_best_of_what_came(chosen: list[tuple[int, int]]) -> None:
+    results = [result(i, x, y, shared=x) for i, (x, y) in enumerate(chosen)]
+    seen = BestSoFar()
+    for count, one in enumerate(results, start=1):
+        before = seen.best.get(one.num_shared)
+        assert seen.add(one) == (before is None or one.score > before.score)
+        assert seen.best == best_per_size(results[:count])
+    for size, ranked in by_size(results).items():
+        assert [r.score for r in ranked] == sorted((r.score for r in ranked), reverse=True)
+        assert {r.num_shared for r in ranked} == {size}
+
+
+def test_what_has_no_score_beats_nothing() -> None:
+    results = [result(0, 0.5, 1.0), result(1, 0.2, None), result(2, 0.1, math.nan)]
+    assert pareto_front(results) == results[:1]
+    assert not BestSoFar(results[:1]).add(results[2])

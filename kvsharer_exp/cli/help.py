@@ -1,0 +1,39 @@
+"""``kvsharer --help``, composed once.
+
+Hydra would print the same text, but it opens all of its configuration sources again for every group
+that it lists, which takes most of a second. `conf/config.yaml` holds the template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from string import Template
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
+
+from kvsharer_exp.cli.completion import groups
+from kvsharer_exp.model.folders import data_dir
+
+FLAGS = ("--help", "-h")
+
+
+def is_plain(arguments: Sequence[str]) -> bool:
+    """Whether Hydra's ``arguments`` ask for help and nothing else of Hydra: no other flag, and no
+    ``hydra.…`` override, which may bring groups of another package."""
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    hydras = [argument for argument in arguments if argument.lstrip("+~").startswith("hydra")]
+    return len(flags) == 1 and flags[0] in FLAGS and not hydras
+
+
+def help_text(overrides: Sequence[str]) -> str:
+    """Commands, groups with their choices, and every key with its value under ``overrides``."""
+    with initialize_config_dir(str(data_dir("conf")), version_base="1.3"):
+        composed = compose("config", list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(composed)
+    template = Template(composed.hydra.help.template)
+    listed = "".join(f"{name}: {', '.join(choices)}\n" for name, choices in sorted(groups().items()))
+    with open_dict(composed):
+        del composed["hydra"]
+    return template.substitute(APP_CONFIG_GROUPS=listed, CONFIG=OmegaConf.to_yaml(composed))

@@ -1,0 +1,58 @@
+"""What a study remembers beside its parameters, in a version that can be told."""
+
+from pathlib import Path
+
+import pytest
+
+from kvsharer_exp.search.study import open_study
+from kvsharer_exp.search.study_store import VERSION, StudyStore
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.sharing_map import SharingMap
+
+MAP = SharingMap((0, 0, 2, 0))
+
+
+def test_everything_is_read_back_by_the_next_process(tmp_path: Path) -> None:
+    with open_study("s", storage=None, folder=tmp_path) as store:
+        assert (store.mlflow_run_id, store.front_runs, store.seeds, store.finals) == (
+            "",
+            [],
+            None,
+            {},
+        )
+        assert store.map_run(MAP) == ""
+        assert store.held_out("key") == {}
+        store.mlflow_run_id = "run"
+        store.front_runs = ["a", "b"]
+        store.seeds = [("paper greedy", MAP)]
+        store.finals = {MAP.digest: [0.5, 0.25]}
+        store.keep_map_run(MAP, "child")
+        store.keep_held_out("key", {MAP.digest: ({"kl": 0.5}, {"kl": [0.4, 0.6]})})
+    with open_study("s", storage=None, folder=tmp_path) as store:
+        assert store.mlflow_run_id == "run"
+        assert store.front_runs == ["a", "b"]
+        assert store.seeds == [("paper greedy", MAP)]
+        assert store.finals == {MAP.digest: [0.5, 0.25]}
+        assert store.map_run(MAP) == "child"
+        assert store.held_out("key") == {MAP.digest: ({"kl": 0.5}, {"kl": [0.4, 0.6]})}
+        assert store.held_out("other") == {}
+
+
+def test_another_identity_is_refused_by_what_differs(tmp_path: Path) -> None:
+    with open_study("s", storage=None, folder=tmp_path) as store:
+        store.claim({"model": "a", "seed": 0})
+        store.claim({"model": "a", "seed": 0})
+        with pytest.raises(InputError, match="study s holds scores of another seed: "):
+            store.claim({"model": "a", "seed": 1})
+
+
+def test_a_study_of_a_newer_version_is_refused_and_one_without_is_the_first(tmp_path: Path) -> None:
+    with open_study("s", storage=None, folder=tmp_path) as store:
+        study = store.study
+        assert "version" not in study.user_attrs  # nothing is written by looking
+        StudyStore(study).claim({"model": "a"})
+        assert study.user_attrs["version"] == VERSION
+        study.set_user_attr("version", VERSION + 1)
+    with pytest.raises(InputError, match="use the newer kvsharer_exp that made it"):
+        with open_study("s", storage=None, folder=tmp_path):
+            pass

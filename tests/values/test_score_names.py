@@ -1,0 +1,64 @@
+"""A score's name is taken apart and put together in one place; the parts say what it means."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvsharer_exp.values.score_names import (
+    KL,
+    ScoreName,
+    higher_is_better,
+    label,
+    retained,
+    table_columns,
+)
+
+WORDS = st.text("abcdefgh_0123", min_size=1, max_size=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("kl", ScoreName("kl", "", "kl")),
+        ("kl/report", ScoreName("kl", "report", "kl")),
+        ("perplexity/calibration", ScoreName("perplexity", "calibration", "perplexity")),
+        ("lm_eval/wiki_cloze/acc", ScoreName("lm_eval", "wiki_cloze", "acc")),
+        (
+            "lm_eval/gsm8k/exact_match.strict",
+            ScoreName("lm_eval", "gsm8k", "exact_match", "strict"),
+        ),
+    ],
+)
+def test_a_name_is_its_parts(name: str, parts: ScoreName) -> None:
+    assert ScoreName.parse(name) == parts
+    assert str(parts) == name
+
+
+@given(WORDS, WORDS, st.just("") | WORDS)
+def test_any_task_metric_survives(task: str, metric: str, filtered: str) -> None:
+    made = ScoreName.of_task(task, metric, filtered)
+    assert ScoreName.parse(str(made)) == made
+    assert made.is_task
+    assert made.is_of_search_text == task.endswith("_search")
+
+
+def test_direction_and_likelihoods_are_the_metrics() -> None:
+    assert higher_is_better("lm_eval/t/acc.strict")
+    assert not higher_is_better("lm_eval/t/word_perplexity")
+    assert not higher_is_better("kl/report")
+    assert ScoreName.parse("lm_eval/t/bits_per_byte").of_likelihoods
+    assert ScoreName.parse("perplexity/report").of_likelihoods
+    assert not ScoreName.parse("kl/report").of_likelihoods
+    assert label("lm_eval/t/acc", "\n") == "t\nacc"
+
+
+def test_what_is_retained_has_a_direction_and_both_sides() -> None:
+    full = {KL: 0.0, "perplexity/report": 20.0, "lm_eval/t/acc": 0.5, "lm_eval/t/f1": 0.0}
+    scores = {KL: 0.3, "perplexity/report": 25.0, "lm_eval/t/acc": 0.4, "lm_eval/t/f1": 0.1}
+    shares = retained({**scores, "lm_eval/other/acc": 1.0}, full)
+    assert shares == {"perplexity/report": 0.8, "lm_eval/t/acc": 0.8}
+
+
+def test_a_table_shows_one_metric_of_every_task() -> None:
+    names = ["cosine", "lm_eval/a/f1", "lm_eval/a/acc", KL, "lm_eval/b/odd", "lm_eval/c_search/acc"]
+    assert table_columns(names) == [KL, "lm_eval/a/acc", "lm_eval/b/odd"]
