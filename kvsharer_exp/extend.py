@@ -1,6 +1,6 @@
-"""The one stable import for what other packages add: spaces, samplers, scorers, tasks, models.
+"""The one stable import for packages that add spaces, samplers, scorers, tasks or models.
 
-Everything here keeps its name from version to version, wherever it lives inside the package:
+Every name here stays the same from version to version, wherever it lives inside the package:
 
 >>> from kvsharer_exp.extend import SharingMap, Space, or_first_pair
 

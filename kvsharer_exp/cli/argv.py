@@ -1,9 +1,9 @@
-"""The commands, and our command line as Hydra's.
+"""List the commands, and translate our command line into Hydra's.
 
-Hydra knows overrides only; the bare word is ours. `translate` turns ``sweep`` into
-``command=sweep``, ``model=x`` and ``experiment=x`` into ``+model=x`` and ``+experiment=x`` (a group
-without a default composes only so), adds the default model, and refuses unknown words before
-anything is loaded.
+`main` calls `translate`. Hydra knows overrides only; the bare command word is ours. So ``sweep``
+becomes ``command=sweep``. ``model=x`` and ``experiment=x`` become ``+model=x`` and
+``+experiment=x``, because Hydra composes a group without a default only with a plus. The default
+model is added. Unknown words are refused before anything is loaded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COMMANDS = {
     "ui": "the MLflow UI on this store",
     "doctor": "what works on this machine: device, memory, hub, models, tasks",
 }
-"""Every command and what ``--help`` says of it; each is a file of ``commands/``."""
+"""Every command, and what ``--help`` says of it. Each command is a file of ``commands/``."""
 
 _COMPLETION = "a script for your shell (bash, zsh or fish) that completes words with TAB"
 _FLAGS_WITH_VALUE = (
@@ -48,20 +48,21 @@ _FLAGS = (
     *(*_FLAGS_WITH_VALUE, *_FLAGS_WITHOUT_COMMAND),
 )
 _FLAG_VALUES = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}
-_LIST_CHARACTERS = 90  # of the choices an error lists
+_LIST_CHARACTERS = 90  # the most characters of the choices that an error lists
 
 
 def help_lines() -> str:
-    """The commands as ``--help`` lists them, a line each."""
+    """The commands as ``--help`` lists them, one a line."""
     listed = {**COMMANDS, "completion": _COMPLETION}
     return "\n".join(f"  {name:12}{text}" for name, text in listed.items())
 
 
 def translate(arguments: Sequence[str]) -> list[str]:
-    """Our command line as Hydra's: flags first, then overrides.
+    """Translate our command line into Hydra's: flags first, then overrides.
 
     Raises:
-        InputError: no command, an unknown one, two of them, or an unknown model.
+        InputError: there is no command, or there are two; a command, flag, model or experiment is
+            unknown; there are two models; or a flag lacks its value, or a value its key.
     """
     flags: list[str] = []
     overrides: list[str] = []
@@ -105,14 +106,14 @@ def translate(arguments: Sequence[str]) -> list[str]:
 
 
 def _run_list(override: str) -> str:
-    """``run=a,b`` as the list that Hydra wants to see in brackets."""
+    """Write ``run=a,b`` with the brackets that Hydra wants around a list."""
     key, _, value = override.partition("=")
     several = key == "run" and "," in value and value[0] not in "['\""
     return f"run=[{value}]" if several else override
 
 
 def _ids_as_text(override: str) -> str:
-    """``run=1148e184`` as ``run='1148e184'``: such an MLflow id is a number to Hydra."""
+    """Write ``run=1148e184`` as ``run='1148e184'``: Hydra takes such an MLflow id for a number."""
     if override.partition("=")[0] not in ("run", "map"):
         return override
     return re.sub(r"(?<=[=,\[])(\d+e\d+)(?=[,\]]|$)", r"'\1'", override)
@@ -124,18 +125,24 @@ def _added_group(override: str) -> str:
     if group not in ("model", "experiment"):
         return override
     choices = sorted(path.stem for path in data_dir("conf").glob(f"{group}/*.yaml"))
-    for name in value.split(","):  # several under -m
+    for name in value.split(","):  # there may be several with -m
         known(group, name, choices)
     return f"+{group}={value}"
 
 
 def known(what: str, value: str, choices: Collection[str]) -> str:
+    """Return ``value``, a ``what`` such as ``"model"``, if it is one of ``choices``.
+
+    Raises:
+        InputError: it is not.
+    """
     if value not in choices:
         raise InputError(unknown(what, value, choices))
     return value
 
 
 def unknown(what: str, value: str, choices: Collection[str]) -> str:
+    """Say that ``value`` is none of ``choices``; name the one most like it, or list them."""
     near = difflib.get_close_matches(value, choices, n=1)
     listed = ", ".join(choices)
     if len(listed) > _LIST_CHARACTERS:

@@ -1,7 +1,8 @@
-"""``kvsharer completion bash|zsh|fish``: a script for the shell, with every word written into it.
+"""Make the script that completes our words in a shell, for ``kvsharer completion bash|zsh|fish``.
 
-Nothing of this package runs when TAB is pressed. ``source <(kvsharer completion bash)`` in the
-shell's start-up file (fish: ``kvsharer completion fish | source``) keeps it up to date.
+`main` prints the script. Every word is written into it, so nothing of this package runs when TAB is
+pressed. ``source <(kvsharer completion bash)`` in the start-up file of the shell keeps the words up
+to date (fish: ``kvsharer completion fish | source``).
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ _FLAGS = ("--help", "--quiet", "--cfg", "--multirun", "--version")
 
 
 def script(words: Sequence[str], commands: Iterable[str]) -> str:
-    """The script for the shell that ``words``, what follows ``completion``, names.
+    """Return the script for the shell that is named in ``words``, which follow ``completion``.
 
     Raises:
-        InputError: no shell, another one, or more than one word.
+        InputError: no shell is named, an unknown one, or more than one word is given.
     """
     if len(words) != 1 or words[0] not in _SCRIPTS:
         said = " ".join(words) or "no shell"
@@ -40,20 +41,20 @@ def script(words: Sequence[str], commands: Iterable[str]) -> str:
 
 
 def groups() -> Mapping[str, Sequence[str]]:
-    """Group → its choices, by the files of ``conf/`` and ``search_spaces/``."""
+    """The choices of each group, by its name: the files of ``conf/`` and ``search_spaces/``."""
     folders = [path for path in sorted(data_dir("conf").iterdir()) if path.is_dir()]
     named = {**{path.name: path for path in folders}, "search_space": data_dir("search_spaces")}
     return {name: sorted(p.stem for p in folder.glob("*.yaml")) for name, folder in named.items()}
 
 
 def _leaves(keys: Sequence[str]) -> list[str]:
-    """Keys that hold a value a person would give: no group, not the command, no free options."""
+    """Keep keys whose value a person would give: no group, not the command, no free options."""
     inner = {key.rpartition(".")[0] for key in keys}
     return [key for key in keys if key not in inner | {"command"} and not key.endswith(".options")]
 
 
-# bash breaks words at "=" itself: the word before the cursor is taken from the line, and what is
-# answered starts behind the "=". Old versions (3.2 on macOS) have neither compopt nor mapfile.
+# bash itself breaks words at "=". So the script takes the word before the cursor from the line, and
+# its answers begin after the "=". Old versions (3.2 on macOS) have neither compopt nor mapfile.
 _BASH = """\
 _kvsharer() {
     local line="${COMP_LINE:0:COMP_POINT}" words IFS=$' \\t\\n'

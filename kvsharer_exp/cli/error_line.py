@@ -1,4 +1,4 @@
-"""Any error as one line for the person who caused it."""
+"""Turn any error into one line for the person who caused it; `main` prints that line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvsharer_exp.values.text import shorten
 
 
 def found_no_space(error: BaseException | None) -> bool:
-    """Whether it, or what it came from, is the system's or SQLite's word for a full disk."""
+    """Whether ``error``, or one that led to it, is the system's or SQLite's for a full disk."""
     while error is not None:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "database or disk is full" in str(error):
@@ -23,7 +23,7 @@ def found_no_space(error: BaseException | None) -> bool:
 
 
 def error_line(error: BaseException) -> str:
-    """The error in one line; Hydra nests the telling part in its causes."""
+    """Say the error in one line. Hydra hides the telling part in the causes of its errors."""
     if isinstance(error, OmegaConfBaseException):
         return explain(error)
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):

@@ -1,7 +1,8 @@
-"""``kvsharer --help``, composed once.
+"""Make the text of ``kvsharer --help``.
 
-Hydra would print the same text, but it opens all of its configuration sources again for every group
-that it lists, which takes most of a second. `conf/config.yaml` holds the template.
+`main` prints the text if nothing but help is asked for. Hydra would print the same text, but it
+opens all of its configuration sources again for every group that it lists, which takes most of a
+second. Here the configuration is composed once. ``conf/config.yaml`` holds the template.
 """
 
 from __future__ import annotations
@@ -20,20 +21,25 @@ FLAGS = ("--help", "-h")
 
 
 def is_plain(arguments: Sequence[str]) -> bool:
-    """Whether Hydra's ``arguments`` ask for help and nothing else of Hydra: no other flag, and no
-    ``hydra.…`` override, which may bring groups of another package."""
+    """Whether ``arguments`` in Hydra's form ask Hydra for help and nothing else.
+
+    Then there is no other flag, and no ``hydra.…`` override, which may bring groups of another
+    package.
+    """
     flags = [argument for argument in arguments if argument.startswith("-")]
     hydras = [argument for argument in arguments if argument.lstrip("+~").startswith("hydra")]
     return len(flags) == 1 and flags[0] in FLAGS and not hydras
 
 
 def help_text(overrides: Sequence[str]) -> str:
-    """Commands, groups with their choices, and every key with its value under ``overrides``."""
+    """List commands, groups with their choices, and every key with its value for ``overrides``."""
     with initialize_config_dir(str(data_dir("conf")), version_base="1.3"):
         composed = compose("config", list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(composed)
     template = Template(composed.hydra.help.template)
-    listed = "".join(f"{name}: {', '.join(choices)}\n" for name, choices in sorted(groups().items()))
+    listed = "".join(
+        f"{name}: {', '.join(choices)}\n" for name, choices in sorted(groups().items())
+    )
     with open_dict(composed):
         del composed["hydra"]
     return template.substitute(APP_CONFIG_GROUPS=listed, CONFIG=OmegaConf.to_yaml(composed))

@@ -75,7 +75,7 @@ def _run(arguments: Sequence[str]) -> int:
     codes = [0]
 
     def job(composed: DictConfig) -> None:
-        # Hydra prints a line of its own about an exception that leaves here: hand it over instead.
+        # Hydra prints a line of its own about an exception that leaves here, so it is kept instead.
         try:
             config = to_config(composed)
             codes.append(run_command(config))

@@ -1,6 +1,8 @@
-"""What is printed, on any terminal: piped, 40 columns wide, without colour, without UTF-8.
+"""Print on any terminal, also one that is piped, 40 columns wide, without colour or without UTF-8.
 
-``NO_COLOR``, ``COLUMNS`` and ``TERM=dumb`` are rich's to honour (https://rich.readthedocs.io).
+`main` calls `settle_streams` first. Commands print on the console of `make_console`, and show their
+tables as a `TurningTable`. rich sees to ``NO_COLOR``, ``COLUMNS`` and ``TERM=dumb``
+(https://rich.readthedocs.io).
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-LINE_CHARACTERS = 200  # of an error message
+LINE_CHARACTERS = 200  # the most characters of an error message
 _PLAIN = {"–": "-", "—": "-", "→": "->", "←": "<-", "×": "x", "…": "...", "·": "|", "±": "+-"}
 
 
 def settle_streams() -> None:
-    """Print what the encoding lacks as ASCII (``→`` as ``->``) instead of failing."""
+    """Make the standard streams print what their encoding lacks as ASCII (``→`` as ``->``)."""
     codecs.register_error("plain", _plain)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)  # a notebook's stream has none
@@ -35,17 +37,20 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def make_console() -> Console:
-    """The console of a command: long lines are left to the terminal, so that paths stay whole.
+    """Make the console of a command.
 
-    Nothing moves where the output is no terminal, even when ``FORCE_COLOR`` asks for colour.
+    Long lines are left to the terminal to break, so that paths stay whole. If the output is no
+    terminal, nothing moves, even when ``FORCE_COLOR`` asks for colour.
     """
     moves = None if sys.stdout.isatty() else False
     return Console(highlight=False, emoji=False, soft_wrap=True, force_interactive=moves)
 
 
 def one_line(text: str, limit: int = LINE_CHARACTERS) -> str:
-    """``text`` on one line of at most ``limit`` characters; what gives way is the middle, as a
-    message names the value first and the way out last."""
+    """Put ``text`` on one line of at most ``limit`` characters.
+
+    What is too long loses its middle, because a message names the value first and the way out last.
+    """
     text = " ".join(text.split())
     if len(text) <= limit:
         return text
@@ -54,10 +59,11 @@ def one_line(text: str, limit: int = LINE_CHARACTERS) -> str:
 
 
 class TurningTable:
-    """A table in which no number is cut: cells break between words only.
+    """A table in which no number is cut: its cells break between words only.
 
-    Too wide for that, it loses its frame and long names break after slashes; still too wide, it
-    is turned: columns become rows, with as many side by side as there is room for.
+    If the table is too wide for that, it loses its frame, and long names break after slashes. If it
+    is still too wide, it is turned: its header becomes the first column, and as many rows as there
+    is room for stand side by side.
     """
 
     def __init__(self, *header: str) -> None:
@@ -66,14 +72,17 @@ class TurningTable:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[str]], *, section: int = 0) -> TurningTable:
-        """``rows``, the first one the header; a line below every ``section`` of the others."""
+        """Make a table of ``rows``, of which the first is the header.
+
+        A line is drawn below every ``section`` of the other rows; 0 draws none.
+        """
         table = cls(*rows[0])
         for number, row in enumerate(rows[1:], start=1):
             table.add_row(*row, end_section=section > 0 and number % section == 0)
         return table
 
     def add_row(self, *cells: str, end_section: bool = False) -> None:
-        """A row of as many cells as the header has; ``end_section``: a line below it."""
+        """Add a row of as many cells as the header has; ``end_section`` draws a line below it."""
         if end_section:
             self._ends.add(len(self._rows))
         self._rows.append(cells)
@@ -97,7 +106,7 @@ _FRAMED, _BARE = 3, 2  # characters between two columns
 
 
 def _turned(rows: Sequence[Sequence[str]], room: int) -> list[list[Sequence[str]]]:
-    """The table as blocks: the header as the first column of each, beside rows that fit."""
+    """Turn the table into blocks: the header is the first column of each, with rows beside it."""
     blocks: list[list[Sequence[str]]] = []
     held: list[Sequence[str]] = []
     for row in rows[1:]:
@@ -120,7 +129,8 @@ def _table(
     )
     widths = _word_widths(rows)
     left = room - _width(rows, between)
-    for part in (rows[1:], rows):  # room that is left goes to whole lines: values, then labels
+    # Room that is left widens columns until lines fit whole: those of the values, then the labels.
+    for part in (rows[1:], rows):
         for index, cells in enumerate(zip(*part, strict=True)):
             wanted = max(len(line) for cell in cells for line in [*cell.splitlines(), ""])
             more = max(0, min(wanted - widths[index], left))
@@ -138,7 +148,7 @@ def _break_name(cell: str) -> str:
 
 
 def _width(rows: Sequence[Sequence[str]], between: int) -> int:
-    """Of the table, in characters, with every column as narrow as its longest word."""
+    """The characters that the table takes when every column is as narrow as its longest word."""
     widths = _word_widths(rows)
     edges = 4 if between == _FRAMED else 0
     return sum(widths) + between * (len(widths) - 1) + edges

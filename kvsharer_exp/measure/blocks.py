@@ -1,4 +1,4 @@
-"""Handle decoder blocks from outside: skip them, record and repeat what they return.
+"""Run a model, and handle its blocks from outside: skip them, record and repeat what they return.
 
 An `Evaluator` uses this to resume a forward in the middle, for one map or for several together.
 """
@@ -9,7 +9,31 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
+
 from kvsharer_exp.model.sharing.architectures import AttentionLayer
+
+
+def forward(
+    model: Any, tokens: torch.Tensor, logits: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Run ``model`` without a cache on ``tokens`` (batch, tokens).
+
+    Returns the last hidden states (batch, tokens, hidden_size) and, where ``logits`` are asked for,
+    the logits (batch, tokens, vocabulary).
+    """
+    decoder = model.base_model
+    if not logits:
+        return decoder(tokens, use_cache=False).last_hidden_state, None
+    seen: list[torch.Tensor] = []
+    handle = decoder.register_forward_hook(
+        lambda module, args, output: seen.append(output.last_hidden_state)
+    )
+    try:
+        raw = model(tokens, use_cache=False).logits
+    finally:
+        handle.remove()
+    return seen[0], raw
 
 
 def repeated(value: Any, times: int) -> Any:

@@ -24,6 +24,7 @@ from torch import nn
 
 from kvsharer_exp.model.sharing.architectures import attention_layers, may_share
 from kvsharer_exp.model.sharing.runtime import install
+from kvsharer_exp.values.finite import NotFiniteError, finite
 from kvsharer_exp.values.sharing_map import SharingMap
 
 
@@ -42,7 +43,11 @@ class LayerMeans:
 
 @torch.inference_mode()
 def layer_means(model: nn.Module, windows: torch.Tensor, *, batch_size: int = 8) -> LayerMeans:
-    """Average every layer's KV over all of ``windows`` (num_windows, window_tokens)."""
+    """Average every layer's KV over all of ``windows`` (num_windows, window_tokens).
+
+    Raises:
+        NotFiniteError: a layer's keys or values overflow in the model's dtype.
+    """
     layers = attention_layers(model)
     identity = SharingMap.identity(len(layers))
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]
@@ -54,6 +59,13 @@ def layer_means(model: nn.Module, windows: torch.Tensor, *, batch_size: int = 8)
         for index, (key, value) in states.items():
             keys[index] += key.float().sum(0).cpu()
             values[index] += value.float().sum(0).cpu()
+    for kind, totals in (("keys", keys), ("values", values)):
+        for index, total in enumerate(totals):
+            if not torch.as_tensor(total).isfinite().all():
+                raise NotFiniteError(
+                    f"the {kind} of layer {index} are not finite on the calibration text: "
+                    "try model.dtype=bfloat16 or float32"
+                )
     return LayerMeans(
         tuple(total / len(windows) for total in keys),  # type: ignore[misc]
         tuple(total / len(windows) for total in values),  # type: ignore[misc]
@@ -71,6 +83,9 @@ def block_errors(
     ‖changed - own‖² / ‖own‖², mean over tokens and ``windows`` (num_windows, window_tokens). It is
     NaN where the pair may not share. Every block before the target sees what it sees in the full
     model, so a pair costs the forward of one block.
+
+    Raises:
+        NotFiniteError: a pair's error is no finite number, which would leave it out of the ranking.
     """
     layers = attention_layers(model)
     identity = SharingMap.identity(len(layers))
@@ -96,7 +111,8 @@ def block_errors(
                 with install(layers, [pair], handed=handed, keep=True):
                     changed = _output(target.block(*args, **kwargs))
                 error = (changed - own).square().sum(-1) / own.square().sum(-1)
-                totals[target.index][source.index] += error.mean(-1).sum().item()
+                name = f"block error of layer {target.index} reading layer {source.index}"
+                totals[target.index][source.index] += finite(name, error.mean(-1).sum())
     return [[total / len(windows) for total in row] for row in totals]
 
 

@@ -13,17 +13,20 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import takewhile
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from kvsharer_exp.measure.blocks import part_of, recorded, repeated, skipped
+from kvsharer_exp.measure.blocks import forward, part_of, recorded, repeated, skipped
 from kvsharer_exp.measure.memory_plan import plan_memory
-from kvsharer_exp.measure.prefix_states import LayerState, PrefixStates, num_bytes
+from kvsharer_exp.measure.overflow import overflow
+from kvsharer_exp.measure.prefix_states import LayerState, PrefixStates, layers_in_common, num_bytes
+from kvsharer_exp.measure.window_scores import cosines, first_not_finite, losses
 from kvsharer_exp.model.sharing.architectures import attention_layers, check_map
 from kvsharer_exp.model.sharing.runtime import install
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.scores import CandidateScores
 from kvsharer_exp.values.sharing_map import SharingMap
 
@@ -185,10 +188,27 @@ class Evaluator:
     ) -> list[tuple[CandidateScores, list[LayerState]]]:
         """For each map, its scores on one batch and the states to keep."""
         self._refer(index)  # first, because candidates start from its states
-        return [
-            (self._compare(index, hidden, raw), states)
-            for hidden, raw, states in self._run(index, maps, logits)
-        ]
+        scored = []
+        for number, (hidden, raw, states) in enumerate(self._run(index, maps, logits)):
+            scored.append((self._compare(index, hidden, raw), states))
+            self._check(index, maps[number], scored[-1][0])
+        return scored
+
+    def _check(self, index: int, sharing_map: SharingMap, scores: CandidateScores) -> None:
+        """Refuse scores that are not finite: nothing may be compared with them.
+
+        Raises:
+            NotFiniteError: names the window, and the layer in which it began.
+        """
+        row = first_not_finite(scores)
+        if row is not None:
+            raise self._overflow(index, row, sharing_map)
+
+    def _overflow(self, index: int, row: int, sharing_map: SharingMap) -> NotFiniteError:
+        """The error for one window of a batch, which is not finite under ``sharing_map``."""
+        before = sum(len(batch) for batch in self._batches[:index])
+        with install(self._layers, [sharing_map]):
+            return overflow(self._model, self._layers, self._batches[index][row], before + row)
 
     def _run(
         self, index: int, maps: Sequence[SharingMap], logits: bool
@@ -197,7 +217,7 @@ class Evaluator:
         not the same for all maps. Returns hidden states, logits and states to keep, by map."""
         for sharing_map in maps:
             check_map(sharing_map, self._layers)
-        start = self._states[index].longest(maps[0])[: _in_common(maps)]
+        start = self._states[index].longest(maps[0])[: layers_in_common(maps)]
         first, new = len(start), self._layers[len(start) : self._kept_layers]
         self.layers_run += len(maps) * (self.num_layers - first)
         read = {source for m in maps for source in m.kv_source_layers[first:]}
@@ -213,7 +233,7 @@ class Evaluator:
                 stack.enter_context(skipped(self._layers[:first], before))
             stack.enter_context(install(self._layers, maps, handed=handed, keep=bool(new)))
             stack.enter_context(recorded(new, outputs))
-            hidden, raw = self._forward(self._batches[index].repeat(len(maps), 1), logits)
+            hidden, raw = forward(self._model, self._batches[index].repeat(len(maps), 1), logits)
         runs = []
         for part, sharing_map in enumerate(maps):
             mine = partial(part_of, part=part, parts=len(maps))
@@ -228,28 +248,17 @@ class Evaluator:
             runs.append((mine(hidden), mine(raw), [*start, *states]))
         return runs
 
-    def _forward(
-        self, tokens: torch.Tensor, logits: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        decoder = self._model.base_model
-        if not logits:
-            return decoder(tokens, use_cache=False).last_hidden_state, None
-        seen: list[torch.Tensor] = []
-        handle = decoder.register_forward_hook(
-            lambda module, args, output: seen.append(output.last_hidden_state)
-        )
-        try:
-            raw = self._model(tokens, use_cache=False).logits
-        finally:
-            handle.remove()
-        return seen[0], raw
-
     def _refer(self, index: int) -> _Reference:
         """The full model's outputs on one batch, computed at the first call."""
         if index not in self._references:
             last: dict[int, Any] = {}
             with recorded(self._layers[-1:], last):
                 ((hidden, _, states),) = self._run(index, [self._full], False)
+            finite = hidden.flatten(1).isfinite().all(1)
+            if not finite.all():  # no map can be compared with that
+                row = int((~finite).nonzero()[0])
+                error = self._overflow(index, row, self._full)
+                raise InputError(f"the full cache gives {error}") from error
             self._states[index].keep(self._full, states)
             self._references[index] = _Reference(hidden, last[self.num_layers - 1])
         return self._references[index]
@@ -260,7 +269,7 @@ class Evaluator:
         probabilities = reference.probabilities
         if probabilities is None:
             with skipped(self._layers, reference.last_output):
-                raw = self._forward(self._batches[index], True)[1]
+                raw = forward(self._model, self._batches[index], True)[1]
             assert raw is not None
             probabilities = raw.softmax(-1, dtype=torch.float32)
             if index < self._kept_probabilities:
@@ -273,26 +282,7 @@ class Evaluator:
     def _compare(
         self, index: int, hidden: torch.Tensor, raw: torch.Tensor | None
     ) -> CandidateScores:
-        reference = self._refer(index).hidden
-        cosines = nn.functional.cosine_similarity(
-            hidden.float().flatten(1), reference.float().flatten(1)
-        ).tolist()
+        near, tokens = cosines(hidden, self._refer(index).hidden), self._batches[index]
         if raw is None:
-            return CandidateScores(tuple(cosines))
-        kls, nlls = [], []
-        # One window at a time, because the vocabulary makes these the largest tensors here.
-        for tokens, logits, p, entropy in zip(
-            self._batches[index], raw, *self._distributions(index), strict=True
-        ):
-            q = logits.log_softmax(-1, dtype=torch.float32)
-            kl = -entropy - torch.linalg.vecdot(p, q)
-            kls.append(max(0.0, kl.mean(dtype=torch.float64).item()))
-            nlls.append(-q[:-1].gather(-1, tokens[1:, None]).mean(dtype=torch.float64).item())
-        return CandidateScores(tuple(cosines), tuple(kls), tuple(nlls))
-
-
-def _in_common(maps: Sequence[SharingMap]) -> int:
-    """The number of first layers whose sources are the same under all ``maps``."""
-    by_layer = zip(*(sharing_map.kv_source_layers for sharing_map in maps), strict=True)
-    alike = (len(set(sources)) == 1 for sources in by_layer)
-    return sum(1 for _ in takewhile(bool, alike))
+            return CandidateScores(near)
+        return CandidateScores(near, *losses(tokens, raw, *self._distributions(index)))

@@ -1,7 +1,7 @@
-"""Scores on what the search never saw: perplexity of the held-out text, and the report tasks.
+"""Score maps on what the search never saw: perplexity of the held-out text, and the report tasks.
 
-`evaluate`, `export` and the end of a sweep score their maps here, each map beside the full cache
-on the same windows and items.
+The commands ``evaluate`` and ``export``, and ``sweep`` at its end, score their maps here. Each map
+is scored on the same windows and items as the full cache.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 @dataclass(frozen=True, slots=True)
 class HeldOutScores:
-    """One map's held-out scores by name, and their intervals over windows and items."""
+    """The held-out scores of one map by name, and their intervals over windows and items."""
 
     scores: Mapping[str, float]
     intervals: Mapping[str, Interval]
@@ -34,8 +34,9 @@ class HeldOutScorer:
 
     Args:
         windows: token ids (num_windows, window_tokens) of text that the search never saw.
-        tasks: the report tasks; None where there are none.
-        seed: of the bootstrap.
+        tasks: scores the report tasks; None if there are none.
+        batch_size: how many windows go through the model at once.
+        seed: the seed of the bootstrap.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""Perplexity of a live model on windows of tokens, under whatever map the model runs."""
+"""Measure the perplexity of a live model on windows of tokens.
+
+`HeldOutScorer` calls it under the map that the model runs with at that moment.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-
-def finite(name: str, value: Any) -> float:
-    """``value`` as a plain float.
-
-    Raises:
-        RuntimeError: it is not a finite number; ``name`` says whose value it is.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise RuntimeError(f"{name} is {value!r}, not a finite number")
-    return float(value)
+from kvsharer_exp.measure.overflow import overflow
+from kvsharer_exp.model.sharing.architectures import attention_layers
+from kvsharer_exp.values.finite import finite
 
 
 @torch.no_grad()
@@ -38,18 +34,20 @@ def window_losses(model: Any, windows: torch.Tensor, batch_size: int = 8) -> lis
                 row[:-1].float(), tokens[1:].to(row.device), reduction="none"
             )
             losses.append(lost.double().mean().item())
+            if not math.isfinite(losses[-1]):
+                raise overflow(model, attention_layers(model), tokens, len(losses) - 1)
     return losses
 
 
 def perplexity_of(losses: Sequence[float]) -> float:
-    """Perplexity: the exponential of the mean of `window_losses`.
+    """The perplexity, which is the exponential of the mean of `window_losses`.
 
     Raises:
-        RuntimeError: not a finite number.
+        NotFiniteError: not a finite number.
     """
     return finite("perplexity", math.exp(fmean(losses)))
 
 
 def perplexity(model: Any, windows: torch.Tensor, batch_size: int = 8) -> float:
-    """Perplexity of ``windows`` (num_windows, window_tokens), see `window_losses`."""
+    """The perplexity of ``windows`` (num_windows, window_tokens); see `window_losses`."""
     return perplexity_of(window_losses(model, windows, batch_size))

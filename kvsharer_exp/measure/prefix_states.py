@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -89,3 +90,10 @@ def num_bytes(tensors: Sequence[torch.Tensor]) -> int:
     """Count the bytes that ``tensors`` hold in memory; memory that they share counts once."""
     storages = (tensor.untyped_storage() for tensor in tensors)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def layers_in_common(maps: Sequence[SharingMap]) -> int:
+    """The number of first layers whose sources are the same under all ``maps``."""
+    by_layer = zip(*(sharing_map.kv_source_layers for sharing_map in maps), strict=True)
+    alike = (len(set(sources)) == 1 for sources in by_layer)
+    return sum(1 for _ in takewhile(bool, alike))

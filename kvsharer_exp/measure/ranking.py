@@ -18,6 +18,7 @@ from torch import nn
 
 from kvsharer_exp.measure.calibration import LayerMeans
 from kvsharer_exp.model.sharing.architectures import attention_layers, may_share
+from kvsharer_exp.values.finite import finite
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
 
 
@@ -74,6 +75,9 @@ def distance_matrix(
         states: a name of `STATES`: keys and values, or one of them.
         key_weight: the weight of the keys in that mean, in [0, 1]; the values have the rest. It
             has no effect if ``states`` is keys alone or values alone.
+
+    Raises:
+        NotFiniteError: a distance is no finite number, which would leave its pair out.
     """
     measure = DISTANCES[distance]
     weights = dict.fromkeys(STATES[states], 1.0)
@@ -81,11 +85,14 @@ def distance_matrix(
         weights = {"keys": key_weight, "values": 1 - key_weight}
     kinds = [(getattr(means, kind), weight) for kind, weight in weights.items() if weight]
     layers = attention_layers(model)
+
+    def between(target: int, source: int) -> float:
+        value = sum(weight * measure(kind[target], kind[source]) for kind, weight in kinds)
+        return finite(f"{distance} between layers {target} and {source}", value)
+
     return [
         [
-            sum(weight * measure(kind[target.index], kind[source.index]) for kind, weight in kinds)
-            if may_share(target, source)
-            else math.nan
+            between(target.index, source.index) if may_share(target, source) else math.nan
             for source in layers
         ]
         for target in layers

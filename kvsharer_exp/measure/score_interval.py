@@ -1,4 +1,7 @@
-"""Intervals of one map's scores over the items behind them."""
+"""Give the scores of one map intervals over the items behind them.
+
+`HeldOutScorer` and the rows of an ablation call `score_intervals`.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,10 @@ def score_intervals(
     confidence: float,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """By score name the interval of each of ``scores`` that has one, see `score_interval`.
+    """The interval of each of ``scores`` that has one, by score name (see `score_interval`).
 
-    ``items``: the values behind each score. ``errors``: standard errors, where there is a formula.
+    ``items``: the values behind each score. ``errors``: the standard errors of scores that have a
+    formula for it. ``confidence``: that of the intervals. ``seed``: that of the bootstrap.
     """
     found = {
         name: score_interval(
@@ -47,9 +51,10 @@ def score_interval(
 ) -> Interval | None:
     """The interval of one score over its ``items``.
 
-    A score that is the mean of 0/1 items has Wilson's interval. Otherwise the standard error makes
-    the interval where there is one, and the bootstrap where there is none. A score that is not the
-    mean of its items and has no standard error has no interval: None.
+    The interval of a perplexity is the bootstrap's over its log-likelihoods. A score that is the
+    mean of items of 0 and 1 has Wilson's interval. For other scores the standard error ``stderr``
+    gives the interval, or the bootstrap if there is none. The result is None for a score that has
+    no standard error and is not the mean of its items.
     """
     if ScoreName.parse(name).kind == "perplexity":
         inside = bootstrap(items, confidence=confidence, seed=seed)

@@ -1,8 +1,9 @@
-"""Scores of a live model on lm-eval tasks.
+"""Score a live model on lm-eval tasks.
 
-The caller decides under which map the model runs (``with share_kv(model, sharing_map): …``). The
-model object itself is scored, every time on the same items in the same batches, so that two maps
-can be compared item by item.
+The `Scorers` of a command make a `TaskScorer` for the tasks of the search and one for those of the
+report. Whoever calls it decides under which map the model runs (``with share_kv(model,
+sharing_map): …``). The model object itself is scored, every time on the same items in the same
+batches, so that two maps can be compared item by item.
 """
 
 from __future__ import annotations
@@ -16,29 +17,30 @@ from typing import Any
 import torch
 
 from kvsharer_exp.data.tasks import members, quiet_lm_eval
-from kvsharer_exp.measure.perplexity import finite
 from kvsharer_exp.values.errors import InputError, at_least
-from kvsharer_exp.values.score_names import ScoreName
+from kvsharer_exp.values.finite import as_number, finite
+from kvsharer_exp.values.score_names import ScoreName, is_known_lower
 
 _FEWSHOT_SEED = 1234  # lm-eval's own default
 
 
 class TaskScorer:
-    """Scores a live model on lm-eval tasks, on the same items each time.
+    """Scores a model on lm-eval tasks, on the same items each time.
 
-    After ``score()`` the values for paired tests are here. ``item_scores`` holds the values behind
-    each score in the order of the items. Behind a perplexity stands the log-likelihood of an item
-    in nats, per word or per byte where the score weights items so. ``samples`` holds the same for
-    the main metric of each task, which is the first that the task lists.
+    After ``score()``, two attributes hold values for paired tests. ``item_scores`` holds the values
+    behind each score, in the order of the items. Behind a perplexity these are log-likelihoods in
+    nats, per word or per byte if the score weights items so. ``samples`` holds the same values for
+    the main metric of each task, which is the first that the task lists. ``directions`` says of
+    each score whether higher is better.
 
     Args:
-        tasks: lm-eval ``Task`` objects by name, from `load_tasks`. A ``Group`` has a score of its
-            own, which is told instead of those of its members.
+        tasks: lm-eval ``Task`` objects by name, from `load_tasks`. For a ``Group`` its own score is
+            told, and not those of its members.
         limit: how many of the first items of each task are scored; None: all.
         add_bos_token: whether texts begin with BOS; None leaves it to the tokenizer.
 
     Raises:
-        InputError: no task, or a limit or batch size below 1.
+        InputError: there is no task, or the limit or batch size is below 1.
     """
 
     def __init__(
@@ -64,7 +66,11 @@ class TaskScorer:
         self.limit = limit
         self.item_scores: dict[str, list[float]] = {}
         self.samples: dict[str, list[float]] = {}
+        self.directions: dict[str, bool] = {}
         self._stderr: dict[str, float] = {}
+        for name, task in self.tasks.items():
+            for metric, up in task.higher_is_better().items():
+                _direction(name, metric, up)  # a metric of unknown direction is refused by name
         with quiet_lm_eval():
             self._lm = HFLM(
                 pretrained=model,
@@ -76,17 +82,18 @@ class TaskScorer:
             )
 
     def score(self) -> dict[str, float]:
-        """``lm_eval/<task>/<metric>`` → value, for the model as it is now.
+        """Score the model as it is now; returns the value of each ``lm_eval/<task>/<metric>``.
 
         A metric behind a named filter is written ``<metric>.<filter>``.
 
         Raises:
-            RuntimeError: a metric is not a finite number.
+            NotFiniteError: a metric is not a finite number.
+            InputError: nobody says of a metric whether higher is better.
         """
         import lm_eval
 
         for task in self.tasks.values():
-            task.set_fewshot_seed(_FEWSHOT_SEED)  # else every call draws other examples
+            task.set_fewshot_seed(_FEWSHOT_SEED)  # otherwise every call draws other examples
         with quiet_lm_eval():
             results = lm_eval.evaluate(
                 lm=self._lm,
@@ -109,48 +116,83 @@ class TaskScorer:
                     continue
                 name = str(ScoreName.of_task(task, metric, "" if filtered == "none" else filtered))
                 scores[name] = finite(name, value)
+                told = results["higher_is_better"].get(task, {}).get(metric)
+                self.directions[name] = _direction(task, metric, told)
                 items = [
                     sample[metric]
                     for sample in samples
                     if sample["filter"] == filtered and metric in sample
                 ]
-                error = _standard_error(metric, scores[name], items)
+                weighted = _is_weighted(self.tasks[names[0]], metric)
+                error = _standard_error(metric, scores[name], items, weighted)
                 if error is not None:
                     self._stderr[name] = error
-                self.item_scores[name] = _per_item(items)
+                self.item_scores[name] = _per_item(items, weighted)
                 if metric == next(iter(self.tasks[names[0]].aggregation())):
                     self.samples.setdefault(task, self.item_scores[name])
         return scores
 
     def stderr(self) -> dict[str, float]:
-        """Standard errors over items of the last ``score()``, where there is a formula."""
+        """The standard errors of the last ``score()`` over its items, by name of score.
+
+        Scores without a formula for it are left out.
+        """
         return dict(self._stderr)
 
 
-def _per_item(items: list[Any]) -> list[float]:
-    """Numbers as they are; lm-eval's (log-likelihood, weight) pairs as their quotient."""
-    if all(isinstance(item, (int, float)) for item in items):
-        return [float(item) for item in items]
-    if all(isinstance(item, tuple) and len(item) == 2 for item in items):
+def _direction(task: str, metric: str, told: bool | None) -> bool:
+    """Whether higher is better, as the task says; where it does not, as the metric's name tells.
+
+    Raises:
+        InputError: neither says it.
+    """
+    if told is None and not is_known_lower(metric):
+        raise InputError(
+            f"task {task} does not say whether a higher {metric} is better: "
+            "add higher_is_better to its metric_list"
+        )
+    return bool(told)
+
+
+# lm-eval's aggregations whose items are (sum, weight) pairs.
+_WEIGHTED = ("weighted_perplexity", "bits_per_byte", "weighted_mean")
+
+
+def _is_weighted(task: Any, metric: str) -> bool:
+    return getattr(task.aggregation().get(metric), "__name__", "") in _WEIGHTED
+
+
+def _per_item(items: list[Any], weighted: bool) -> list[float]:
+    """Give numbers as they are, and (log-likelihood, weight) pairs as quotients.
+
+    Other items, like the (gold, predicted) pairs behind F1, are no values that could be compared.
+    There are none then.
+    """
+    if weighted:
         return [float(value) / max(weight, 1) for value, weight in items]
-    return []
+    numbers = [as_number(item) for item in items]
+    return [number for number in numbers if number is not None] if None not in numbers else []
 
 
-def _standard_error(metric: str, score: float, items: list[Any]) -> float | None:
-    """Of a mean; of exp(-mean) and of a ratio of sums by the delta method; else None."""
+def _standard_error(metric: str, score: float, items: list[Any], weighted: bool) -> float | None:
+    """The standard error of ``score``; None if there is no formula for it.
+
+    There is one for a mean. For exp(-mean) and for a ratio of sums it is the delta method's.
+    """
     if len(items) < 2:
         return None
     root = math.sqrt(len(items))
-    if all(isinstance(item, tuple) and len(item) == 2 for item in items):
+    if weighted:
         if metric not in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
             return None
         rate = sum(value for value, _ in items) / sum(weight for _, weight in items)
         residuals = [value - rate * weight for value, weight in items]
         error = stdev(residuals) / root / fmean(weight for _, weight in items)
         return error / math.log(2) if metric == "bits_per_byte" else score * error
-    if not all(isinstance(item, (int, float)) for item in items):
+    numbers = _per_item(items, weighted)
+    if not numbers:
         return None
-    error = stdev(items) / root
+    error = stdev(numbers) / root
     if metric == "perplexity":
         return score * error
-    return error if math.isclose(fmean(items), score, abs_tol=1e-9) else None
+    return error if math.isclose(fmean(numbers), score, abs_tol=1e-9) else None

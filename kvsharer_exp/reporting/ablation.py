@@ -1,4 +1,7 @@
-"""An ablation in values: every map measured, arms with intervals, which differences are real.
+"""Summarise an ablation: arms with intervals, and which of their differences are real.
+
+The command ``ablate`` makes a `Row` of every map, and `summarise` turns rows into cells. Tables,
+figures and files are made from these.
 
 The reference is the first arm of the first variant. Every other arm is compared with it item by
 item, at the same ratio, and only where both share the same number of layers. The p-values of one
@@ -21,7 +24,7 @@ from kvsharer_exp.values.intervals import Interval, t_interval
 from kvsharer_exp.values.score_names import HELD_OUT_KL, ScoreName, higher_is_better
 
 MARKS = {"better": "▲", "worse": "▼", "not told apart": "≈"}
-"""Verdict of a comparison with the reference → how tables mark it."""
+"""How tables mark each verdict of a comparison with the reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Row:
     mlflow_run_id: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``result.json`` writes it: without items and trace, which have files of their own."""
+        """The row for ``result.json``, without items and trace, which are kept elsewhere."""
         result = self.result.to_dict()
         del result["trace"]
         return {
@@ -64,12 +67,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One arm under one variant at one ratio, its draws together.
+    """One arm under one variant at one ratio, with all its draws.
 
-    ``scores`` holds, over several draws, their mean with Student's interval; the mean of KL and of
-    perplexities is geometric. Over a single draw it holds the score with its interval over items.
-    ``verdicts`` says by score name whether the arm is ``better`` than the reference, ``worse``, or
-    ``not told apart`` from it. ``found``: the layers shared in each draw.
+    ``scores`` holds the mean over several draws with Student's interval; the mean of KL and of
+    perplexities is geometric. For a single draw it holds the score with its interval over items.
+    ``against`` holds by score name the comparison with the reference, and ``verdicts`` whether the
+    arm is ``better`` than the reference, ``worse``, or ``not told apart`` from it. ``found``: the
+    number of layers shared in each draw. ``evaluated`` and ``seconds`` are means over the draws.
     """
 
     variant: Mapping[str, Any]
@@ -90,14 +94,17 @@ class Cell:
 
 
 def describe(arm: str, variant: Mapping[str, Any]) -> str:
-    """An arm under a variant in words, which a narrow table may break between."""
+    """An arm under a variant in words. A narrow table may break the line between them."""
     texts = {"search.threshold": "T={}", "calibration.num_windows": "{} windows"}
     settings = [texts.get(key, "{}").format(value) for key, value in variant.items()]
     return " · ".join([arm.replace("_", " "), *settings])
 
 
 def summarise(rows: Sequence[Row], *, confidence: float, seed: int = 0) -> list[Cell]:
-    """Cells in the order of their first row, compared with the first arm of the first variant."""
+    """Make the cells in the order of their first rows, and compare each with the reference.
+
+    The reference is the first arm of the first variant. ``seed`` is that of the bootstrap.
+    """
     groups: dict[tuple[str, str, float], list[Row]] = {}
     for row in rows:
         key = (repr(dict(row.variant)), row.arm, row.result.compression)
@@ -143,7 +150,10 @@ def _over_draws(group: Sequence[Row], name: str, confidence: float) -> Interval 
 def _against(
     group: Sequence[Row], reference: Sequence[Row], confidence: float, seed: int
 ) -> dict[str, Comparison]:
-    """Every score with items; draws that share another number of layers do not count."""
+    """Compare every score that has items with the reference, the first draw of its cell.
+
+    Draws that share another number of layers than the reference do not count.
+    """
     if not reference or not reference[0].scores:
         return {}
     base = reference[0]
@@ -162,7 +172,7 @@ def _against(
 
 
 def _judge(cells: Sequence[Cell], level: float) -> list[Cell]:
-    """Verdicts at ``level`` after Holm's adjustment, score by score over all cells."""
+    """Add the verdicts at ``level``. Holm's adjustment is over all cells, score by score."""
     verdicts: list[dict[str, str]] = [{} for _ in cells]
     for name in dict.fromkeys(name for cell in cells for name in cell.against):
         places = [i for i, cell in enumerate(cells) if name in cell.against]

@@ -1,4 +1,7 @@
-"""The tables of an ablation: arms with intervals and marks, acceptance by rank, limits."""
+"""Make the tables of an ablation: arms with intervals and marks, and acceptance by rank.
+
+The command ``ablate`` prints them, with sentences on how far its items can tell arms apart.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def arms_table(
     """
     shown = [name for name in (HELD_OUT_KL, *table_columns(full)) if name in full]
     rows = [["arm", "ratio", "shared", "evaluated", "seconds", *map(label, shown)]]
-    none = Interval(0.0, 0.0, 0.0)  # the full cache's KL to itself
+    none = Interval(0.0, 0.0, 0.0)  # the KL of the full cache to itself
     whole = [none if name == HELD_OUT_KL else intervals.get(name) for name in shown]
     rows.append(["full cache", "", "0", "", "", *[_number(interval) for interval in whole]])
     for cell in cells:
@@ -58,7 +61,7 @@ def _number(interval: Interval | None, mark: str = "") -> str:
 
 
 def acceptance_table(bins: Mapping[str, Sequence[RankBin]]) -> list[list[str]]:
-    """Header and rows: ranks down, arms across; ``accepted/tried (interval)``."""
+    """Header and rows: ranks down, arms across; a cell is ``accepted/tried (interval)``."""
     rows = [["rank", *[arm.replace("_", " ") for arm in bins]]]
     for across in zip(*bins.values(), strict=True):
         cells = [
@@ -73,8 +76,7 @@ def acceptance_table(bins: Mapping[str, Sequence[RankBin]]) -> list[list[str]]:
 
 
 def limit_sentences(items: Mapping[str, Sequence[float]], *, confidence: float) -> list[str]:
-    """How wide an interval each task's number of items gives, and how wide four and sixteen times
-    as many items would make it."""
+    """Say how wide the interval of each task is with its items, and with 4 and 16 times as many."""
     sentences = []
     for name in table_columns(items):
         values = items[name]

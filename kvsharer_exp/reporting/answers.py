@@ -1,4 +1,7 @@
-"""What a sweep found, in sentences that say no more than what was measured."""
+"""Say what a sweep found, in sentences that say only what was measured.
+
+The page of a sweep shows the `answer`, and its `headline` stands in MLflow too.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,11 @@ def headline(
     reference_maps: Mapping[str, Sequence[TrialResult]],
     results: Sequence[TrialResult],
 ) -> str:
-    """The answer in one sentence: what 95 % of the held-out perplexity buys, who is beaten."""
+    """The answer in one sentence.
+
+    It says how many layers can be shared at 95 % of the held-out perplexity, and at how many sizes
+    each reference method is beaten.
+    """
     most = most_shared(entries, 0.95)
     if most is not None:
         layers, saved = len(most.kv_source_layers), 1 - most.kv_fraction
@@ -38,7 +45,7 @@ def headline(
 
 
 def most_shared(entries: Sequence[FrontEntry], limit: float) -> FrontEntry | None:
-    """The map that shares most layers and retains ``limit`` of the held-out perplexity."""
+    """The map that shares most layers of those that retain ``limit`` of held-out perplexity."""
     good = [e for e in entries if e.num_shared and e.retained.get(HELD_OUT_PERPLEXITY, 0) >= limit]
     return max(good, key=lambda entry: entry.num_shared, default=None)
 
@@ -50,12 +57,12 @@ def answer(
     results: Sequence[TrialResult],
     score_label: str = "score",
 ) -> list[str]:
-    """What the sweep found: what sharing buys, and whether each reference map is beaten."""
+    """Say what sharing saves, and whether each reference map is beaten."""
     return [*_bought(entries), *_against(reference_maps, results, score_label)]
 
 
 def _bought(entries: Sequence[FrontEntry]) -> list[str]:
-    """What sharing buys at three levels of held-out perplexity, which only the front has."""
+    """Say what sharing saves at three levels of held-out perplexity, which only the front has."""
     if entries and not any(HELD_OUT_PERPLEXITY in entry.retained for entry in entries):
         return ["Held-out perplexity was not measured: the table shows what was."]
     sentences = []
@@ -77,7 +84,7 @@ def _against(
     results: Sequence[TrialResult],
     score_label: str,
 ) -> list[str]:
-    """Whether each reference map is beaten by a better score with as little KV; a tie is not."""
+    """Say whether a map with as little KV scores higher than each reference map; a tie does not."""
     sentences, compared = [], False
     for name, chosen in reference_maps.items():
         if not chosen:

@@ -1,4 +1,7 @@
-"""What ``bench`` measured, as a table, and where the differences come from, as a sentence."""
+"""Write what ``bench`` measured as a table, and say in a sentence where differences come from.
+
+The commands ``bench`` and ``ablate`` print both.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 ROWS_PER_CELL = 4
+"""The rows of each cell in `cells_table`."""
 
 
 def cells_table(cells: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Header and four rows a cell: both sides, how many times better shared is, the prediction.
+    """Header and four rows for each cell of ``bench``.
 
-    A side has medians, with the lowest and the highest value in brackets.
+    Two rows have the medians of full and shared, with the lowest and the highest value in brackets.
+    The third says how many times better shared is, and the fourth what was predicted.
     """
     memory = "peak_memory_bytes"
     label = "peak"
@@ -54,7 +59,7 @@ def mib(num_bytes: float) -> str:
 
 
 def where_from(cell: Mapping[str, Any]) -> str:
-    """One sentence on where the difference between full and shared comes from, by the shapes."""
+    """Say in a sentence, by the shapes, where the difference between full and shared comes from."""
     predicted = cell["predicted"]
     copies = predicted["concatenation_bytes_per_step"]
     copied, weights = copies["full"] - copies["shared"], predicted["kv_weight_bytes_saved"]

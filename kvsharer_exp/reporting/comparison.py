@@ -1,4 +1,8 @@
-"""Finished runs beside the paper: one table per quantity, across runs and models."""
+"""Make the tables of a report: finished runs next to the paper, one table per quantity.
+
+The command ``report`` calls `tables` once for all runs and models. `comparison_page` and
+`comparison_files` write the tables out.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +38,19 @@ TITLES = {
     KL: "KL to the full cache on calibration text, nats",
     CALIBRATION_PERPLEXITY: "Perplexity of calibration text",
 }
-"""Quantities with a name in words, in the order of the report; tasks follow ``tasks/retained``."""
+"""The names of quantities in words, in the order of the report.
+
+Other quantities are scores of single tasks, which follow ``tasks/retained``.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One quantity across all runs. ``rows``: header first, ``runs`` of each row below it."""
+    """One quantity across all runs.
+
+    ``rows``: the header, and then one row per value. ``runs``: for each row below the header, the
+    ids and addresses of its MLflow runs. ``has_paper``: whether a row has a number of the paper.
+    """
 
     quantity: str
     title: str
@@ -50,7 +61,7 @@ class Table:
 
 
 def tables(compared: Sequence[Compared]) -> list[Table]:
-    """One per quantity, those of `TITLES` in order, tasks between them by name."""
+    """Make one table per quantity: those of `TITLES` in their order, tasks between them by name."""
     found = dict.fromkeys(one.value.quantity for one in compared)
     order = list(TITLES)
     tasks = order.index("tasks/retained")
@@ -85,12 +96,12 @@ def _table(quantity: str, shown: Sequence[Compared]) -> Table:
 
 
 def title_of(quantity: str) -> str:
-    """A quantity in words."""
+    """The name of a quantity in words."""
     return TITLES.get(quantity) or label(quantity, ", ")
 
 
 def number_text(value: float) -> str:
-    """Four digits, or all before the point; rounding noise of a zero is a zero."""
+    """``value`` with four digits, or all before the point; rounding noise of a zero is a zero."""
     if abs(value) < 1e-6:
         return "0"
     if abs(value) >= 1e6:
@@ -120,7 +131,7 @@ def _paper_cells(one: Compared) -> list[str]:
 
 
 def _notes(shown: Sequence[Compared]) -> list[str]:
-    """What must be known before a difference is read."""
+    """Say what a reader must know before comparing a value with the number of the paper."""
     notes: dict[str, None] = {}
     for one in shown:
         value = one.value
@@ -146,7 +157,7 @@ def _measured_on(value: Measured) -> str:
 
 
 def paper_table(numbers: Sequence[PaperNumber], quantities: Iterable[str]) -> list[list[str]]:
-    """Header and rows: what the paper reports of these quantities, with its place there."""
+    """Header and rows: what the paper reports of these quantities, and at which place in it."""
     wanted = set(quantities)
     rows = [["quantity", "model", "arm", "ratio", "paper", "place in arXiv 2410.18517"]]
     for number in numbers:
@@ -167,7 +178,7 @@ def paper_table(numbers: Sequence[PaperNumber], quantities: Iterable[str]) -> li
 
 
 def _special(number: PaperNumber) -> list[str]:
-    """The settings that a place of the paper varies."""
+    """Say which calibration text or size the number is for, if its table of the paper varies it."""
     words = {"calibration.path": "{}", "calibration.num_windows": "{} sentences"}
     if not number.experiment.startswith("paper_calibration"):
         return []
@@ -178,7 +189,7 @@ def _special(number: PaperNumber) -> list[str]:
 
 
 def headline(compared: Sequence[Compared], num_runs: int) -> str:
-    """The report in one sentence."""
+    """Say in one sentence what the report holds."""
     beside = [one for one in compared if one.paper is not None]
     models = len({one.value.model for one in compared})
     runs = f"{num_runs} run{'s' if num_runs != 1 else ''}"
@@ -189,7 +200,7 @@ def headline(compared: Sequence[Compared], num_runs: int) -> str:
 
 
 def to_values(compared: Sequence[Compared]) -> list[dict[str, Any]]:
-    """As ``result.json`` of the report writes them."""
+    """The values as the ``result.json`` of the report writes them."""
     return [
         {
             "quantity": one.value.quantity,

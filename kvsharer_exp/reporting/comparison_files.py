@@ -1,4 +1,7 @@
-"""Finished runs beside the paper, as one Markdown and one LaTeX file."""
+"""Write the tables of a report as one Markdown file and one LaTeX file.
+
+The command ``report`` calls both functions.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ def to_markdown_report(
     sentence: str,
     pictures: Mapping[str, bytes],
 ) -> str:
-    """The report as Markdown, its pictures as files beside it; every row links its MLflow runs.
+    """The report as Markdown, with its pictures as files beside it.
 
-    ``numbers``: header and rows of what the paper reports. ``pictures``: file name → PNG.
+    Every row links its MLflow runs. ``made``: the tables. ``numbers``: header and rows of what the
+    paper reports. ``sentence``: the report in one sentence. ``pictures``: PNG by file name.
     """
     parts = ["# Runs beside the paper", sentence, f"The paper: {citation()}."]
     parts += [f"![{name}]({name})" for name in pictures]
@@ -36,7 +40,7 @@ def to_markdown_report(
 
 
 def to_latex_report(made: Sequence[Table], sentence: str) -> str:
-    """The report's tables as LaTeX, to be included; a comment names the packages they need."""
+    """The tables as LaTeX, to be included. A comment names the packages that they need."""
     packages = "".join(rf"\usepackage{{{name}}}" for name in LATEX_PACKAGES)
     parts = [f"% {sentence} Needs {packages}; every row ends with its MLflow runs."]
     for table in made:

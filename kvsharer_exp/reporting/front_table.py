@@ -1,4 +1,4 @@
-"""The front as a table: the full cache first, then every map with what it retains."""
+"""Make the table of a front, which the terminal, the page and the files of a sweep show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The card of an export: what the folder is, how to load it, what was measured and how."""
+"""Write the card of an export: what the folder is, how to load it, what was measured and how.
+
+The command ``export`` puts the card into the folder as README.md.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,11 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 @dataclass(frozen=True)
 class Measured:
-    """What the card tells of a map.
+    """What was measured of a map, for its card.
 
-    ``scores`` are the map's and ``full`` the full cache's, on the same windows. ``calibration`` and
-    ``held_out`` say which: the source of the text, the number of windows, the tokens of each.
+    ``scores`` are those of the map and ``full`` those of the full cache, on the same windows.
+    ``calibration`` and ``held_out`` say which windows: the source of the text, the number of
+    windows, and the tokens of each.
     """
 
     size: Footprint
@@ -35,10 +39,10 @@ class Measured:
 def model_card(
     spec: ModelSpec, described: Mapping[str, Any], sharing_map: SharingMap, measured: Measured
 ) -> str:
-    """The README.md of an exported folder.
+    """Return the text of the card.
 
     ``described``: what `describe` says of the model. ``measured.size`` must hold what was counted
-    on a cache.
+    on a cache (``measured``).
     """
     source = model_id(spec)
     size, scores, full = measured.size, measured.scores, measured.full

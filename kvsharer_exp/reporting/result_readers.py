@@ -1,4 +1,9 @@
-"""``result.json`` of any command → `Measured` values."""
+"""Read the values that a finished run measured from its ``result.json``.
+
+The command ``report`` calls `measured` for each run. `READERS` holds one reader for each command
+that can be reported. A reader yields a `Measured` for every value of every map. It begins with the
+values of the full cache if the run has them.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +30,16 @@ FULL = "full cache"
 
 
 def measured(run: FinishedRun) -> list[Measured]:
-    """Every value of a finished run, the full cache's first."""
+    """Every value of a finished run; those of the full cache come first if the run has them."""
     return list(READERS[run.command](run))
 
 
 def _base(run: FinishedRun, **changes: Any) -> Measured:
-    """A value of the full cache, to be filled in; ``settings`` are the run's."""
+    """A blank value of the full cache in this run, with ``changes`` applied.
+
+    The reader fills in ``quantity`` and ``value``. ``settings`` are those of the run that `_VARIED`
+    names.
+    """
     groups = {group: run.config.get(group, {}) for group in ("search", "calibration", "heldout")}
     settings = {
         f"{group}.{name}": value
@@ -65,12 +74,15 @@ def _scores(
     intervals: Mapping[str, Mapping[str, float]] | None = None,
     marks: Mapping[str, str] | None = None,
 ) -> Iterator[Measured]:
-    """The scores a table shows, and the mean over tasks (0 to 100) where there are several."""
+    """Yield the scores that a table shows, and the means over the tasks if there are several.
+
+    ``base`` says which map the scores are of. ``intervals`` and ``marks`` are by score name.
+    """
     kept = retained(scores, full) if base.num_shared != 0 else {}
     shown = [name for name in (HELD_OUT_KL, *table_columns(full)) if name in scores]
     for name in shown:
         if name in (KL, HELD_OUT_KL) and base.num_shared == 0:
-            continue  # 0 by definition
+            continue  # the KL of the full cache to itself is 0 by definition
         inside = (intervals or {}).get(name, {})
         low, high = inside.get("low"), inside.get("high")
         yield replace(
@@ -89,7 +101,11 @@ def _scores(
 def _task_means(
     base: Measured, names: Sequence[str], scores: Mapping[str, float], full: Mapping[str, float]
 ) -> Iterator[Measured]:
-    """As the paper averages: of the scores; and as a share of the full cache's average."""
+    """Yield the mean over the tasks as the paper averages: the mean of the scores, from 0 to 100.
+
+    For a map that shares layers, the percentage of the full cache's mean is yielded too. There are
+    no means for fewer than two tasks whose score is better when higher.
+    """
     names = [name for name in names if higher_is_better(name) and name in full]
     if len(names) < 2:
         return
@@ -192,9 +208,10 @@ def _of_ablate(run: FinishedRun) -> Iterator[Measured]:
 
 
 def _count_shared(result: Mapping[str, Any], timing: Mapping[str, Any]) -> int:
-    """The layers that the map of a timing shares: those that its row of the first arm found.
+    """The number of layers that the map of a timing shares: what its row of the first arm found.
 
-    A sliding window caps the KV bytes, so the timing's ``kv_fraction`` does not tell the count.
+    The ``kv_fraction`` of the timing does not tell this number, because a sliding window caps the
+    KV bytes.
     """
     place = _place({**result["reference"], "compression": timing["compression"]})
     return next(row["found"] for row in result["rows"] if _place(row) == place)
@@ -207,7 +224,10 @@ def _place(row: Mapping[str, Any]) -> str:
 def _timed(
     run: FinishedRun, cell: Mapping[str, Any], *, map: str, arm: str, num_shared: int
 ) -> Iterator[Measured]:
-    """Both sides of one measured cell of batch × prompt + new tokens."""
+    """Yield the values of full and shared in one measured cell: a batch size and a length.
+
+    A length is the number of prompt tokens + new tokens.
+    """
     length = f"{cell['context']}+{cell['new_tokens']}"
     for side in ("full", "shared"):
         got = cell[side]
@@ -238,4 +258,4 @@ READERS: dict[str, Callable[[FinishedRun], Iterable[Measured]]] = {
     "bench": _of_bench,
     "ablate": _of_ablate,
 }
-"""What can be reported, by command."""
+"""The reader of each command whose runs can be reported."""

@@ -1,6 +1,7 @@
-"""One HTML page per sweep that needs no network: question, answer, front, pictures, how to serve.
+"""Make the HTML page of a sweep: question, answer, front, pictures, and how to serve a map.
 
-Plotly's library is in it once (4.8 MB); all other pictures are PNG.
+The command ``sweep`` draws the `pictures` and puts them on the `front_page`. The page needs no
+network. It holds Plotly's library once (4.8 MB); all other pictures are PNG.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from kvsharer_exp.values.score_names import CALIBRATION_PERPLEXITY, KL, table_co
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import FrontEntry
 
-_DRAWN = 8  # maps side by side in a picture
+_DRAWN = 8  # the most maps side by side in a picture
 
 
 def pictures(sweep: SweepResult) -> dict[str, Any]:
-    """File name without its ending → figure."""
+    """Draw the figures of a sweep, by file name without its ending."""
     drawn = spread(sweep.shared, _DRAWN)
     label = sweep.score_label
     found = {
@@ -52,7 +53,7 @@ def _above(entry: FrontEntry) -> str:
 
 
 def front_page(sweep: SweepResult, pngs: Mapping[str, bytes]) -> str:
-    """The page; ``pngs`` are those of `pictures`, drawn."""
+    """The page as HTML; ``pngs`` are the figures of `pictures` as PNG, by the same names."""
     header, *rows = front_table(sweep.entries, sweep.full_scores)
     sentences = answer(
         sweep.entries,
@@ -120,8 +121,11 @@ def _maps_table(shared: Sequence[FrontEntry]) -> str:
 
 
 def engines(sharing_map: SharingMap) -> list[str]:
-    """Who can express the map: transformers (this package), vLLM (a target reads any earlier layer
-    of its attention type), and SGLang and llama.cpp, where the last layers read the last owner."""
+    """Name the engines that can express the map.
+
+    transformers (with this package) and vLLM let a target read any earlier layer of its attention
+    type. SGLang and llama.cpp can only let the last layers read the last owner.
+    """
     targets, layers = sharing_map.targets, sharing_map.num_layers
     last_owner = layers - len(targets) - 1
     trailing = all(sharing_map.kv_source_layers[i] == last_owner for i in targets)
@@ -129,7 +133,7 @@ def engines(sharing_map: SharingMap) -> list[str]:
 
 
 def _serving(sweep: SweepResult) -> str:
-    """Lines to copy for the map that `headline` names, or the one that shares least."""
+    """Lines to copy for the map that `headline` names, or else for the map that shares least."""
     entry = most_shared(sweep.entries, 0.95) or next(iter(sweep.shared), None)
     if entry is None:
         return "<p>No map of the front shares a layer.</p>"

@@ -1,4 +1,7 @@
-"""What a sweep found, as one value: made by the command, told by its page, table and files."""
+"""What a sweep found, as one value.
+
+The command ``sweep`` makes it, and its page, table and files are made from it.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,22 @@ class SweepResult:
     """What a finished sweep found.
 
     Args:
-        study: the name of its study.
-        asked: what the sweep was told, in words.
+        model: the name of the model.
+        study: the name of the study.
+        fitness: what was searched for, in words.
+        asked: what the sweep was asked, in words.
         entries: the front with its held-out scores, most KV first.
-        full_scores: the full cache's scores on the same items.
-        results: every map that was scored, in that order.
+        full_scores: the scores of the full cache on the same items.
+        results: the result of every map that was scored, in that order.
         front: the results behind ``entries``.
         reference_maps: the maps that others would have chosen, by the name of their method.
         volumes: the hypervolume of the front after each of ``results``.
-        distances: ``[target][source]``, what the ranking was made from; ``distance``: its name.
+        distances: ``[target][source]``, from which the ranking was made.
+        distance: the name of that distance.
         environment: versions, machine, commit and seeds.
         compare_url: where the MLflow UI compares the front; empty before the view is saved.
-        intervals: what a map's score may be, see `front_figure`.
-        beaten: the paper's maps at the ratios asked for that are not on the front, with theirs.
+        intervals: between which two values a map's score lies, see `front_figure`.
+        beaten: the paper's maps, at the ratios asked for, that are not on the front.
         finals: what ``result.json`` says of the finals.
     """
 
@@ -69,7 +75,7 @@ class SweepResult:
 
     @property
     def drawing(self) -> dict[str, Any]:
-        """What both pictures of the front are given."""
+        """The arguments that both pictures of the front have in common."""
         return {
             "reference_maps": self.reference_maps,
             "score_label": self.score_label,

@@ -1,14 +1,15 @@
-"""The end of a search: who is best of each size, decided on more text than the search had.
+"""The end of a sweep: decide on more text than the search had which map of each size is best.
 
-A search goes by the KL on a few windows, which varies less from window to window than the loss on
-the text does: of two good maps of SmolLM2 the standard deviation is 0.016 against 0.03 nats at 256
-tokens a window. But the map of least KL is not the map of least perplexity, which is what counts in
-the end and takes a hundred windows to see. So maps that the search cannot tell apart meet on
-windows that it never used.
+The command ``sweep`` holds the finals after its search. A search goes by the KL on a few windows,
+which varies less from window to window than the loss on the text does. Of two good maps of SmolLM2,
+the standard deviations are 0.016 (KL) and 0.03 nats (loss) at 256 tokens a window. But the map of
+least KL need not be the map of least perplexity. Perplexity is what counts in the end, and it takes
+a hundred windows to see. So maps that the search cannot tell apart meet on windows that it never
+used.
 
 The finals are a race (Maron and Moore, *Hoeffding Races*, NeurIPS 1993). Batch after batch of
-windows goes to all maps that are left, and a map that is behind the best map of its KV beyond
-doubt leaves.
+windows goes to all maps that are left. A map leaves when it is behind the best map of its KV beyond
+doubt.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from kvsharer_exp.values.intervals import standard_error, t_interval
 from kvsharer_exp.values.trial import TrialResult
 
 Batch = Callable[[TrialResult], Sequence[float]]
-"""The losses of a map on the windows of one batch."""
+"""Gives the losses of a map on the windows of one batch."""
 
 Losses = Mapping[int, Sequence[float]]
-"""By number of the trial, the losses of its map on the windows so far."""
+"""By the number of a trial, the losses of its map on the windows so far."""
 
-# How far behind the best of its KV a map may be, as a part of that one's loss, and how many may.
+# A finalist is at most this part of the best map's loss behind the best map of its KV, and at most
+# so many maps of one KV are finalists.
 MARGIN, EACH = 0.1, 6
 _CERTAIN = 0.95
 
@@ -45,10 +47,10 @@ class Finals:
 
     Args:
         cut: gives token ids (num_windows, window_tokens) that the search never used.
-        evaluator: of some of the windows.
-        batch_size: windows of a batch.
-        is_over: whether the time for the finals has passed.
-        say: tells about progress.
+        evaluator: makes an evaluator of some of these windows.
+        batch_size: the number of windows in a batch.
+        is_over: says whether the time for the finals has passed.
+        say: tells the progress.
     """
 
     cut: Callable[[], torch.Tensor]
@@ -60,10 +62,11 @@ class Finals:
     def hold(
         self, store: StudyStore, found: Sequence[TrialResult], front: list[TrialResult]
     ) -> tuple[list[TrialResult], dict[str, Any]]:
-        """The front that more text decides on, and what ``result.json`` says of how.
+        """Decide on the front; returns it with what ``result.json`` says of the finals.
 
-        A loss is the increase of the loss on the text over the full cache's, in nats. Losses are
-        kept in the study, so that a killed run goes on where it was.
+        The loss of a map is the increase of the loss on the text over that of the full cache, in
+        nats. Losses are kept in the study, so that a killed run goes on where it was. If no map
+        competes with those of ``front``, or there is no text, the front stays as it is.
         """
         maps = finalists(found, front)
         if len(maps) == len(front):
@@ -92,8 +95,10 @@ class Finals:
 def _losses(
     evaluator: Evaluator, part: slice, kept: dict[str, list[float]], result: TrialResult
 ) -> list[float]:
-    """The losses of the map on the windows of ``part``, which ``evaluator`` has; once measured
-    they are in ``kept``."""
+    """The losses of a map on the windows of ``part``, which are those of ``evaluator``.
+
+    Losses that are measured are kept in ``kept``.
+    """
     known = kept.setdefault(result.sharing_map.digest, [])
     if len(known) <= part.start:
         scores, full = evaluator.score(result.sharing_map), evaluator.full_scores
@@ -117,7 +122,7 @@ def _standing(
 
 
 def finalists(results: Sequence[TrialResult], front: Sequence[TrialResult]) -> list[TrialResult]:
-    """The maps of ``front``, each followed by those with as much KV that are close behind."""
+    """The maps of ``front``, each followed by those with the same KV that are close behind."""
     found = []
     for leader in front:
         best = leader.score or 0.0
@@ -136,10 +141,10 @@ def finalists(results: Sequence[TrialResult], front: Sequence[TrialResult]) -> l
 def race(
     maps: Sequence[TrialResult], batches: Iterable[Batch], is_over: Callable[[], bool]
 ) -> Losses:
-    """The losses of the maps that are left in the end.
+    """Run the race; returns the losses of the maps that are left in the end.
 
-    The race ends when one map of every KV is left, when the ``batches`` are out, or when it
-    ``is_over``. A batch that not all maps have had counts for none of them.
+    The race ends when one map of every KV is left, when there are no more ``batches``, or when
+    ``is_over`` says so. A batch that not all maps have had counts for none of them.
     """
     left: Losses = {result.number: () for result in maps}
     by_number = {result.number: result for result in maps}
@@ -156,11 +161,11 @@ def race(
 
 
 def winners(maps: Sequence[TrialResult], losses: Losses) -> list[TrialResult]:
-    """The front by mean loss, most KV first: the winner of every KV that beats those with less.
+    """The front by mean loss, most KV first: the winner of every KV, if it beats those with less.
 
-    Of the maps of one KV the first of ``maps`` that is left wins, for the search liked it best.
-    Another one wins where its loss is lower by more than a standard error: a few windows say less
-    than the search did.
+    Of the maps of one KV, the first of ``maps`` that is left wins, because the search scored it
+    highest. Another map wins only if its loss is lower by more than a standard error, because a few
+    windows say less than the search did.
     """
     left = sorted((result for result in maps if losses.get(result.number)), key=kv_of)
     first: list[TrialResult] = []
@@ -175,8 +180,10 @@ def winners(maps: Sequence[TrialResult], losses: Losses) -> list[TrialResult]:
 
 
 def _in_doubt(losses: Losses, maps: Mapping[int, TrialResult]) -> Losses:
-    """The losses of the maps that may yet be the best of their KV. While there is one window only,
-    that is every map."""
+    """The losses of the maps that may still be the best of their KV.
+
+    While there is one window only, these are all maps.
+    """
     kept: dict[int, Sequence[float]] = {}
     ranked = sorted(losses, key=lambda number: (kv_of(maps[number]), fmean(losses[number])))
     for _, group in groupby(ranked, key=lambda number: kv_of(maps[number])):

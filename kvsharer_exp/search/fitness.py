@@ -1,7 +1,7 @@
 """What a search minimises: a loss by name, or several with weights (``scoring.fitness``).
 
-Another package adds a loss by an entry point of the group ``kvsharer_exp.scorers``: name →
-`Fitness`.
+`StagedScorer` computes the losses, and figures label them with `axis_label`. Another package adds a
+loss by an entry point of the group ``kvsharer_exp.scorers``, which loads a `Fitness`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from kvsharer_exp.values.scores import CandidateScores
 
 @dataclass(frozen=True, slots=True)
 class Fitness:
-    """A loss that a search minimises: 0 for the full cache, higher is worse.
+    """A loss that a search minimises: it is 0 for the full cache, and higher is worse.
 
     ``loss`` takes the scores of a map and those of the full cache on the same windows. It is None
-    where the loss comes from lm-eval, in the last stage. ``reference`` is a loss that no useful map
+    if the loss comes from lm-eval, in the last stage. ``reference`` is a loss that no useful map
     exceeds; the hypervolume is measured from there. ``axis`` labels the loss in a figure.
     """
 
@@ -34,6 +34,7 @@ def _more_nll(scores: CandidateScores, full: CandidateScores) -> float:
 
 
 GROUP = "kvsharer_exp.scorers"
+"""The group of entry points by which other packages add losses."""
 
 FITNESSES: dict[str, Fitness] = {
     "kl": Fitness(2.0, lambda scores, full: scores.kl, "KL to the full cache, nats"),
@@ -44,16 +45,16 @@ FITNESSES: dict[str, Fitness] = {
 
 
 def axis_label(fitness: str) -> str:
-    """What a figure's axis says of the loss ``fitness``, one of ours or several with weights."""
+    """What the axis of a figure says of ``fitness``: one of our losses, or several with weights."""
     own = FITNESSES.get(fitness)
     return own.axis if own else f"{fitness}, losses"
 
 
 def find_fitness(name: str) -> Fitness:
-    """One of ours, or of another package.
+    """The fitness ``name``, which is one of ours or another package's.
 
     Raises:
-        InputError: no such fitness, or one that is none.
+        InputError: there is no such fitness, or what the other package has is no `Fitness`.
     """
     found = find_part(name, FITNESSES, group=GROUP, key="scoring.fitness")
     if not isinstance(found, Fitness):

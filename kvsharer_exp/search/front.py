@@ -1,7 +1,8 @@
 """Which map beats which: the Pareto front of memory against accuracy, and the best of each size.
 
 A map beats another when it keeps no more KV and scores higher. Everything that has to know this
-asks here: the stages that screen maps out, the finals, the samplers' memory, reports and figures.
+asks here: the stages that screen maps out, the finals, the memory of our samplers, and what is
+written about a sweep.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Point = tuple[float, float]
 def undominated(
     items: Iterable[Item], *, kv: Callable[[Item], float], score: Callable[[Item], float]
 ) -> list[Item]:
-    """The ``items`` that no other beats in both, least KV first; of equal ones the first stays."""
+    """The ``items`` that no other item beats, least KV first; of equal items the first stays."""
     front: list[Item] = []
     for item in sorted(items, key=lambda item: (kv(item), -score(item))):
         if not front or score(item) > score(front[-1]):
@@ -39,7 +40,7 @@ def pareto_front(results: Iterable[TrialResult]) -> list[TrialResult]:
 
 
 def best_within(results: Iterable[TrialResult], kv_fraction: float) -> TrialResult | None:
-    """The best scored result that keeps at most ``kv_fraction`` of the KV; None where none does."""
+    """The best scored result with at most ``kv_fraction`` of the KV; None if there is none."""
     fitting = [r for r in results if r.score is not None and kv_of(r) <= kv_fraction]
     return max(fitting, key=_score, default=None)
 
@@ -51,7 +52,7 @@ def is_beaten(result: TrialResult, results: Iterable[TrialResult]) -> bool:
 
 
 def by_size(results: Iterable[TrialResult]) -> dict[int, list[TrialResult]]:
-    """The complete results of each number of shared layers, ascending; the best of each first."""
+    """The complete results by number of shared layers, which ascends; the best come first."""
     ranked = sorted(filter(_is_comparable, results), key=lambda r: (-_score(r), r.number))
     sizes = sorted({result.num_shared for result in ranked})
     return {size: [result for result in ranked if result.num_shared == size] for size in sizes}
@@ -69,7 +70,7 @@ class BestSoFar:
         self.best = best_per_size(results)
 
     def add(self, result: TrialResult) -> bool:
-        """Whether ``result`` is the best of its size so far."""
+        """Take in ``result``; returns whether it is the best of its size so far."""
         before = self.best.get(result.num_shared)
         if not _is_comparable(result) or (before and _score(result) <= _score(before)):
             return False
@@ -78,9 +79,9 @@ class BestSoFar:
 
 
 def hypervolume(points: Iterable[Point], reference: Point) -> float:
-    """Area between the front of ``points`` and ``reference``, in units of kv_fraction × score.
+    """The area between the front of ``points`` and ``reference``, in units of kv_fraction × score.
 
-    Points that do not beat the reference in both count nothing. Source: Zitzler and Thiele 1999.
+    Points that do not beat the reference in both do not count. Zitzler and Thiele, 1999.
     """
     far, floor = reference
     counted = [point for point in points if point[0] < far and point[1] > floor]
@@ -103,7 +104,7 @@ class GrowingFront:
             self.add(result)
 
     def add(self, result: TrialResult) -> float:
-        """The hypervolume with ``result``; a result without a score changes nothing."""
+        """Take in ``result``; returns the hypervolume. A result without a score changes nothing."""
         front = pareto_front([*self._front, result])
         if front != self._front or not self.volumes:
             self._front = front
@@ -120,7 +121,7 @@ class GrowingFront:
 
 
 def points_of(results: Sequence[TrialResult]) -> list[Point]:
-    """(kv_fraction, score) of scored ``results``."""
+    """The points (kv_fraction, score) of ``results``, which all have a score."""
     return [(kv_of(result), _score(result)) for result in results]
 
 
@@ -130,7 +131,7 @@ def kv_of(result: TrialResult) -> float:
 
 
 def _is_comparable(result: TrialResult) -> bool:
-    """Complete, with a score that can be compared: NaN is neither better nor worse."""
+    """Whether the result is complete and can be compared: NaN is neither better nor worse."""
     return result.status == "complete" and result.score is not None and not math.isnan(result.score)
 
 

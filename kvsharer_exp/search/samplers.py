@@ -1,7 +1,10 @@
-"""Optuna samplers by name: a plain dict of factories, and our own strategies.
+"""Make the sampler of a sweep by name: one of Optuna's, one of our strategies, or a plugin's.
 
-Another package adds one by an entry point of the group ``kvsharer_exp.samplers``: name → factory,
-called with a seed, the search space and the options of ``sampler.options``.
+The command ``sweep`` checks the configured sampler with `check_sampler` before the model is loaded,
+and makes it with `make_sampler`. `SAMPLERS` and `STRATEGIES` are plain dicts of factories.
+
+Another package adds a sampler by an entry point of the group ``kvsharer_exp.samplers``. It loads a
+factory that is called with a seed, the search space, and ``sampler.options`` as keywords.
 """
 
 from __future__ import annotations
@@ -59,6 +62,7 @@ def _ours(
 
 
 GROUP = "kvsharer_exp.samplers"
+"""The group of entry points by which other packages add samplers."""
 
 SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "tpe": _tpe,
@@ -67,7 +71,10 @@ SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "random": _random,
     "qmc": _qmc,
 }
+"""Optuna's samplers, by name."""
+
 STRATEGIES: dict[str, Callable[..., Strategy]] = {"evolution": Evolution, "beam": Beam}
+"""Our own strategies, by name; `MapSampler` makes a sampler of each."""
 
 
 def make_sampler(
@@ -79,12 +86,16 @@ def make_sampler(
     errors: Sequence[Sequence[float]] | None = None,
     **options: Any,
 ) -> BaseSampler:
-    """The sampler ``kind`` for maps of ``space``; our own use the pairs' block ``errors``.
+    """Make the sampler ``kind`` for maps of ``space``.
 
-    A resumed study draws anew: its seed depends on the trials so far.
+    Args:
+        trials_so_far: changes the seed, so that a resumed study does not draw the same maps again.
+        errors: the block errors of the pairs, ``[target][source]``; only our strategies use them.
+        options: options of the sampler itself.
 
     Raises:
-        InputError: no such sampler, an option it does not take, or one that is no sampler.
+        InputError: there is no such sampler, it does not take an option, or what was made is no
+            sampler.
     """
     ours = {name: partial(_ours, make, errors) for name, make in STRATEGIES.items()}
     create = find_part(kind, SAMPLERS | ours, group=GROUP, key="sampler.kind")
@@ -99,17 +110,20 @@ def make_sampler(
 
 
 def check_sampler(kind: str, **options: Any) -> None:
-    """Refuse what can be refused before there is a space; another package's may need it.
+    """Refuse, before there is a space, a name and options that `make_sampler` would refuse.
+
+    Options of another package's sampler are not checked, because it may need the space for that.
 
     Raises:
-        InputError: as `make_sampler`.
+        InputError: there is no such sampler, or it is one of ours or Optuna's and does not take
+            these options.
     """
     ours: dict[str, Callable[..., Any]] = {**SAMPLERS, **STRATEGIES}
     create = find_part(kind, ours, group=GROUP, key="sampler.kind")
     with _options_for(kind):
         if kind in STRATEGIES:
             create(**options)
-        elif kind in SAMPLERS:  # Optuna's do not look at the space
+        elif kind in SAMPLERS:  # Optuna's samplers do not look at the space
             create(0, None, **options)
 
 

@@ -1,4 +1,8 @@
-"""Maps a search starts from: the paper's, simple layouts, and those of a file."""
+"""The maps that a sweep starts from: the paper's, likely ones, simple layouts, those of a file.
+
+The command ``sweep`` makes the first kinds with `make_seeds`, and reads ``study.seeds`` with
+`SeedFile`.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +27,12 @@ PAPER = "paper greedy"
 """The origin of the maps that the paper's own search finds."""
 
 Walk = Callable[[str, Sequence[float], int | None], list[GreedyResult]]
-"""The greedy maps in an order of pairs, at these ratios, after at most so many candidates."""
+"""Gives the greedy maps in an order of pairs, at some ratios, after at most so many candidates."""
 
 
 @dataclass(frozen=True)
 class SeedFile:
-    """The maps of a file, and the id of the model they are of where the file names one."""
+    """The maps of a file, and the id of their model; None if the file does not name it."""
 
     path: Path
     model_id: str | None
@@ -36,7 +40,9 @@ class SeedFile:
 
     @classmethod
     def read(cls, path: Path) -> SeedFile:
-        """Read a list of maps or of front entries (front.json), or an object with a ``front``
+        """Read the maps of a JSON file.
+
+        It holds a list of maps or of front entries (front.json), or an object with a ``front``
         (result.json).
 
         Raises:
@@ -68,7 +74,7 @@ class SeedFile:
         """The maps that share a layer, as seeds for the model of these ``layers``.
 
         Raises:
-            InputError: they are of another model.
+            InputError: the file names another model, or a map does not fit the ``layers``.
         """
         if self.model_id is not None and self.model_id != model_id:
             raise InputError(
@@ -92,14 +98,14 @@ def make_seeds(
     walk: Walk,
     ratios: Sequence[float],
 ) -> list[Seed]:
-    """The maps that a search starts from, at each compression ratio and for one and two layers.
+    """Make the seeds of each compression ratio, and of one and two shared layers.
 
     They are the paper's greedy map, the pairs of least block error, the similar-first map, trailing
-    layers and adjacent pairs. The paper's come first and the largest first, so that none of them is
-    screened out.
+    layers and adjacent pairs. The paper's maps come first, the largest of them first, so that none
+    of them is screened out. A similar-first map is left out if it has fewer layers than asked for.
 
     Args:
-        ranking: of the pairs that may share.
+        ranking: the pairs that may share, most dissimilar first.
         error_walker: walks the ranking by block errors.
         walk: the greedy strategy on ``ranking``.
     """
@@ -108,7 +114,8 @@ def make_seeds(
     small = [count for count in (1, 2) if count < min(counts)]
     sizes = sorted({*small, *counts}, reverse=True)
     wanted = [size / layers for size in sizes]
-    # From the similar end most pairs fail once many layers are shared: a seed is not worth that.
+    # From the similar end, most pairs fail once many layers are shared. A seed is not worth so many
+    # candidates, so there is a limit.
     similar = walk("similar", wanted, 3 * sizes[0])
     least = error_walker.run("similar_untested", wanted)
     return [

@@ -1,9 +1,15 @@
-"""One candidate through the scoring stages, cheap ones first.
+"""Score a candidate map in stages, the cheap ones first, so that a bad map costs little.
 
-``screen/<n>``: the first n scoring windows; a map beaten there beyond a margin by one that is no
-larger stops here. ``fit``: all of them. ``tasks``: lm-eval on the search tasks, for maps that
-are still on the front (for every map when lm-eval is part of the fitness). Staged selection after
-EvoPress, https://arxiv.org/abs/2410.14649.
+A sweep makes a `StagedScorer`, and the coordinator (`study.run_search`) calls it for every new map.
+The stages are:
+
+- ``screen/<n>``: the map is scored on the first n scoring windows. It stops here if a map with no
+  more KV beats it there by more than a margin.
+- ``fit``: it is scored on all scoring windows.
+- ``tasks``: lm-eval scores it on the search tasks, if it is still on the front. If lm-eval is part
+  of the fitness, every map comes this far.
+
+Staged selection follows EvoPress, https://arxiv.org/abs/2410.14649.
 """
 
 from __future__ import annotations
@@ -33,11 +39,15 @@ from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import Status, TrialResult
 
 FIT = "fit/loss"
+"""The name of the loss on all scoring windows."""
 KL_VARIANCE = "kl/variance"
-"""Over the scoring windows of a complete map; scores of a study begun before this lack it."""
-# Before so many maps are complete nothing is known of how they differ over windows.
+"""The name of the variance of a complete map's KL over the scoring windows.
+
+A study begun before this was kept lacks it.
+"""
+# Until so many maps are complete, nothing is known of how maps differ from window to window.
 _TAUGHT, _FIRST_MARGIN = 10, 0.25
-_TINY = 1e-12  # a loss that is none
+_TINY = 1e-12  # a mean loss counts as at least this, so that none divides by 0
 
 
 def screen(windows: int) -> str:
@@ -46,7 +56,7 @@ def screen(windows: int) -> str:
 
 
 def screens(scores: Mapping[str, float]) -> list[str]:
-    """Names of the losses that ``scores`` hold of stages before the last, cheapest first."""
+    """The names of the losses of ``screen`` stages in ``scores``, cheapest first."""
     names = [name for name in scores if name.startswith("screen/")]
     return sorted(names, key=lambda name: int(name.split("/")[1]))
 
@@ -57,7 +67,11 @@ def _stage(loss: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the stages measured of one map; ``score`` is None unless ``status`` is complete."""
+    """What the stages measured of one map.
+
+    ``score`` is None unless ``status`` is ``complete``. The other fields are those of
+    `TrialResult`.
+    """
 
     scores: Mapping[str, float]
     status: Status
@@ -68,16 +82,24 @@ class Outcome:
 
 
 class StagedScorer:
-    """Scores maps in stages against the results so far.
+    """Scores maps in stages, and compares them with the results so far.
+
+    The score of a map is minus the weighted sum of its losses. ``reference_score`` is the score of
+    a map whose losses are the references of `Fitness`. ``full_tasks`` holds the full cache's scores
+    on the search tasks.
 
     Args:
-        fitness: what the score is minus the loss of, with weights: ``kl`` (nats), ``perplexity``
-            (increase of the loss, nats), ``cosine`` (1 - cosine), ``lm_eval`` (1 - mean retained).
-            ``reference_score`` is that of the losses' references.
-        screen_windows: how many of the evaluator's windows the stages before the last have seen;
-            those that are not fewer than all are left out.
+        evaluator: scores maps on the scoring windows.
+        fitness: the weight of each loss: ``kl`` (nats), ``perplexity`` (increase of the loss,
+            nats), ``cosine`` (1 - cosine), ``lm_eval`` (1 - mean retained).
+        tasks: scores the search tasks; None if there are none.
+        screen_windows: how many of the evaluator's windows each ``screen`` stage has seen. Numbers
+            that are not below that of all windows are left out.
         margin: a map is screened out when its loss exceeds (1 + margin) × that of the best map
-            with no more KV, on the same windows. None: learned, see `learned_margin`.
+            with no more KV, on the same windows. None: the margin is learned (`learned_margin`).
+
+    Raises:
+        InputError: a loss is unknown, or ``lm_eval`` is one and there are no ``tasks``.
     """
 
     def __init__(
@@ -99,14 +121,14 @@ class StagedScorer:
         self._fitness, self._margin = fitness, margin
         self._screens = [count for count in screen_windows if count < evaluator.num_windows]
         self._ahead: dict[SharingMap, CandidateScores] = {}
-        # Tasks are too dear for the first stages: KL stands for them.
+        # Tasks cost too much for the first stages. If nothing else counts, KL stands for them.
         cheap = [(w, parts[n].loss) for n, w in fitness.items() if parts[n].loss is not None]
         self._cheap = cheap or [(1.0, FITNESSES["kl"].loss)]
         self.reference_score = -sum(w * parts[n].reference for n, w in fitness.items())
         self.full_tasks = tasks.score() if tasks is not None else {}
 
     def look_ahead(self, maps: Sequence[SharingMap]) -> None:
-        """Measure the first stage of all ``maps`` in one forward, for when each is scored.
+        """Measure the first stage of all ``maps`` in one forward, before each of them is scored.
 
         Raises:
             InputError: they need more memory than the device has.
@@ -125,7 +147,7 @@ class StagedScorer:
     def __call__(
         self, sharing_map: SharingMap, size: Footprint, results: Sequence[TrialResult]
     ) -> Outcome:
-        """Score one map, knowing its footprint and the results so far (`study.Score`)."""
+        """Score one map whose footprint is ``size``, given the results so far (`study.Score`)."""
         best = best_within(results, size.kv_fraction)
         scores: dict[str, float] = {}
         measured = self._ahead.pop(sharing_map, CandidateScores(()))
@@ -165,22 +187,25 @@ class StagedScorer:
         return Outcome(scores, "complete", stage, score, window_losses=window_losses)
 
     def margins(self, results: Sequence[TrialResult]) -> dict[str, float]:
-        """By stage, the margin after these ``results``."""
+        """The margin of each ``screen`` stage after these ``results``, by the name of its loss."""
         return {screen(windows): self._margin_of(windows, results) for windows in self._screens}
 
     def _margin_of(self, windows: int, results: Sequence[TrialResult]) -> float:
         return learned_margin(results, windows) if self._margin is None else self._margin
 
     def _loss(self, measured: CandidateScores, windows: slice | None = None) -> float:
-        """On ``windows``; the first ones by default."""
+        """The loss of scores that were measured on ``windows``; by default on the first ones."""
         full = self._evaluator.full_scores[windows or slice(len(measured.cosines))]
         return sum(weight * loss(measured, full) for weight, loss in self._cheap if loss)
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far a cheap stage orders maps as the next one does: Kendall's τ over ``maps`` maps that
-    passed both (None below three); of those it stopped nothing is known."""
+    """How far the stage ``cheap`` orders maps as the next stage, ``dear``, does.
+
+    ``kendall_tau`` is Kendall's τ over the maps that have a loss in both stages; ``maps`` is their
+    number. It is None for fewer than three. Nothing is known of maps that the cheap stage stopped.
+    """
 
     cheap: str
     dear: str
@@ -192,7 +217,10 @@ class Agreement:
 
 
 def agreements(results: Sequence[TrialResult], fitness: Mapping[str, float]) -> list[Agreement]:
-    """Each stage against the next, and, where tasks are part of the fitness, fit against score."""
+    """Compare each stage with the next.
+
+    If lm-eval is part of the fitness, the stage ``fit`` is compared with the score as well.
+    """
     names = [*max((screens(r.scores) for r in results), key=len, default=[]), FIT]
     found = [
         _agreement(
@@ -217,13 +245,16 @@ def _agreement(
 
 
 def learned_margin(results: Sequence[TrialResult], windows: int) -> float:
-    """How much worse on the first ``windows`` a map may be and yet turn out the better one.
+    """Learn how much worse a map may be on the first ``windows`` and still be the better one.
 
-    The relative difference between maps of like loss, which are those that compete, varies from
-    window to window; its mean over the first of them misses that over all by some standard error.
-    The margin, three times that, stops hardly a better one: among hundreds of maps the best may be
-    one that the first windows are against. Learned from neighbours among the latest 200 complete
-    maps: the median, for a few odd maps differ far more.
+    Maps of nearly the same loss compete. Their relative difference varies from window to window, so
+    its mean over the first windows misses its mean over all windows by some standard error. The
+    margin is three times this standard error. It is that wide because among hundreds of maps the
+    best may be one that looks bad on the first windows.
+
+    The standard error is learned from the latest 200 complete maps. They are sorted by loss, and
+    each is compared with its neighbour. The median over these pairs is taken, because a few odd
+    maps differ far more. Until 10 maps are complete, the margin is 0.25.
     """
     known = [result.window_losses for result in results if result.window_losses][-200:]
     if len(known) < _TAUGHT:
@@ -238,7 +269,7 @@ def learned_margin(results: Sequence[TrialResult], windows: int) -> float:
 def _mean_retained(
     scores: Mapping[str, float], full: Mapping[str, float], tasks: Sequence[str]
 ) -> float:
-    """Mean over tasks of what is retained of each task's first metric; 1 is the full cache."""
+    """The mean over ``tasks`` of what each retains in its first metric; 1 for the full cache."""
     first: dict[str, float] = {}
     for name, share in retained(scores, full).items():
         first.setdefault(ScoreName.parse(name).subject, share)

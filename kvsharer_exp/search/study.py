@@ -1,10 +1,14 @@
-"""The coordinator: ask Optuna, decode to a map, score it once, tell; resumable at any point.
+"""The coordinator of a sweep: asks Optuna for parameters, and scores every new map once.
 
-One process owns a study. The sampler works on a copy in memory (a parameter costs microseconds
-there, milliseconds in a file); every finished trial is added to the stored study in one write, with
-its result as JSON, so that a study can be read back whole (`study_store`). A killed
-run loses the trial in flight and nothing else. A known map is told its values again, free of
-charge.
+The command ``sweep`` opens its study with `open_study` and searches with `run_search`. Drawn
+parameters are decoded to a map. The map is scored, and Optuna is told its values. A map that is
+known already costs nothing: Optuna is told the same values again.
+
+One process owns a study. The sampler works on a copy of the study in memory, where a parameter
+costs microseconds; in a file it would cost milliseconds. Every finished trial is added to the
+stored study in one write. Its result is part of it as JSON, so that a study can be read back whole
+(`study_store`). A run that is killed at any point can be resumed, and loses only the trials under
+way.
 """
 
 from __future__ import annotations
@@ -38,15 +42,18 @@ from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import TrialResult
 
-MAX_REPEATS = 200  # known maps in a row before the space counts as exhausted
-_STUCK = 10  # known maps in a row before one draw is random: a sampler may insist on the best known
+MAX_REPEATS = 200  # after so many known maps in a row, the space counts as exhausted
+# After so many known maps in a row, draws are random: a sampler may insist on the best known map.
+_STUCK = 10
 
 
 class Score(Protocol):
+    """Scores one map, as `StagedScorer` does."""
+
     def __call__(
         self, sharing_map: SharingMap, size: Footprint, results: Sequence[TrialResult]
     ) -> Outcome:
-        """Score ``sharing_map`` of footprint ``size``, knowing the ``results`` so far."""
+        """Score ``sharing_map``, whose footprint is ``size``, given the ``results`` so far."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,13 @@ class Search:
     """What maps are drawn from, who draws them, and how each one is scored.
 
     Args:
-        sampler: asks for parameters of ``space``.
-        footprint: the memory of a map, computed before the map is scored.
+        space: decodes parameters to maps.
+        sampler: draws parameters of ``space``.
+        score: scores a map.
+        footprint: gives the memory of a map, before the map is scored.
         seeds: maps that are scored first, unless the study knows them.
         together: how many maps the sampler is asked for before the first of them is scored.
-        look_ahead: is given the new ones among those, so that it may measure them in one forward.
+        look_ahead: is given the new maps among these, so that it may measure them in one forward.
     """
 
     space: SearchSpace
@@ -74,14 +83,15 @@ class Search:
 def open_study(
     name: str, *, storage: str | None, folder: Path, fresh: bool = False
 ) -> Iterator[StudyStore]:
-    """The study ``name`` (created if new), held by this process alone for the block.
+    """Open the study ``name``, and create it if it is new; no other process has it in the block.
 
     Args:
         storage: an RDB URL (``postgresql://…``) or a journal file; None: a journal in ``folder``.
+        folder: holds the lock of the study; it is made if it is not there.
         fresh: forget what the study holds.
 
     Raises:
-        InputError: another process runs it, or the storage cannot be opened.
+        InputError: another process runs the study, or the storage cannot be opened.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,11 +127,12 @@ def run_search(
     minutes: float | None = None,
     on_result: Callable[[TrialResult], bool] | None = None,
 ) -> list[TrialResult]:
-    """Search until the study holds ``n_trials`` distinct maps, until ``minutes`` have passed, or
-    until ``on_result`` says so.
+    """Search until the study holds ``n_trials`` distinct maps, or until ``minutes`` have passed.
+
+    It also ends when ``on_result`` returns true, or after `MAX_REPEATS` known maps in a row.
 
     Args:
-        on_result: is called with each new result after the result was stored; true ends the search.
+        on_result: is called with each new result after the result was stored.
 
     Returns:
         All results of the study. A trial whose scoring raises ``RuntimeError`` or
@@ -179,7 +190,7 @@ def _scored(
     so_far: Sequence[TrialResult],
     spent: float,
 ) -> TrialResult:
-    """What became of the trial, on which ``spent`` seconds were spent before."""
+    """Score the map of ``trial``, on which ``spent`` seconds were spent before."""
     size = search.footprint(sharing_map)
     started = time.perf_counter()
     outcome = _attempt(search.score, sharing_map, size, so_far)

@@ -1,8 +1,9 @@
-"""What a study remembers beside its trials' parameters: names, types and version, in one place.
+"""Keep what a study remembers beside the parameters of its trials, and read it back.
 
-Optuna keeps user attributes of a study and of each trial as JSON. Their names are written and read
-here only. A study made by an earlier version of this project has no version attribute: it is
-version 1, whose attributes have not changed since.
+The coordinator (`study`), the command ``sweep``, the finals and the samplers use a study through
+this module. Optuna keeps user attributes of a study and of each trial as JSON. Their names and
+types are known here only. A study made by an earlier version of this project has no attribute
+``version``. It counts as version 1, whose attributes have not changed since.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import SAMPLED, TrialResult
 
 VERSION = 1
-"""Of the attributes below; raise it when one changes its name or type."""
+"""The version of the attributes below. Raise it when one of them changes its name or type."""
 
 Seed = tuple[str, SharingMap]
-"""Where a map that a search starts from comes from, and the map."""
+"""A map that a search starts from, with its origin in front: (origin, map)."""
 
 HeldOut = tuple[dict[str, float], dict[str, list[float]]]
-"""Held-out scores of a map, and the [low, high] of those that have an interval."""
+"""The held-out scores of a map by name, and [low, high] of those that have an interval."""
 
-# Of a trial.
+# The attributes of a trial.
 _RESULT, _CACHED, _ORIGIN = "result", "cached_from", "origin"
-# Of a study; the held-out scores of a map and its MLflow run have a name of their own each.
+# The attributes of a study. Held-out scores and the MLflow run of a map have names made below.
 _VERSION, _IDENTITY, _RUN, _FRONT = "version", "identity", "mlflow_run_id", "front"
 _SEEDS, _FINALS = "seeds", "finals"
 
 
 def result_of(trial: FrozenTrial) -> TrialResult | None:
-    """What a stored trial gave; None for one under way, or one that met a known map."""
+    """The result of a stored trial; None if it is under way, or if it met a known map."""
     text = trial.user_attrs.get(_RESULT)
     return None if text is None else TrialResult.from_json(text)
 
@@ -50,20 +51,21 @@ def keep_cached(trial: Trial, known: TrialResult) -> None:
 
 
 def origin_of(trial: Trial) -> str:
-    """Where the map of a trial comes from: a seed's origin, or the sampler."""
+    """Where the map of a trial comes from: the origin of a seed, or the sampler."""
     return str(trial.user_attrs.get(_ORIGIN, SAMPLED))
 
 
 def origin_attributes(origin: str) -> dict[str, str]:
-    """What `Study.enqueue_trial` is given so that `origin_of` finds it."""
+    """The attributes to give Optuna's ``enqueue_trial``, so that `origin_of` finds ``origin``."""
     return {_ORIGIN: origin}
 
 
 class StudyStore:
-    """The attributes of one study, held by this process alone (see `study.open_study`)."""
+    """The attributes of one study, which only this process uses (see `study.open_study`)."""
 
     def __init__(self, study: optuna.Study) -> None:
-        """
+        """Take a study that this version can read.
+
         Raises:
             InputError: a newer version of this project wrote the study.
         """
@@ -80,25 +82,25 @@ class StudyStore:
         return self.study.study_name
 
     def results(self) -> list[TrialResult]:
-        """Every distinct map that was scored, in order."""
+        """The result of every distinct map that was scored, in the order of scoring."""
         found = map(result_of, self.study.get_trials(deepcopy=False))
         return [result for result in found if result is not None]
 
     def count_trials(self) -> int:
-        """All trials, those that met a known map included."""
+        """The number of all trials, also of those that met a known map."""
         return len(self.study.get_trials(deepcopy=False))
 
     def count_cached(self) -> int:
-        """Trials that met a known map and cost nothing."""
+        """The number of trials that met a known map and cost nothing."""
         return sum(_CACHED in t.user_attrs for t in self.study.get_trials(deepcopy=False))
 
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Refuse to mix scores of two configurations in one study.
 
-        ``identity``: what makes two scores comparable, as JSON values.
+        ``identity``: what must be the same for two scores to be comparable, as JSON values.
 
         Raises:
-            InputError: the study holds scores of another identity; names what differs.
+            InputError: the study holds scores of another identity; the message says what differs.
         """
         held = self._get(_IDENTITY, None)
         if held is None:
@@ -114,7 +116,7 @@ class StudyStore:
 
     @property
     def mlflow_run_id(self) -> str:
-        """The MLflow run of the sweep; empty before there is one."""
+        """The id of the MLflow run of the sweep; empty before there is one."""
         return str(self._get(_RUN, "") or "")
 
     @mlflow_run_id.setter
@@ -122,11 +124,12 @@ class StudyStore:
         self._set(_RUN, run_id)
 
     def map_run(self, sharing_map: SharingMap) -> str:
-        """The MLflow run of a map; empty where it has none."""
+        """The id of the MLflow run of a map; empty if it has none."""
         return str(self._get(_map_run(sharing_map), ""))
 
     def keep_map_run(self, sharing_map: SharingMap, run_id: str) -> None:
-        # One attribute a map: a dictionary of all would be written whole every time.
+        """Keep the id of the MLflow run of a map."""
+        # Each map has an attribute, because one dictionary would be written whole every time.
         self._set(_map_run(sharing_map), run_id)
 
     @property
@@ -140,7 +143,7 @@ class StudyStore:
 
     @property
     def seeds(self) -> list[Seed] | None:
-        """The maps that the search starts from; None before they were made."""
+        """The maps that the search starts from; None before they are made."""
         kept = self._get(_SEEDS, None)
         if kept is None:
             return None
@@ -152,7 +155,7 @@ class StudyStore:
 
     @property
     def finals(self) -> dict[str, list[float]]:
-        """By digest of a map, its losses on the windows of the finals so far."""
+        """By the digest of a map, its losses on the windows of the finals so far."""
         return dict(self._get(_FINALS, {}))
 
     @finals.setter
@@ -160,11 +163,12 @@ class StudyStore:
         self._set(_FINALS, dict(losses))
 
     def held_out(self, key: str) -> dict[str, HeldOut]:
-        """By digest of a map, its held-out scores under the settings that ``key`` names."""
+        """By the digest of a map, its held-out scores under the settings that ``key`` names."""
         kept = self._get(f"report {key}", {})
         return {digest: (scores, intervals) for digest, (scores, intervals) in kept.items()}
 
     def keep_held_out(self, key: str, scores: Mapping[str, HeldOut]) -> None:
+        """Keep held-out scores for `held_out`, in place of those kept under ``key`` before."""
         self._set(f"report {key}", dict(scores))
 
     def _get(self, name: str, default: Any) -> Any:

@@ -12,6 +12,7 @@ from statistics import fmean
 
 import numpy as np
 
+from kvsharer_exp.values.finite import check_finite
 from kvsharer_exp.values.intervals import (
     CONFIDENCE,
     RESAMPLES,
@@ -90,6 +91,7 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
     By chance, each item that only one of them has right is in ``a`` with probability 1/2, so their
     number is binomial. https://doi.org/10.1007/BF02295996
     """
+    check_finite("items", [*a, *b])
     only_a = sum(x > y for x, y in zip(a, b, strict=True))
     only_b = sum(x < y for x, y in zip(a, b, strict=True))
     discordant = only_a + only_b
@@ -113,6 +115,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     If every cell with an adjusted p-value below a level is marked, chance alone marks any cell with
     at most that probability. Holm's step-down method, https://www.jstor.org/stable/4615733.
     """
+    check_finite("p-values", p_values)
     adjusted = [0.0] * len(p_values)
     highest = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):

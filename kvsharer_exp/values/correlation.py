@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kvsharer_exp.values.finite import check_finite
 from kvsharer_exp.values.intervals import CONFIDENCE, Interval, z_quantile
 
 
@@ -21,6 +22,7 @@ def spearman(
     The interval takes the items to be independent. The result is None for fewer than four items, or
     where one side is constant. https://doi.org/10.1007/BF02294183
     """
+    check_finite("ranked values", [*a, *b])
     if len(a) < 4 or len(set(a)) == 1 or len(set(b)) == 1:
         return None
     rho = float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
@@ -39,6 +41,7 @@ def _ranks(values: Sequence[float]) -> np.ndarray:
 
 def kendall(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Kendall's τ-b in [-1, 1], which allows for ties; None where one side is constant."""
+    check_finite("ranked values", [*a, *b])
     first, second = (np.sign(np.subtract.outer(np.asarray(x), np.asarray(x))) for x in (a, b))
     pairs = math.sqrt(float(np.abs(first).sum()) * float(np.abs(second).sum()))
     return float((first * second).sum()) / pairs if pairs else None

@@ -12,7 +12,7 @@ class GreedyStep(Record):
     """One pair that the greedy strategy tried.
 
     ``cosine`` is the mean over the ``windows`` that it took to decide. It is None when no test was
-    asked for.
+    asked for, and when the map overflowed in the model's dtype.
     """
 
     target: int

@@ -12,6 +12,8 @@ from statistics import NormalDist, fmean, stdev
 
 import numpy as np
 
+from kvsharer_exp.values.finite import check_finite
+
 CONFIDENCE = 0.95
 
 
@@ -54,6 +56,7 @@ def resampled_means(values: Sequence[float], resamples: int, seed: int) -> np.nd
     Raises:
         ValueError: there are no values.
     """
+    check_finite("items to resample", values)
     data = np.asarray(values, dtype=np.float64)
     if not data.size:
         raise ValueError("no values to resample: give at least one")
@@ -87,6 +90,7 @@ def t_interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> In
     """
     if len(values) < 2:
         raise ValueError(f"{len(values)} values have no spread: give at least two")
+    check_finite("draws", values)
     half = t_quantile(confidence, len(values) - 1) * standard_error(values)
     mean = fmean(values)
     return Interval(mean, mean - half, mean + half)
@@ -144,6 +148,7 @@ def half_width(values: Sequence[float], limit: int, *, confidence: float = CONFI
         ValueError: there are no values, there is only one and it is not 0 or 1, or all are 0 or 1
             and ``limit`` is below one.
     """
+    check_finite("items", values)
     if is_binary(values):
         interval = wilson(fmean(values) * limit, limit, confidence=confidence)
         return (interval.high - interval.low) / 2

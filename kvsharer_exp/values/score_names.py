@@ -1,9 +1,9 @@
-"""The names of scores, taken apart in one place, and what a name says of its score.
+"""The names of scores, and what a name says of its score.
 
-Every score of this project has a name of one of these forms, in ``result.json``, in MLflow and in
-tables: ``kl``, ``cosine``, ``kl/<text>``, ``perplexity/<text>``, ``lm_eval/<task>/<metric>`` and
-``lm_eval/<task>/<metric>.<filter>``. Whoever makes or reads such a name does it with `ScoreName`;
-whoever compares two scores asks here which one is the better.
+Every score has a name of one of these forms, in ``result.json``, in MLflow and in tables: ``kl``,
+``cosine``, ``kl/<text>``, ``perplexity/<text>``, ``lm_eval/<task>/<metric>`` and
+``lm_eval/<task>/<metric>.<filter>``. Code that makes or reads such a name uses `ScoreName`. Code
+that compares two scores asks here which one is better.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 KL = "kl"
-"""KL to the full cache on the scoring windows, nats."""
+"""KL to the full cache on the scoring windows, in nats."""
 
 COSINE = "cosine"
-"""Cosine of the last hidden states to the full cache's on the scoring windows."""
+"""Cosine of the last hidden states to those of the full cache, on the scoring windows."""
 
 CALIBRATION_PERPLEXITY = "perplexity/calibration"
 """Perplexity of the scoring windows, which are cut from the calibration text."""
@@ -23,7 +23,7 @@ CALIBRATION_PERPLEXITY = "perplexity/calibration"
 HELD_OUT_KL, HELD_OUT_PERPLEXITY = "kl/report", "perplexity/report"
 """KL and perplexity on the report part of the held-out text, which no search saw."""
 
-# Metrics where less is better, here and in lm-eval's registry and task files.
+# Metrics that are better when lower, here and in the registry and task files of lm-eval.
 _LOWER_IS_BETTER = frozenset(
     """bits_per_byte brier_score byte_perplexity cer kl likelihood_diff loss nll perplexity ter wer
     word_perplexity""".split()
@@ -39,8 +39,9 @@ _MAIN = ("acc", "exact_match", "f1", "word_perplexity", "perplexity")
 class ScoreName:
     """A score's name in its parts.
 
-    ``kind``: ``kl``, ``cosine``, ``perplexity`` or ``lm_eval``. ``subject``: the text, or lm-eval's
-    task. ``metric``: lm-eval's metric, for other kinds the kind. ``filtered``: lm-eval's filter.
+    ``kind``: ``kl``, ``cosine``, ``perplexity`` or ``lm_eval``. ``subject``: the text, or the task
+    of lm-eval. ``metric``: the metric of lm-eval; for other kinds it is the kind. ``filtered``: the
+    filter of lm-eval, or empty.
     """
 
     kind: str
@@ -84,46 +85,70 @@ class ScoreName:
 
     @property
     def of_likelihoods(self) -> bool:
-        """Whether log-likelihoods stand behind the score, so that its items are better when higher
-        although the score is better when lower."""
+        """Whether log-likelihoods stand behind the score.
+
+        Then the items are better when higher, although the score is better when lower.
+        """
         return self.metric in _OF_LIKELIHOODS
 
 
 def label(name: str, between: str = " ") -> str:
-    """``name`` for people: a task without ``lm_eval/``, its parts with ``between`` between them."""
+    """The name for people: without ``lm_eval/``, and with ``between`` between its parts."""
     return name.removeprefix("lm_eval/").replace("/", between)
 
 
-def higher_is_better(name: str) -> bool:
-    """Whether a score of this name improves upwards.
+Directions = Mapping[str, bool]
+"""What tasks say of their scores: by score name, whether higher is better."""
 
-    Metrics that are not known to improve downwards count as improving upwards.
+
+def higher_is_better(name: str, directions: Directions | None = None) -> bool:
+    """Whether a score of this name is better when higher.
+
+    The word of its task counts first. Where ``directions`` has none, as for our own scores and in
+    results of earlier versions, the name of the metric decides: a metric counts as better when
+    higher unless it is known to be better when lower.
     """
-    return ScoreName.parse(name).metric not in _LOWER_IS_BETTER
+    said = (directions or {}).get(name)
+    return not is_known_lower(ScoreName.parse(name).metric) if said is None else said
 
 
-def retained(scores: Mapping[str, float], full: Mapping[str, float]) -> dict[str, float]:
+def is_known_lower(metric: str) -> bool:
+    """Whether a metric of this name is known to be better when lower."""
+    return metric in _LOWER_IS_BETTER
+
+
+def unusual(directions: Directions) -> dict[str, bool]:
+    """Those of ``directions`` that the name of the score does not tell."""
+    return {name: up for name, up in directions.items() if higher_is_better(name) != up}
+
+
+def retained(
+    scores: Mapping[str, float],
+    full: Mapping[str, float],
+    directions: Directions | None = None,
+) -> dict[str, float]:
     """The share of the full cache's quality that a map retains, by score name.
 
-    1 is all of it, above 1 is better than the full cache. The share is the map's score over the
-    full cache's where more is better, and the full cache's over the map's where less is better, as
-    for perplexities. Scores that one side lacks, distances to the full cache (``kl``, ``cosine``)
-    and zeros have no share.
+    1 is all of it, and above 1 is better than the full cache. If more is better, the share is the
+    score of the map over that of the full cache. If less is better, as for perplexities, it is the
+    other way round. A score has no share if one side lacks it, if it is a distance to the full
+    cache (``kl``, ``cosine``), or if the divisor is not above zero.
     """
     shares = {}
     for name, score in scores.items():
         if name not in full or ScoreName.parse(name).metric in _NO_RATIO:
             continue
-        top, bottom = (score, full[name]) if higher_is_better(name) else (full[name], score)
+        up = higher_is_better(name, directions)
+        top, bottom = (score, full[name]) if up else (full[name], score)
         if bottom > 0:
             shares[name] = top / bottom
     return shares
 
 
 def table_columns(names: Iterable[str]) -> list[str]:
-    """The scores that a table shows: KL, every perplexity of a text, one metric of every task.
+    """The scores that a table shows: KL, every perplexity of a text, and one metric of every task.
 
-    Tasks made from search text are left out, for the search optimised on them.
+    Tasks made from the search text are left out, because the search optimised on them.
     """
     listed = list(names)
     parsed = {name: ScoreName.parse(name) for name in listed}

@@ -1,4 +1,4 @@
-"""Scores of one candidate map, window by window."""
+"""The scores of one candidate map, window by window, as `Evaluator` gives them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from kvsharer_exp.values.score_names import CALIBRATION_PERPLEXITY, COSINE, KL
 
 @dataclass(frozen=True, slots=True)
 class CandidateScores(Record):
-    """One map against the full cache, one number per window (all windows have equal length).
+    """One map compared with the full cache: one number per window. All windows are equally long.
 
-    ``cosines``: of the flattened last hidden states, as in the authors' acceptance test.
-    ``kls``: mean over tokens of KL(full ‖ shared) of the next-token distributions, nats.
-    ``nlls``: mean over predicted tokens, nats. The last two are empty when no logits were asked
-    for. ``a + b`` joins the windows of two evaluations, ``a[2:8]`` takes some.
+    ``cosines``: the cosine of the flattened last hidden states, as in the acceptance test of the
+    paper's authors. ``kls``: KL(full ‖ shared) of the next-token distributions, mean over tokens,
+    in nats. ``nlls``: the negative log-likelihood of predicted tokens under the map, mean over
+    tokens, in nats. ``kls`` and ``nlls`` are empty if no logits were asked for. ``a + b`` joins the
+    windows of two evaluations, and ``a[2:8]`` takes some of them.
     """
 
     cosines: tuple[float, ...]
@@ -30,7 +31,7 @@ class CandidateScores(Record):
         )
 
     def __getitem__(self, windows: slice) -> CandidateScores:
-        """Those of some ``windows``."""
+        """The scores of some ``windows``."""
         return CandidateScores(self.cosines[windows], self.kls[windows], self.nlls[windows])
 
     def named(self) -> dict[str, float]:

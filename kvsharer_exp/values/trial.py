@@ -1,4 +1,8 @@
-"""What became of one trial, and a map of the front."""
+"""What became of one trial of a sweep, and one map of its front.
+
+The coordinator (`search.study`) makes a `TrialResult` of every new map. The command ``sweep`` makes
+the `FrontEntry` of a map of the front.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ SAMPLED = "sampler"  # the origin of a map that is no seed
 
 @dataclass(frozen=True, slots=True)
 class TrialResult(Record):
-    """What one trial gave. A failed or screened-out trial carries no score that was not measured.
+    """What one trial measured. A failed or screened-out trial holds no score that was made up.
 
     ``score`` is the objective, where higher is better; it is None unless ``status`` is
     ``complete``. ``reason`` says why a trial failed or was screened out. ``window_losses`` holds

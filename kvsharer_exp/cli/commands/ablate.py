@@ -1,8 +1,8 @@
-"""``ablate``: the paper's ablations and its reviewers' questions → one table with intervals.
+"""The command ``ablate``: the paper's ablations and its reviewers' questions, as one table.
 
-What is run is a file of ``conf/experiment/`` (``+experiment=NAME``) or ``ablate.…=``: arms under
-every combination of the settings that vary. Each map is scored on the same held-out windows,
-beside the full cache and the first arm.
+A file of ``conf/experiment/`` (``+experiment=NAME``) or ``ablate.…=`` says what is run: some arms
+under every combination of the settings that vary. Each map is scored on the same held-out windows
+as the full cache and the first arm, so that every difference has an interval.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from kvsharer_exp.values.greedy import GreedyResult
 from kvsharer_exp.values.sharing_map import SharingMap
 
 Variant = dict[str, Any]
-"""The settings that vary, by configuration key."""
+"""One combination of the settings that vary: their values by configuration key."""
 
 
 def run(
@@ -43,7 +43,7 @@ def run(
     calibration: Calibration,
     scorers: Scorers,
 ) -> None:
-    """Write ``result.json`` with every map, arm, comparison and whatever else the file asks for."""
+    """Write ``result.json`` with all maps, arms and comparisons, and what else is asked for."""
     arms = [check_arm(arm) for arm in dict.fromkeys(config.ablate.arms)]
     settings = [(variant, apply(config, variant)) for variant in variants(config)]
     given = read_maps(config, log.tracker) if GIVEN in arms else ()
@@ -61,7 +61,7 @@ def run(
         most = config.ablate.max_candidates
         ablation.pairs = pairs_alone(now.text.evaluator, now.ranking, max_pairs=most)
     for variant, setting in settings:
-        now = now.varied(setting)  # from the last one: what has not changed is kept
+        now = now.varied(setting)  # made from the last one, so that what has not changed is kept
         walker = now.walker(max_candidates=config.ablate.max_candidates, given=given)
         for arm in arms:
             for draw in range(config.ablate.draws if is_random(arm) else 1):
@@ -73,8 +73,10 @@ def run(
 
 
 def variants(config: Config) -> list[Variant]:
-    """Every combination of the settings that vary, by configuration key; the text and its size
-    vary slowest, as they cost a calibration each."""
+    """Every combination of the settings that vary, by configuration key.
+
+    The text and its size vary slowest, because each of their values costs a calibration.
+    """
     wanted = config.ablate
     lists: Mapping[str, Sequence[Any]] = {
         "calibration.path": wanted.calibration_paths,
@@ -88,10 +90,10 @@ def variants(config: Config) -> list[Variant]:
 
 
 def apply(config: Config, variant: Variant) -> Config:
-    """The configuration under ``variant``.
+    """The configuration with the settings of ``variant``.
 
     Raises:
-        InputError: a value out of range.
+        InputError: a value is out of range.
     """
     groups: dict[str, dict[str, Any]] = {"calibration": {}, "search": {}}
     for key, value in variant.items():
@@ -123,7 +125,7 @@ def _check_lengths(config: Config, loaded: LoadedModel) -> None:
 
 
 def _check_texts(calibration: Calibration, settings: Sequence[Config]) -> None:
-    """Refuse overlapping or too little text of any setting before anything is computed."""
+    """Refuse texts that overlap or are too short, for any setting, before anything is computed."""
     calibration.text.windows.require("calibration")
     now = calibration
     for setting in settings:
@@ -147,7 +149,7 @@ def _walk(
 def _timings(
     config: Config, log: RunLog, loaded: LoadedModel, rows: Sequence[Row]
 ) -> list[dict[str, Any]]:
-    """Memory and speed of the first arm's maps, cell by cell as ``bench`` measures them."""
+    """Measure memory and speed of the first arm's maps, cell by cell as ``bench`` does."""
     cells = []
     first = [row for row in rows if row.arm == rows[0].arm and row.variant == rows[0].variant]
     for row in (row for row in first if row.result.found and row.draw == 0):

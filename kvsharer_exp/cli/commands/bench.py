@@ -1,6 +1,7 @@
-"""``bench``: memory and speed of one map beside the full cache, measured and predicted.
+"""The command ``bench``: memory and speed of one map and of the full cache.
 
-Without ``map=`` it calculates what ``compression.ratios`` would buy for this model.
+They are measured, and predicted from the shapes. Without ``map=`` the command calculates what the
+``compression.ratios`` would save for this model.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 
 def run(config: Config, log: RunLog, loaded: LoadedModel, windows: Windows) -> None:
-    """Write ``result.json`` with one cell per batch and context."""
+    """Write ``result.json`` with one cell for each batch size and context."""
     if config.map is None:
         _calculate(config, log, loaded, windows)
     else:

@@ -1,4 +1,4 @@
-"""``calibrate``: layer statistics → distance matrix, ranking, heat map."""
+"""The command ``calibrate``: the distances between layers, as a matrix, ranking and heat map."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.terminal import TurningTable
 
-SHOWN = 5  # pairs from either end of the ranking
+SHOWN = 5  # pairs that are printed from either end of the ranking
 
 
 def run(

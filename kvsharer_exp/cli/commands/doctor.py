@@ -1,4 +1,8 @@
-"""``doctor``: what works on this machine, found out without loading or downloading a model."""
+"""The command ``doctor``: say what works on this machine, without loading a model.
+
+It checks the device, memory, disk and results, the model hub, every model of ``conf/model/`` and
+the tasks. Nothing is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -36,15 +40,15 @@ from kvsharer_exp.model.availability import (
 from kvsharer_exp.model.folders import cache_dir, data_dir
 from kvsharer_exp.tracking.environment import environment
 
-HUB_SECONDS = 5.0
-_LEAST_DISK = 2 * 10**9  # bytes: the embedded model, its conversion, a study
-_GATED = ("meta-llama/", "google/")  # known without asking the hub
+HUB_SECONDS = 5.0  # how long the hub may take to answer
+_LEAST_DISK = 2 * 10**9  # bytes for the embedded model, its conversion and a study
+_GATED = ("meta-llama/", "google/")  # these are known to be gated without asking the hub
 _VERSIONS = ("python", "torch", "transformers", "optuna", "lm_eval", "mlflow", "datasets")
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the report; ``note`` names the way out where ``works`` is false."""
+    """One line of what ``doctor`` prints; if ``works`` is false, ``note`` names the way out."""
 
     what: str
     works: bool
@@ -98,8 +102,11 @@ def _show(console: Console, title: str, checks: Sequence[Check]) -> None:
 
 
 def _in_time(calls: Mapping[str, Callable[[], str]]) -> dict[str, str]:
-    """What each call says; a call that takes too long (a name server that is not there) is left
-    behind and said to give no answer."""
+    """Make all ``calls`` at once, and return what each of them says.
+
+    A call that takes longer than `HUB_SECONDS`, as without a name server, is left behind. For it
+    the answer is that there was none in time.
+    """
     answers: dict[str, str] = {}
     threads = [
         threading.Thread(target=lambda n=name, c=call: answers.update({n: c()}), daemon=True)
@@ -115,7 +122,7 @@ def _in_time(calls: Mapping[str, Callable[[], str]]) -> dict[str, str]:
 
 
 def _device() -> tuple[Check, int]:
-    """The device a model would go to, and the bytes that are free on it."""
+    """Check the device that a model would go to; returns the bytes that are free on it too."""
     import torch
 
     if not torch.cuda.is_available():
@@ -135,12 +142,12 @@ def _memory() -> Check:
 
 
 def _free_memory() -> int:
-    """Bytes of RAM that can still be used, within the limit of this container."""
+    """The bytes of RAM that are still free, within the limit of this container."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         held = dict(line.split(":") for line in lines)
         free = int(held["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):  # no Linux: what is installed is the best that is known
+    except (OSError, KeyError):  # not on Linux, where only the installed RAM is known
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit, used = (Path(f"/sys/fs/cgroup/memory.{what}") for what in ("max", "current"))
     if limit.is_file() and limit.read_text(encoding="ascii").strip() != "max":
@@ -164,7 +171,7 @@ def _results(config: Config) -> Check:
 
 
 def _store_problem(uri: str) -> str:
-    """Why MLflow could not write there; empty when it can, or when it is a database server."""
+    """Say why MLflow could not write to ``uri``; empty if it can, or if it is a database server."""
     if uri.startswith(("http://", "https://")):
         return unreachable(uri)
     if not uri.startswith("sqlite:///"):
@@ -183,7 +190,7 @@ def _store_problem(uri: str) -> str:
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
+    """Return ``path`` if it exists, or else the nearest folder above it that does."""
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
@@ -213,7 +220,7 @@ def _hub(problem: str) -> Check:
 
 
 def _specs(config: Config) -> list[ModelConfig]:
-    """Every file of conf/model, and the model of this command line where it is another one."""
+    """The model of this command line, and then the others that the files of conf/model name."""
     files = sorted(data_dir("conf").glob("model/*.yaml"))
     known = [ModelConfig(**yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files]
     others = [spec for spec in known if spec.name != config.model.name]
@@ -221,7 +228,11 @@ def _specs(config: Config) -> list[ModelConfig]:
 
 
 def _model(spec: ModelConfig, hub: Check, refusal: str, room: int) -> Check:
-    """``refusal``: of the hub; ``room``: free bytes where the model would go."""
+    """Check whether the model can be used.
+
+    ``refusal``: why the hub refuses the model, or empty. ``room``: the bytes that are free on the
+    device to which the model would go.
+    """
     local = ":" not in spec.source and not is_hub_id(spec.source)
     if local and not Path(spec.source).expanduser().exists():
         return Check(spec.name, False, f"{spec.source} is not there: check model.source")
@@ -245,7 +256,7 @@ def _model(spec: ModelConfig, hub: Check, refusal: str, room: int) -> Check:
 
 
 def _tasks(config: Config, hub: Check) -> list[Check]:
-    """The tasks made here, and lm-eval's that some conf/scoring names."""
+    """Check the tasks made here, and the others that conf/scoring or the command line names."""
     from huggingface_hub import constants
 
     text = config.heldout.path

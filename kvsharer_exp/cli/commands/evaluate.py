@@ -1,4 +1,4 @@
-"""``evaluate``: scores of one map beside the full cache, on the same items."""
+"""The command ``evaluate``: the scores of one map and of the full cache, on the same items."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kvsharer_exp.values.score_names import retained
 def run(
     config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, scorers: Scorers
 ) -> None:
-    """Write ``result.json`` with the map's scores, the full cache's, and what is retained."""
+    """Write ``result.json`` with the scores of the map and the full cache, and what is retained."""
     sharing_map = read_map(config, log.tracker)
     scorers.load_tasks()
     loaded.check(sharing_map)

@@ -1,4 +1,4 @@
-"""``export``: one map as a model folder, with a card that says what it saves and what it costs."""
+"""The command ``export``: one map as a model folder, with a card on what it saves and costs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kvsharer_exp.values.score_names import retained
 def run(
     config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, scorers: Scorers
 ) -> None:
-    """Write the folder and ``result.json``."""
+    """Write the model folder and ``result.json``."""
     sharing_map = read_map(config, log.tracker)
     wanted = config.export
     path = Path(wanted.path).expanduser() if wanted.path else log.folder / "export"

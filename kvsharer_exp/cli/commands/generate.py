@@ -1,4 +1,7 @@
-"""``generate``: answers to a prompt (or a file of them), full and shared side by side."""
+"""The command ``generate``: answers to a prompt, or to each prompt of a file.
+
+The answers of the full cache and of the map are shown side by side.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,7 @@ def read_prompts(wanted: GenerateConfig) -> list[str]:
     """The one prompt, or every line of the file that is not empty.
 
     Raises:
-        InputError: neither is given, the file cannot be read, or there is nothing in it.
+        InputError: neither is given, the prompt or the file is empty, or the file cannot be read.
     """
     if wanted.prompt is not None:
         if not wanted.prompt.strip():
@@ -91,7 +94,7 @@ def read_prompts(wanted: GenerateConfig) -> list[str]:
 
 
 def first_divergence(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """Index of the first new token where the answers differ; None when they are the same."""
+    """The index of the first new token at which two answers differ; None if they are the same."""
     if one == other:
         return None
     pairs = enumerate(zip(one, other, strict=False))
@@ -99,7 +102,7 @@ def first_divergence(one: Sequence[int], other: Sequence[int]) -> int | None:
 
 
 def _encode(loaded: LoadedModel, prompt: str, *, chat: bool) -> torch.Tensor:
-    """(1, tokens)"""
+    """Return the token ids of the prompt, (1, tokens), on the device of the model."""
     tokenizer = loaded.tokenizer
     if chat:
         if not getattr(tokenizer, "chat_template", None):
@@ -131,7 +134,7 @@ def _both(
 def _answer(
     loaded: LoadedModel, sharing_map: SharingMap, ids: torch.Tensor, most: int
 ) -> dict[str, Any]:
-    """A greedy answer; ``tokens_per_second`` counts the whole call, the prefill included."""
+    """Answer greedily. ``tokens_per_second`` counts the whole call, the prefill included."""
     model, tokenizer, cuda = loaded.model, loaded.tokenizer, ids.is_cuda
     with share_kv(model, sharing_map) if sharing_map.targets else nullcontext():
         started = time.perf_counter()

@@ -1,6 +1,7 @@
-"""``report``: finished runs beside the paper → Markdown, LaTeX and one HTML page, logged to MLflow.
+"""The command ``report``: finished runs next to the paper's numbers, across runs and models.
 
-No model is loaded. Runs are named with ``run=``; without it they are the newest of the store.
+It writes Markdown, LaTeX and one HTML page, and logs them to MLflow. No model is loaded. ``run=``
+names the runs; without it they are the newest of the store.
 """
 
 from __future__ import annotations
@@ -97,10 +98,13 @@ def run(config: Config) -> None:
 
 
 def read_runs(config: Config, console: Any) -> list[FinishedRun]:
-    """Those that ``run=`` names; else the newest, of which the console says which they are.
+    """The runs that ``run=`` names, or else the newest, which are then listed on ``console``.
+
+    A newest run that cannot be read is left out.
 
     Raises:
-        InputError: see `finished_run`.
+        InputError: a run that ``run=`` names is refused (see `finished_run`), or no newest run can
+            be read.
     """
     names = names_of(config)
     store = open_runs(config, names)
@@ -121,13 +125,16 @@ def read_runs(config: Config, console: Any) -> list[FinishedRun]:
 
 
 def _only_model(runs: Sequence[FinishedRun]) -> Any:
-    """The runs' model where they have but one."""
+    """The model of the runs if all have the same one, and else None."""
     first = runs[0].result["model"]
     return first if all(run.result["model"] == first for run in runs) else None
 
 
 def _show(console: Any, made: Sequence[Table]) -> None:
-    """The tables with numbers of the paper, or the first where there is none; the rest in files."""
+    """Print the tables that have numbers of the paper, or the first table if none has.
+
+    The other tables are in the files only.
+    """
     shown = [table for table in made if table.has_paper] or list(made[:1])
     for table in shown:
         console.print(f"[bold]{table.title}[/]")
@@ -146,7 +153,7 @@ def _keep(
     files: Mapping[str, bytes],
     result: Mapping[str, Any],
 ) -> None:
-    """Write everything to the run folder and to a run of this report in MLflow."""
+    """Write everything to the run folder, and to a run that this report has in MLflow."""
     tracking = config.tracking
     folder = Path(HydraConfig.get().runtime.output_dir)
     tracker = Tracker.open(tracking.uri, tracking.experiment, tracking.artifacts)

@@ -1,7 +1,7 @@
-"""``reproduce``: a recorded run again, from its recorded configuration → does every value match?
+"""The command ``reproduce``: make a recorded run again, and say which of its values match.
 
-The run is made afresh in ``again/`` of this run's folder, a sweep in a study of its own. What is
-not the same around it (versions, commit, texts) is listed first.
+The run is made again from its recorded configuration, in the folder ``again/`` of this run. A sweep
+is made in a study of its own. Versions, commit and texts that are not the same are listed first.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from kvsharer_exp.tracking.tracker import Tracker
 from kvsharer_exp.values.errors import InputError
 
 KINDS = ("search", "sweep", "evaluate", "ablate", "bench")
-_SHOWN = 20  # values that differ, on the terminal
+_SHOWN = 20  # the most values that differ on the terminal; the file has all
 _OURS = ("command", "run", "quiet", "debug")
 _OUR_GROUPS = ("hydra", "tracking", "reproduce")
 
 
 def run(config: Config) -> int:
-    """Write ``result.json`` and ``reproduction.md``; 0 when every value matches, else 1."""
+    """Write ``result.json`` and ``reproduction.md``; returns 0 if every value matches, else 1."""
     started, console = time.perf_counter(), make_console()
     _check_overrides(HydraConfig.get().overrides.task)
     names = names_of(config)
@@ -97,13 +97,13 @@ def run(config: Config) -> int:
 
 
 def recorded_config(recorded: FinishedRun, config: Config) -> Config:
-    """The configuration as recorded, with the store of this command and a study of its own.
+    """The recorded configuration, with the store of this command and a study of its own.
 
-    A sweep that was continued, or ended by the clock, evaluates as many maps as it held, and on as
-    many windows in the finals.
+    A sweep may have been continued, or ended by the clock. So the new sweep evaluates as many maps
+    as the recorded one held, and its finals have as many windows.
 
     Raises:
-        InputError: none was recorded, or one that this version does not read.
+        InputError: no configuration was recorded, or this version cannot read it.
     """
     if not recorded.config:
         raise InputError(
@@ -136,7 +136,7 @@ def recorded_config(recorded: FinishedRun, config: Config) -> Config:
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse what would be ignored: the recorded run decides."""
+    """Refuse overrides that would be ignored, because the recorded run decides."""
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         known = key in _OURS or key.partition(".")[0] in _OUR_GROUPS
@@ -148,7 +148,7 @@ def _check_overrides(overrides: Sequence[str]) -> None:
 
 @contextmanager
 def _run_folder(folder: Path) -> Iterator[None]:
-    """Inside, a command writes to ``folder`` instead of this run's."""
+    """Let commands in the block write to ``folder``, not to the folder of this run."""
     folder.mkdir(parents=True)
     runtime: Any = HydraConfig.get().runtime
     before = runtime.output_dir

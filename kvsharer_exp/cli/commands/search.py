@@ -1,4 +1,4 @@
-"""``search``: the paper's greedy strategy at each compression ratio → maps and the trace."""
+"""The command ``search``: the map that the paper's greedy strategy finds at each ratio."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from kvsharer_exp.values.greedy import GreedyResult
 def run(
     config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, calibration: Calibration
 ) -> None:
-    """Write ``result.json`` with, per ratio, the map and every pair tried in order."""
+    """Write ``result.json`` with the map of each ratio and every pair tried, in order."""
     ratios, threshold = config.compression.ratios, config.search.threshold
     for ratio in ratios:
-        num_targets(ratio, loaded.num_layers)  # refuse before the run exists
+        num_targets(ratio, loaded.num_layers)  # refuses a ratio before the run exists
     log.start(loaded.description, windows.texts)
     calibration.keep_ranking(log)
     found = calibration.walk(log, config.search.order, ratios)

@@ -1,8 +1,9 @@
-"""``sweep``: the Optuna search over sharing maps → Pareto front of memory against accuracy.
+"""The command ``sweep``: search sharing maps with Optuna for the front of memory against accuracy.
 
-Load once, calibrate, rank; score the seeds, then what the sampler asks for; let more text decide
-between the best of each size; score the front again on text and tasks the search never saw. The
-same command continues its study.
+It loads the model once, calibrates and ranks the pairs. It scores the seeds, and then the maps that
+the sampler asks for. More text decides between the best maps of each size (the finals). In the end
+the front is scored again on text and tasks that the search never saw. The same command continues
+its study.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def run(
 
 
 def _check_options(config: Config) -> SeedFile | None:
-    """Refuse what needs no model to be refused; returns the file of ``study.seeds``."""
+    """Refuse options that can be refused without a model; returns the file of ``study.seeds``."""
     check_space(config.search_space.kind, **config.search_space.options)
     check_sampler(config.sampler.kind, **config.sampler.options)
     for name in config.scoring.weights:
@@ -156,9 +157,9 @@ def _finals(
     found: Sequence[TrialResult],
     searched: float,
 ) -> tuple[list[TrialResult], dict[str, Any]]:
-    """The front, and what ``result.json`` says of the finals that decided on it.
+    """Hold the finals; returns the front and what ``result.json`` says of the finals.
 
-    ``searched``: seconds of ``study.minutes`` that are spent.
+    ``searched``: the seconds of ``study.minutes`` that the search has spent.
     """
     front = pareto_front(found)
     if not front:
@@ -187,7 +188,7 @@ def _of_paper(found: Sequence[TrialResult]) -> list[TrialResult]:
 def _beaten(
     config: Config, found: Sequence[TrialResult], front: Sequence[TrialResult]
 ) -> list[TrialResult]:
-    """The paper's maps at the ratios asked for that are not on the front, fewest layers first."""
+    """The paper's maps, at the ratios asked for, that are not on the front; smallest first."""
     layers = found[0].sharing_map.num_layers
     asked = {num_targets(ratio, layers) for ratio in config.compression.ratios}
     beaten = [r for r in _of_paper(found) if r.score is not None and r not in front]
@@ -197,7 +198,7 @@ def _beaten(
 def _asked(
     config: Config, loaded: LoadedModel, scorers: Scorers, found: Sequence[TrialResult]
 ) -> dict[str, str]:
-    """What the sweep was told, in words."""
+    """What the sweep was asked, in words, for its page."""
     statuses = [result.status.replace("_", " ") for result in found]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses)))
     report = [f"{config.heldout.num_windows} × {config.heldout.window_tokens} held-out tokens"]
@@ -254,7 +255,7 @@ def _result(
 
 
 def _overhead(new: Sequence[TrialResult], searched: float) -> float | None:
-    """Seconds per ``new`` trial outside the scoring: sampler, study, MLflow."""
+    """The seconds per ``new`` trial that go to sampler, study and MLflow; None without trials."""
     if not new:
         return None
     return max(0.0, searched - sum(result.seconds for result in new)) / len(new)

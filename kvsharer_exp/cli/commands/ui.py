@@ -1,4 +1,4 @@
-"""``ui``: the MLflow UI on this store, with the flags that keep it light."""
+"""The command ``ui``: serve the MLflow UI on this store, with the flags that keep it light."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from kvsharer_exp.values.errors import InputError
 
 
 def run(config: Config) -> None:
-    """Serve until interrupted; says where once it answers. What the server says is in
-    ``server.log`` in the run folder."""
+    """Serve until interrupted, and print the address once the server answers.
+
+    What the server says goes to ``server.log`` in the run folder.
+    """
     uri, port = config.tracking.uri, config.ui.port
     if uri.startswith("http"):
         raise InputError(
@@ -34,7 +36,8 @@ def run(config: Config) -> None:
     log = Path(HydraConfig.get().runtime.output_dir) / "server.log"
     host = f"http://127.0.0.1:{port}"
     arguments, environment = ui_command(uri, port)
-    for stop in (signal.SIGINT, signal.SIGTERM):  # either, also as a background job, ends both
+    # Either signal ends this command and the server, also if this is a background job.
+    for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
     with (
         log.open("wb") as out,
@@ -72,7 +75,7 @@ def _check_port(port: int) -> None:
 
 
 def _get(url: str) -> bytes | None:
-    """What the server answers; None when it does not, or that there is no such thing."""
+    """The answer of the server; None if it does not answer, or answers with an error."""
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             content: bytes = answer.read()
@@ -82,7 +85,7 @@ def _get(url: str) -> bytes | None:
 
 
 def _address(host: str, experiment: str) -> str:
-    """Where the experiment's runs are; the UI's first page while there is no such experiment."""
+    """The page of the experiment's runs, or the first page if there is no such experiment yet."""
     found = _get(
         f"{host}/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(experiment)}"
     )

@@ -1,4 +1,7 @@
-"""Options of single commands, and where results go."""
+"""The groups of single commands, such as ``bench`` and ``export``, and the group ``tracking``.
+
+`Config` holds the groups. Each command reads its own, and ``tracking`` says where results go.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,13 @@ from kvsharer_exp.values.errors import InputError, at_least
 
 @dataclass
 class TrackingConfig:
-    """Where MLflow and the studies write."""
+    """Where MLflow and the studies write.
+
+    Args:
+        uri: the MLflow store. Default: a SQLite file in ``mlruns``.
+        experiment: the MLflow experiment. Default: ``kvsharer_exp``.
+        folder: the folder of the studies, and of a local store's artifacts. Default: ``mlruns``.
+    """
 
     uri: str = "sqlite:///mlruns/mlflow.db"
     experiment: str = "kvsharer_exp"
@@ -18,14 +27,22 @@ class TrackingConfig:
 
     @property
     def artifacts(self) -> str:
-        """The folder of a local store's artifacts."""
+        """The folder for the artifacts of a local store."""
         return str(Path(self.folder) / "artifacts")
 
 
 @dataclass
 class BenchConfig:
-    """``bench``: cells of batch × context, decode steps and repeats of each; ``memory_gib`` is what
-    weights and cache may take in the calculator (no ``map=``)."""
+    """What ``bench`` measures: one cell for each batch size and context.
+
+    Args:
+        batch_sizes: numbers of sequences, each at least 1. Default: 1.
+        contexts: tokens of each sequence before the decode, at least 1. Default: 256 and 1024.
+        new_tokens: decode steps, at least 1. Default: 32.
+        repeats: rounds of each cell, of which the median is taken, at least 1. Default: 3.
+        memory_gib: GiB for weights and cache, above 0. Default: 24. Only ``bench`` without
+            ``map=`` uses it: it calculates the largest batch that fits.
+    """
 
     batch_sizes: list[int] = field(default_factory=lambda: [1])
     contexts: list[int] = field(default_factory=lambda: [256, 1024])
@@ -48,13 +65,30 @@ class BenchConfig:
 
 @dataclass
 class AblateConfig:
-    """``ablate``: which arms, and what varies (every combination; an empty list: the value set
-    elsewhere). Differences are to the first arm of the first combination.
+    """What ``ablate`` compares: every arm under every combination of the settings that vary.
 
-    ``arms``: (dissimilar|similar|random)_(tested|untested), trailing_layers, adjacent_pairs, given
-    (``map=``: a map, or a finished sweep's run). ``max_candidates``: evaluations of each tested arm
-    (null: all pairs). ``tasks``: score the report tasks too. ``every_pair``: each pair alone.
-    ``lengths``: [prompt, new] tokens to time at ``bench.batch_sizes``.
+    Differences are to the first arm of the first combination. The lists of settings are empty by
+    default; the value of an empty list is that of its key in ``search`` or ``calibration``.
+
+    Args:
+        name: the name of the ablation in titles and reports. Default: ``ablation``.
+        arms: ways to choose a map: (dissimilar|similar|random)_(tested|untested),
+            ``trailing_layers``, ``adjacent_pairs`` and ``given`` (``map=`` names a map, or the run
+            of a finished sweep). Default: the six of the first form.
+        draws: how often a random arm is drawn, at least 1. Default: 5.
+        max_candidates: how many maps a tested arm may evaluate at most, at least 1. Default: 80.
+            null: as many as the ranking has pairs.
+        thresholds: values of ``search.threshold``.
+        distances: values of ``calibration.distance``.
+        states: values of ``calibration.states``.
+        calibration_paths: values of ``calibration.path``.
+        calibration_sizes: values of ``calibration.num_windows``.
+        tasks: whether the report tasks are scored too. Default: false.
+        every_pair: whether pairs are also scored each on its own, at most ``max_candidates`` of
+            them. Default: false.
+        lengths: pairs [prompt tokens, new tokens], each number at least 1. The maps of the first
+            arm are timed at these lengths and ``bench.batch_sizes``. Default: none.
+        confidence: that of the intervals, in (0, 1). Default: 0.95.
     """
 
     name: str = "ablation"
@@ -94,8 +128,13 @@ class AblateConfig:
 
 @dataclass
 class ExportConfig:
-    """Where a map is written (default: ``export/`` in the run folder); ``overwrite`` replaces an
-    earlier export there, never another folder."""
+    """Where ``export`` writes a map.
+
+    Args:
+        path: the folder. Default: ``export/`` in the run folder.
+        overwrite: whether an earlier export there is replaced; any other folder with files never
+            is. Default: false.
+    """
 
     path: str | None = None
     overwrite: bool = False
@@ -103,8 +142,15 @@ class ExportConfig:
 
 @dataclass
 class GenerateConfig:
-    """``generate``: one prompt, or a file with one a line; greedy. ``chat``: as a user's turn in
-    the tokenizer's chat template, else the text as it is."""
+    """What ``generate`` answers; the answers are greedy.
+
+    Args:
+        prompt: one prompt. Default: none; give either this or ``file``.
+        file: a file with one prompt a line. Default: none.
+        max_new_tokens: the most tokens of an answer, at least 1. Default: 64.
+        chat: whether a prompt is put into the tokenizer's chat template as the turn of a user.
+            Default: false, which takes the text as it is.
+    """
 
     prompt: str | None = None
     file: str | None = None
@@ -119,8 +165,12 @@ class GenerateConfig:
 
 @dataclass
 class ReproduceConfig:
-    """``tolerance``: how far a number may be off, relative to the recorded one, and still match
-    (0: to the last digit). Maps, counts and words must be the same."""
+    """When ``reproduce`` counts a value as the same.
+
+    Args:
+        tolerance: the largest relative difference of two numbers that match, in [0, 1).
+            Default: 1e-6. 0 asks for the last digit. Maps, counts and words must be the same.
+    """
 
     tolerance: float = 1e-6
 
@@ -131,6 +181,12 @@ class ReproduceConfig:
 
 @dataclass
 class UiConfig:
+    """Where ``ui`` serves the MLflow UI.
+
+    Args:
+        port: the port on this machine, from 1 to 65535. Default: 5000.
+    """
+
     port: int = 5000
 
     def __post_init__(self) -> None:

@@ -1,4 +1,8 @@
-"""Hydra's composed config as a checked `Config`."""
+"""Turn the configuration that Hydra composes into a checked `Config`.
+
+`main` calls `register` before Hydra composes, and `to_config` after. `explain` turns what OmegaConf
+says of a wrong key or value into one line.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +25,10 @@ from kvsharer_exp.values.errors import InputError
 
 
 def register(search_spaces: Path) -> None:
-    """Put the schema and every file of ``search_spaces/`` in Hydra's store.
+    """Put the schema and every file of the folder ``search_spaces`` in Hydra's store.
 
-    ``conf/config.yaml`` also uses two resolvers: ``pid``, and ``commands`` for the list in --help.
+    The two resolvers that ``conf/config.yaml`` uses are registered as well: ``pid``, and
+    ``commands`` for the list in ``--help``.
     """
     for name, resolve in (("pid", os.getpid), ("commands", help_lines)):
         if not OmegaConf.has_resolver(name):
@@ -36,10 +41,11 @@ def register(search_spaces: Path) -> None:
 
 
 def to_config(composed: DictConfig) -> Config:
-    """Hydra's composed config as a checked `Config`.
+    """Return ``composed`` as a `Config` whose keys, types and ranges are checked.
 
     Raises:
-        InputError: an unknown key (also one added with ``+``), a wrong type, a value out of range.
+        InputError: a key is unknown (also one added with ``+``), or a value has the wrong type, is
+            out of range or is not finite.
     """
     try:
         plain = OmegaConf.to_container(composed, resolve=True)
@@ -64,7 +70,7 @@ def _floats(node: Any, key: str = "") -> Iterator[tuple[str, float]]:
 
 
 def explain(error: OmegaConfBaseException) -> str:
-    """OmegaConf's message as one line that names the key and the way out."""
+    """Say in one line what OmegaConf refuses; the line names the key and the way out."""
     first = str(error).strip().splitlines()[0]
     key = getattr(error, "full_key", None) or ""
     if "not in" in first and ".options." in key:

@@ -1,4 +1,8 @@
-"""All groups as one configuration, and its keys."""
+"""All groups of keys as one configuration.
+
+`to_config` makes a `Config` from what Hydra composes, and every command is given one. The command
+line lists the keys with `config_keys`.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +31,19 @@ from kvsharer_exp.cli.config.search import (
 from kvsharer_exp.cli.config.texts import CalibrationConfig, HeldoutConfig
 from kvsharer_exp.values.errors import at_least
 
-FINALS_SHARE = 0.4  # of study.minutes
+FINALS_SHARE = 0.4  # the part of study.minutes that the finals have
 
 
 @dataclass
 class Config:
-    """Everything a command can be told."""
+    """Everything that a command can be told. The class of a group says what its keys mean."""
 
     command: str = ""
     seed: int = 0
     debug: bool = False
-    quiet: bool = False  # the same as --quiet
-    map: Any = None  # text, list, path to a .json, or MLflow run id
-    run: Any = None  # report, reproduce: MLflow run ids or run folders, one or a list
+    quiet: bool = False  # true does what --quiet does
+    map: Any = None  # a map as text or list, the path of a .json, or an MLflow run id
+    run: Any = None  # for report and reproduce: one or a list of MLflow run ids or run folders
     model: ModelConfig = field(default_factory=ModelConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
@@ -62,15 +66,17 @@ class Config:
 
     @property
     def holds_finals(self) -> bool:
-        """Whether a sweep ends with finals: windows are asked for, and the search goes by what the
-        finals measure."""
+        """Whether a sweep ends with finals.
+
+        It does if windows are asked for, and the fitness is of KL and perplexity only.
+        """
         wanted = self.study.final_windows
         some = self.study.minutes is not None if wanted is None else wanted > 0
         return some and self.scoring.weights.keys() <= {"kl", "perplexity"}
 
     @property
     def search_minutes(self) -> float | None:
-        """What ``study.minutes`` leaves for the search beside the finals; None: no limit."""
+        """The part of ``study.minutes`` that the search may take; None if there is no limit."""
         minutes = self.study.minutes
         if minutes is None or not self.holds_finals:
             return minutes
@@ -78,7 +84,7 @@ class Config:
 
 
 def config_keys() -> list[str]:
-    """Every key of the configuration, dotted, groups included."""
+    """Every key of the configuration in its dotted form; groups are keys too."""
     return _keys(OmegaConf.structured(Config))
 
 

@@ -1,4 +1,7 @@
-"""What the search optimises and what the report measures."""
+"""The group ``scoring``: what the search optimises and what the report measures.
+
+`Config` holds the group, and `Scorers` makes what scores a map from it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,13 @@ from kvsharer_exp.values.errors import InputError, at_least
 
 @dataclass
 class TasksConfig:
-    """lm-eval tasks (ours by name, any of lm-eval's, or a task YAML); ``limit``: items of each."""
+    """Some lm-eval tasks.
+
+    Args:
+        tasks: the name of one of our tasks or of lm-eval's, or the path of a task YAML, for each
+            task. Default: no task; the files of ``conf/scoring/`` name some.
+        limit: how many of the first items of each task are scored, at least 1. Default: all.
+    """
 
     tasks: list[str] = field(default_factory=list)
     limit: int | None = None
@@ -22,11 +31,27 @@ class TasksConfig:
 
 @dataclass
 class ScoringConfig:
-    """What the search optimises and what the report measures; the two may not overlap, except
-    for tasks named in ``allow_overlap``. ``fitness``: kl, cosine, perplexity or lm_eval, or several
-    with weights, like ``{kl: 1, lm_eval: 0.5}``. Its windows are longer than the calibration's:
-    short ones favour maps that fail further on. ``maps_per_forward``: how many maps go through the
-    first stage at once; more pay where one leaves the device idle, not on a CPU."""
+    """What the search optimises and what the report measures; a task may not be in both.
+
+    The windows of the fitness are longer than those of the calibration, because short windows
+    favour maps that fail further on.
+
+    Args:
+        fitness: ``kl`` (the default), ``cosine``, ``perplexity``, ``lm_eval`` or another package's,
+            or several with weights above 0, like ``{kl: 1, lm_eval: 0.5}``.
+        num_windows: how many windows score a map, at least 1. Default: 24. If the calibration text
+            has fewer, those it has are used.
+        window_tokens: the tokens of each window, at least 2. Default: 256.
+        batch_size: how many windows of a map, or items of a task, go through the model at once, at
+            least 1. Default: 8.
+        maps_per_forward: how many maps go through the first stage at once, at least 1. Default: 1.
+            More of them pay if one map leaves the device idle, so not on a CPU.
+        memory_budget_gib: GiB that evaluators may keep of states and probabilities, at least 0.
+            Default: 4. 0 keeps nothing.
+        search: the tasks that the search sees. ``lm_eval`` in the fitness needs at least one.
+        report: the tasks that only the report sees.
+        allow_overlap: names of tasks that may be in both. Default: none.
+    """
 
     fitness: Any = "kl"
     num_windows: int = 24
@@ -57,16 +82,16 @@ class ScoringConfig:
 
     @property
     def memory_budget(self) -> int:
-        """Bytes that an evaluator may keep."""
+        """The bytes that evaluators may keep."""
         return int(self.memory_budget_gib * 2**30)
 
     @property
     def weights(self) -> dict[str, Any]:
-        """Every part of the fitness with its weight."""
+        """The weight of every part of the fitness, by its name."""
         return dict(self.fitness) if isinstance(self.fitness, dict) else {str(self.fitness): 1}
 
     @property
     def fitness_label(self) -> str:
-        """``kl``, or ``1·kl + 0.5·lm_eval``."""
+        """The fitness in words: ``kl``, or ``1·kl + 0.5·lm_eval``."""
         several = " + ".join(f"{weight:g}·{name}" for name, weight in self.weights.items())
         return several if isinstance(self.fitness, dict) else str(self.fitness)

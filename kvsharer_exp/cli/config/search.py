@@ -1,4 +1,7 @@
-"""What is searched, and how: compression, greedy strategy, space, sampler, study."""
+"""What is searched, and how: the groups of compression, greedy strategy, space, sampler and study.
+
+`Config` holds the groups. The command ``search`` uses the first two, and ``sweep`` uses all.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,12 @@ from kvsharer_exp.values.errors import InputError, at_least
 
 @dataclass
 class CompressionConfig:
-    """Targets / layers; a ratio asks for round(ratio × num_layers) targets, halves up."""
+    """How many layers are shared.
+
+    Args:
+        ratios: targets / layers, each between 0 and 1. Default: 0.125, 0.25 and 0.375, the paper's.
+            A ratio asks for round(ratio × num_layers) targets, with halves rounded up.
+    """
 
     ratios: list[float] = field(default_factory=lambda: [0.125, 0.25, 0.375])
 
@@ -28,9 +36,16 @@ class CompressionConfig:
 
 @dataclass
 class SearchConfig:
-    """The paper's greedy strategy: order of the pairs, acceptance test, its threshold T. A pair is
-    decided on the first calibration windows where they leave no doubt, otherwise, or with
-    ``all_windows``, on all of them."""
+    """The paper's greedy strategy.
+
+    Args:
+        order: which pair of the ranking is tried first: the most ``dissimilar`` (the default), the
+            most ``similar``, or a ``random`` one.
+        acceptance: whether a pair must pass the acceptance test to be shared. Default: true.
+        threshold: T of that test, in [-1, 1]: a pair passes if the cosine is above T. Default: 0.5.
+        all_windows: whether every pair is tested on all calibration windows. Default: false, which
+            ends the test after the first windows if they leave no doubt.
+    """
 
     order: str = "dissimilar"
     acceptance: bool = True
@@ -45,7 +60,13 @@ class SearchConfig:
 
 @dataclass
 class ComponentConfig:
-    """A class by its registry name, with its options."""
+    """A search space or a sampler.
+
+    Args:
+        kind: its name, one of ours or another package's. It has no default: the chosen file of
+            ``search_spaces/`` or ``conf/sampler/`` gives it.
+        options: its own options, by name. Default: none.
+    """
 
     kind: str = MISSING
     options: dict[str, Any] = field(default_factory=dict)
@@ -53,15 +74,29 @@ class ComponentConfig:
 
 @dataclass
 class StudyConfig:
-    """The Optuna study. ``n_trials`` counts distinct maps in the whole study, seeds and resumed
-    ones included; ``minutes`` ends the search phase of this run instead. Two fifths of them go to
-    the finals: the best maps of each size on up to ``final_windows`` further windows (null: as many
-    as there is time for; without ``minutes`` none). ``patience``: so many maps
-    in a row that add less than 0.1 % to the hypervolume end it earlier. ``storage``: an RDB URL or
-    a journal file (default: a journal under ``tracking.folder``). ``seeds``: a file with maps to
-    start from (a list of maps, or a front.json or result.json of a sweep). A map is scored on the
-    first of the scoring windows before it is on all: where it looks beaten after so many as
-    ``screen_windows`` lists, by more than ``margin`` (default: learned at each), it stops."""
+    """The Optuna study of a sweep: how long it searches, where it is kept, and how it screens maps.
+
+    In the finals, the best maps of each size are compared on windows that the search never used.
+
+    Args:
+        name: the name of the study, without a slash. Default: one made from the configuration.
+        n_trials: the number of distinct maps in the whole study, at least 1. Default: 55. Seeds and
+            the maps of earlier runs count.
+        minutes: the minutes that this run may take for search and finals, above 0; ``n_trials``
+            is not used then. Default: no limit. If there are finals, they have two fifths of it.
+        final_windows: the most windows of the finals; 0 leaves the finals out. Default: with
+            ``minutes``, as many as there is time for; without ``minutes``, none.
+        storage: an RDB URL or a journal file. Default: a journal under ``tracking.folder``.
+        fresh: whether to forget what the study holds. Default: false, which continues it.
+        patience: end the search after so many maps in a row, at least 1, that together add less
+            than 0.1 % to the hypervolume. Default: it is not ended so.
+        seeds: a file with more maps to start from: a list of maps, or the front.json or result.json
+            of a sweep. Default: none.
+        screen_windows: rising numbers of scoring windows, from 1 up. Default: 2 and 8. A map that
+            looks beaten after so many windows is not scored on the others.
+        margin: how much larger its loss must be for that than the loss of the best map with no more
+            KV, at least 0 (0.25: by a quarter). Default: learned for each number of windows.
+    """
 
     name: str | None = None
     n_trials: int = 55

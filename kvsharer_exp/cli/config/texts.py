@@ -1,4 +1,7 @@
-"""Which texts a command calibrates on and reports on."""
+"""The groups ``calibration`` and ``heldout``: the texts a command calibrates on and reports on.
+
+`Config` holds both groups, and `Windows` cuts the token windows that they ask for.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,21 @@ from kvsharer_exp.values.errors import InputError, at_least, did_you_mean
 
 @dataclass
 class CalibrationConfig:
-    """Windows for layer means and the acceptance test, as in the paper; ``scoring`` has those of
-    the fitness, cut from the same text. ``path``: wikipedia, news,
-    a .txt (one passage a line), a .jsonl with "text", or hub:<dataset>[/<config>][:<split>]."""
+    """The calibration windows, which give the layer means and the acceptance test of the paper.
+
+    The windows of the fitness are cut from the same text; `ScoringConfig` says how many.
+
+    Args:
+        path: ``wikipedia`` (the default), ``news``, a ``.txt`` with one passage a line, a
+            ``.jsonl`` with "text", or ``hub:<dataset>[/<config>][:<split>]``.
+        num_windows: the number of windows, at least 1. Default: 30.
+        window_tokens: the tokens of each window, at least 2. Default: 64.
+        distance: what ranks the pairs of layers: a distance of their mean KV, ``euclidean_flat``
+            (the default), ``euclidean_token``, ``cosine`` or ``cka``; or ``block_output``, the
+            block error of the pair.
+        states: what such a distance compares: keys and values ``kv`` (the default), keys ``k`` or
+            values ``v``. It has no effect on ``block_output``.
+    """
 
     path: str = "wikipedia"
     num_windows: int = 30
@@ -29,7 +44,17 @@ class CalibrationConfig:
 
 @dataclass
 class HeldoutConfig:
-    """Text the search never sees (its report part) or sees only through search tasks."""
+    """The held-out windows, which are cut from the report part: the search never sees that part.
+
+    Our own tasks are made from the same text: those of the report from the report part, and those
+    whose name ends in ``_search`` from the search part.
+
+    Args:
+        path: the text, as for `CalibrationConfig`. Default: ``wikipedia``. It may be the
+            calibration text, for no two parts share a sentence.
+        num_windows: the number of windows, at least 1. Default: 8.
+        window_tokens: the tokens of each window, at least 2. Default: 256.
+    """
 
     path: str = "wikipedia"
     num_windows: int = 8
@@ -41,5 +66,10 @@ class HeldoutConfig:
 
 
 def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a ``value`` that is none of ``choices``.
+
+    Raises:
+        InputError: the value is refused; the message names ``key`` and ``value``.
+    """
     if value not in choices:
         raise InputError(f"{key}={value} is unknown: {did_you_mean(value, choices)}")

@@ -1,7 +1,8 @@
-"""What the calibration windows say of the layers: the ranking, block errors, the acceptance test.
+"""Learn from the calibration windows: the ranking, the block errors and the acceptance test.
 
-Everything is computed when first asked for, and once. An ablation that varies the settings asks for
-`Calibration.varied`, which keeps what its text gave where the text stays the same.
+The commands ``calibrate``, ``search``, ``sweep`` and ``ablate`` ask for a `Calibration`. Everything
+is computed when it is first asked for, and only once. An ablation varies the settings with
+`Calibration.varied`. If the text stays the same, what was computed from it is kept.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from kvsharer_exp.values.greedy import GreedyResult, GreedyStep
 from kvsharer_exp.values.ranking import DissimilarityRanking
 from kvsharer_exp.values.sharing_map import SharingMap
 
-ERROR_WINDOWS = 8  # on SmolLM2 rho with the KL of single pairs is 0.95 with 8 and 0.94 with 30
+# On SmolLM2, rho of block errors with the KL of single pairs is 0.95 with 8 and 0.94 with 30.
+ERROR_WINDOWS = 8
 
 
 class CalibrationText:
-    """What depends on the calibration windows alone, not on how layers are compared."""
+    """What depends on the calibration windows only, and not on how layers are compared."""
 
     def __init__(self, config: Config, loaded: LoadedModel, windows: Windows) -> None:
         self._scoring, self._loaded, self.windows = config.scoring, loaded, windows
@@ -41,12 +43,12 @@ class CalibrationText:
 
     @cached_property
     def block_errors(self) -> list[list[float]]:
-        """``[target][source]``, on the first few windows: more windows order pairs no better."""
+        """``[target][source]``, on the first few windows: more of them order pairs no better."""
         return block_errors(self._loaded.model, self.windows.calibration[:ERROR_WINDOWS])
 
     @property
     def evaluator(self) -> Evaluator:
-        """Of the calibration windows: the paper's acceptance test."""
+        """Scores maps on the calibration windows, for the acceptance test of the paper."""
         if self._evaluator is None:
             self._evaluator = Evaluator(
                 self._loaded.model,
@@ -59,19 +61,19 @@ class CalibrationText:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes that the evaluator holds now; 0 where none was made."""
+        """Bytes that the evaluator holds now; 0 if none was made."""
         return self._evaluator.kept_bytes if self._evaluator is not None else 0
 
 
 class Calibration:
-    """Distances between layers and the ranking by them, under one configuration."""
+    """The distances between layers, and the ranking by them, under one configuration."""
 
     def __init__(self, config: Config, loaded: LoadedModel, windows: Windows) -> None:
         self.config, self._loaded = config, loaded
         self.text = CalibrationText(config, loaded, windows)
 
     def varied(self, config: Config) -> Calibration:
-        """The same model's under another configuration of calibration and search."""
+        """The calibration of the same model under another ``calibration`` and ``search``."""
         before, after = self.config.calibration, config.calibration
         other = Calibration(config, self._loaded, Windows(config, self._loaded))
         if (before.path, before.num_windows) == (after.path, after.num_windows):
@@ -80,7 +82,7 @@ class Calibration:
 
     @cached_property
     def distances(self) -> list[list[float]]:
-        """``[target][source]`` by ``calibration.distance``; NaN where the pair may not share."""
+        """``[target][source]`` by ``calibration.distance``; NaN if the pair may not share."""
         wanted = self.config.calibration
         if wanted.distance == BLOCK_OUTPUT:
             return self.text.block_errors
@@ -90,15 +92,15 @@ class Calibration:
 
     @cached_property
     def ranking(self) -> DissimilarityRanking:
-        """By ``calibration.distance``, most dissimilar first."""
+        """The pairs that may share, most dissimilar first by ``calibration.distance``."""
         return self._rank(self.distances, self.config.calibration.distance)
 
     def error_walker(self) -> Walker:
-        """Walks the ranking by block errors, the least error last."""
+        """Make a walker over the ranking by block errors, in which the least error is last."""
         return Walker(self.text.evaluator, self._rank(self.text.block_errors, BLOCK_OUTPUT))
 
     def rank_by(self, distance: str, key_weight: float) -> DissimilarityRanking:
-        """By ``distance`` with this weight of the keys (see `distance_matrix`)."""
+        """Rank the pairs by ``distance`` with this weight of the keys (see `distance_matrix`)."""
         matrix = distance_matrix(
             self._loaded.model, self.text.means, distance=distance, key_weight=key_weight
         )
@@ -107,7 +109,7 @@ class Calibration:
     def walker(
         self, *, max_candidates: int | None = None, given: tuple[SharingMap, ...] = ()
     ) -> Walker:
-        """Walks the ranking with the acceptance test of ``search``."""
+        """Make a walker over the ranking, with the acceptance test that ``search`` sets."""
         return Walker(
             self.text.evaluator,
             self.ranking,
@@ -125,7 +127,7 @@ class Calibration:
         *,
         max_candidates: int | None = None,
     ) -> list[GreedyResult]:
-        """The greedy maps for ``ratios`` in this order of pairs, with progress in ``log``."""
+        """Find the greedy maps for ``ratios`` in this order of pairs; ``log`` tells progress."""
 
         def on_step(step: GreedyStep, count: int) -> None:
             if step.accepted:

@@ -1,6 +1,7 @@
-"""``run=``: MLflow run ids or run folders → finished runs with a ``result.json`` that is ours.
+"""Find the finished runs that ``run=`` names, by MLflow run id or by run folder.
 
-Everything that can be wrong with them is said here, before anything is computed.
+The commands ``report`` and ``reproduce`` read their runs here. Whatever is wrong with a run is said
+here, before anything is computed.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ _LOCAL = "sqlite:///"
 
 
 def names_of(config: Config) -> list[str]:
-    """What ``run=`` holds: one name or several, each once.
+    """The names that ``run=`` holds, each once; empty if ``run=`` is not given.
 
     Raises:
-        InputError: neither text nor a list of texts.
+        InputError: ``run=`` is neither a text nor a list of texts.
     """
     if config.run is None:
         return []
@@ -38,10 +39,10 @@ def names_of(config: Config) -> list[str]:
 
 
 def open_runs(config: Config, names: Sequence[str]) -> Runs:
-    """The store's runs.
+    """Open the runs of the store.
 
     Raises:
-        InputError: there is no store yet and ``names`` are not all folders.
+        InputError: there is no store yet, and not all ``names`` are folders.
     """
     uri = config.tracking.uri
     store = Path(uri.partition("?")[0].removeprefix(_LOCAL))
@@ -55,11 +56,11 @@ def open_runs(config: Config, names: Sequence[str]) -> Runs:
 
 
 def finished_run(runs: Runs, name: str, kinds: Collection[str]) -> FinishedRun:
-    """The run called ``name``: an MLflow run id, or a run folder.
+    """The run called ``name``, which is an MLflow run id or a run folder.
 
     Raises:
-        InputError: no such run; one that has not finished, has no ``result.json``, was made with
-            another schema, or is of another kind than ``kinds``.
+        InputError: there is no such run, or it has not finished, has no ``result.json``, was made
+            with another schema, or is of a kind that is not in ``kinds``.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -84,10 +85,10 @@ def finished_run(runs: Runs, name: str, kinds: Collection[str]) -> FinishedRun:
 
 
 def newest(runs: Runs, kinds: Collection[str], most: int) -> list[StoredRun]:
-    """The newest finished run of every command, model, experiment and map; at most ``most``.
+    """The newest finished run of every command, model, experiment and map; at most ``most`` runs.
 
     Raises:
-        InputError: there is none.
+        InputError: the store has no finished run of ``kinds``.
     """
     chosen: dict[tuple[str, ...], StoredRun] = {}
     for run in runs.recent():
@@ -102,7 +103,11 @@ def newest(runs: Runs, kinds: Collection[str], most: int) -> list[StoredRun]:
 
 
 def check_kind(result: Mapping[str, Any], name: str, kinds: Collection[str]) -> None:
-    """Refuse what is not a run of ``kinds``."""
+    """Refuse the ``result`` of a run that is not of ``kinds``.
+
+    Raises:
+        InputError: it is of another kind.
+    """
     if result.get("command") not in kinds:
         raise InputError(
             f"run {shorten(name, 60)} is of kind {result.get('command')!r}: "
@@ -111,7 +116,7 @@ def check_kind(result: Mapping[str, Any], name: str, kinds: Collection[str]) -> 
 
 
 def _result(text: str | None, what: str) -> dict[str, Any]:
-    """``result.json``, of the schema that this version writes."""
+    """Read a ``result.json``; it must have the schema that this version writes."""
     if text is None:
         raise InputError(f"{what} has no result.json: give the folder of a run that has finished")
     try:
@@ -160,6 +165,6 @@ def _read(path: Path) -> str | None:
 
 
 def _config(text: str | None) -> dict[str, Any]:
-    """As recorded; empty when it was not."""
+    """The configuration as it was recorded; empty if it was not."""
     held = OmegaConf.to_container(OmegaConf.create(text or "{}"), resolve=False)
     return {str(key): value for key, value in held.items()} if isinstance(held, dict) else {}

@@ -1,4 +1,4 @@
-"""What a first run still has to fetch and make, said before anything is measured."""
+"""Say what a first run still has to fetch and make; `RunLog` prints it before anything else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvsharer_exp.model.folders import cache_dir
 def first_run(config: Config) -> list[str]:
     """One line for each place that something is downloaded from, and one that names the folders.
 
-    Empty once everything is there.
+    There are no lines once everything is there.
     """
     model, texts = config.model, {config.calibration.path, config.heldout.path}
     downloads = [

@@ -1,4 +1,4 @@
-"""The model of a command, loaded when somebody first reads it."""
+"""The model of a command. It is loaded when a command, or another part, first reads it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LoadedModel:
     def _loaded(self) -> tuple[Any, Any, tuple[AttentionLayer, ...]]:
         self._say(f"loading {self.spec.name} ({self.spec.source})")
         model, tokenizer = load(self.spec)
-        # A model that cannot share is refused here, before anything is computed.
+        # This refuses a model that cannot share, before anything is computed.
         return model, tokenizer, attention_layers(model)
 
     @property
@@ -65,6 +65,7 @@ class LoadedModel:
         """Refuse a map that does not fit the model.
 
         Raises:
-            SharingError: another number of layers, KV shape or attention type.
+            SharingError: the number of layers differs, or a target and its source differ in KV
+                shape or attention type.
         """
         check_map(sharing_map, self.layers)

@@ -1,4 +1,4 @@
-"""``map=``: the maps it can name, as text, a file, or a run of the MLflow store."""
+"""Read the maps that ``map=`` names, as text, as a file, or as a run of the MLflow store."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 
 def read_map(config: Config, tracker: Tracker) -> SharingMap:
-    """The one map of ``map=``: text, a list, a path to a .json, or the id of an MLflow run.
+    """The one map that ``map=`` names: text, a list, the path of a .json, or an MLflow run id.
 
     Raises:
-        InputError: none given, or none of these.
+        InputError: ``map=`` is not given, or it is none of these.
     """
     value = config.map
     if value is None:
@@ -25,7 +25,7 @@ def read_map(config: Config, tracker: Tracker) -> SharingMap:
 
 
 def read_maps(config: Config, tracker: Tracker) -> tuple[SharingMap, ...]:
-    """All maps of ``map=``: those on the front where it names a finished sweep, else the one map.
+    """The maps on the front if ``map=`` names a finished sweep, and else the one map that it names.
 
     Raises:
         InputError: see `read_map`.

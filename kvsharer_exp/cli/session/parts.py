@@ -1,8 +1,9 @@
-"""A command names the parts it needs in its signature; this hands them to it.
+"""Run a command with the parts that it names in its signature.
 
-``def run(log, loaded, windows)`` is given a `RunLog`, a `LoadedModel` and `Windows`. A part is made
-when the first command or part asks for it, and its own constructor names what it needs in the same
-way. Making a part loads nothing yet: the model is loaded by whoever first reads it.
+`main` calls `run_command`. A command with ``def run(log, loaded, windows)`` is given a `RunLog`, a
+`LoadedModel` and `Windows`. A part is made once, when a command or another part first asks for it.
+The constructor of a part names the parts that it needs in the same way. Making a part loads no
+model: the model is loaded when somebody first reads it.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ PARTS = {
     "calibration": ("calibration", "Calibration"),
     "scorers": ("scorers", "Scorers"),
 }
-"""Parameter → the module of this folder and the class in it; imported when it is first needed."""
+"""For each parameter, a module of this folder and the class in it. It is imported when needed."""
 
 
 def run_command(config: Config) -> int:
     """Run the command that ``config`` names; returns its exit code.
 
-    The run log, where there is one, ends as the command ends: finished, failed or killed.
+    If the command has a run log, its run ends as the command does: finished, failed or killed.
     """
     run = import_module(f"kvsharer_exp.cli.commands.{config.command}").run
     made: dict[str, Any] = {"config": config}

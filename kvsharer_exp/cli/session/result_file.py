@@ -1,4 +1,4 @@
-"""``result.json``: the keys that every command writes, and how the file is written."""
+"""Write ``result.json``, and make the keys that are the same for every command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.values.sharing_map import SharingMap
 
 SCHEMA = 1
-"""The version of ``result.json``."""
+"""The version of ``result.json``, which the file holds as ``schema``."""
 
 
 def head(
@@ -35,7 +35,7 @@ def head(
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> str:
-    """Write ``result.json`` into ``folder``, whole or not at all; returns its text."""
+    """Write ``result.json`` into ``folder``, whole or not at all; returns the text of the file."""
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     path = folder / "result.json"
     partial = path.with_suffix(".json.partial")

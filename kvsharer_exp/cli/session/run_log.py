@@ -1,8 +1,8 @@
-"""The log of one command's run: what it says, what it keeps, and how it ends.
+"""The log of one run of a command: what the run says, what it keeps, and how it ends.
 
-A run has a folder, which Hydra makes, and a run in MLflow, which begins with `RunLog.start` once
-all cheap checks have passed. Whatever happens then, the MLflow run ends as FINISHED, FAILED or
-KILLED.
+Every command that loads a model is given a `RunLog`. The run has a folder, which Hydra makes, and a
+run in MLflow. The MLflow run begins with `RunLog.start`, once all cheap checks have passed.
+Whatever happens then, it ends as FINISHED, FAILED or KILLED.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ from kvsharer_exp.data.passages import TextParts
 from kvsharer_exp.tracking.environment import environment
 from kvsharer_exp.tracking.tracker import Tracker
 
-_MODEL_KEYS = ("id", "num_layers", "num_key_value_heads", "head_dim")  # in result.json
+_MODEL_KEYS = ("id", "num_layers", "num_key_value_heads", "head_dim")  # those in result.json
 
 
 class RunLog:
-    """Opens the MLflow store and says what a first run downloads; a context for the run."""
+    """Opens the MLflow store, says what a first run downloads, and is the context of the run."""
 
     def __init__(self, config: Config) -> None:
-        """
+        """Open the store, and print what a first run downloads.
+
         Raises:
             InputError: the store cannot be opened.
         """
         self.config = config
         self.folder = Path(HydraConfig.get().runtime.output_dir)
         self.console = make_console()
-        # A first download or conversion takes a while: the model's rooms say so.
+        # A first download or conversion takes a while, and the loggers of `model` say so.
         level = logging.WARNING if config.quiet else logging.INFO
         logging.getLogger("kvsharer_exp.model").setLevel(level)
         if not config.quiet:
@@ -71,11 +72,11 @@ class RunLog:
 
     @property
     def seconds(self) -> float:
-        """Since the run began."""
+        """The seconds since this log was made."""
         return time.perf_counter() - self.started
 
     def say(self, text: str) -> None:
-        """A line about progress; none under ``quiet``."""
+        """Print a line about progress, unless ``quiet`` is set."""
         if not self.config.quiet:
             self.console.print(Text.assemble((f"{self.seconds:6.1f} s", "dim"), f"  {text}"))
 
@@ -87,9 +88,10 @@ class RunLog:
         run_id: str | None = None,
         **tags: str,
     ) -> None:
-        """Begin the MLflow run, or continue ``run_id``: config, environment, data fingerprints.
+        """Begin the MLflow run, or continue ``run_id``.
 
-        ``model``: what `describe` says of it.
+        The run is given the configuration, the environment and the fingerprints of the data.
+        ``model``: what `describe` says of the model. ``tags``: further tags of the run.
         """
         config, self._model, self._texts = self.config, model, texts.fingerprints
         self.run_id = self.tracker.start_run(
@@ -114,17 +116,17 @@ class RunLog:
         )
 
     def keep(self, name: str, content: bytes | str) -> None:
-        """Write ``content`` as the file ``name`` of the run folder, and keep it in MLflow."""
+        """Write ``content`` as the file ``name`` of the run folder, and keep it in MLflow too."""
         data = content.encode() if isinstance(content, str) else content
         (self.folder / name).write_bytes(data)
         self.tracker.log_bytes(self.run_id, data, name)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Metrics of the MLflow run."""
+        """Add metrics to the MLflow run."""
         self.tracker.log_metrics(self.run_id, metrics, step=step)
 
     def finish(self, result: Mapping[str, Any], *, then: str) -> None:
-        """Write ``result.json`` into the run folder and into MLflow; say what to try next."""
+        """Write ``result.json`` into the run folder and MLflow, and say what to try next."""
         text = write_result(
             self.folder,
             {
@@ -150,7 +152,7 @@ class RunLog:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as ``a.b.c`` → text."""
+    """Flatten nested mappings to one, with keys like ``a.b.c`` and every value as text."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,7 @@
-"""What scores a map: the fitness on the scoring windows, the tasks, and the held-out text."""
+"""Make what scores a map: the fitness on the scoring windows, the tasks, and the held-out text.
+
+The commands ``sweep``, ``evaluate``, ``export`` and ``ablate`` score their maps with it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ Tasks = Mapping[str, Any]
 
 
 class Scorers:
-    """Scorers of one model; each is made when first asked for, and once."""
+    """The scorers of one model."""
 
     def __init__(
         self,
@@ -38,12 +41,12 @@ class Scorers:
         self._tasks: tuple[Tasks, Tasks] | None = None
 
     def load_tasks(self) -> tuple[Tasks, Tasks]:
-        """The tasks of the search and of the report, loaded at the first call.
+        """The tasks of the search and those of the report, loaded at the first call.
 
-        Call it before model time is spent: a task that is named wrongly or out of reach is refused.
+        Call this before model time is spent, because it refuses tasks that cannot be used.
 
         Raises:
-            InputError: unknown or unreachable tasks, or tasks that are searched on and reported.
+            InputError: a task is unknown or out of reach, or is both searched on and reported.
         """
         if self._tasks is None:
             self._tasks = self._load_tasks()
@@ -57,23 +60,23 @@ class Scorers:
             load_tasks(names, self._windows.texts, seed=self._config.seed) if names else {}
             for names in (scoring.search.tasks, scoring.report.tasks)
         )
-        # Again, now that the members of groups are known.
+        # The check is made again, now that the members of groups are known.
         optimised = {name: task for name, task in search.items() if name not in allowed}
         check_no_overlap(members(optimised), members(report), allowed)
         return search, report
 
     @cached_property
     def search_tasks(self) -> TaskScorer | None:
-        """Of the tasks that the search sees; None where there are none."""
+        """Scores the tasks that the search sees; None if there are none."""
         return self._task_scorer(self.load_tasks()[0], self._config.scoring.search.limit)
 
     @cached_property
     def report_tasks(self) -> TaskScorer | None:
-        """Of the tasks that only the report sees; None where there are none."""
+        """Scores the tasks that only the report sees; None if there are none."""
         return self._task_scorer(self.load_tasks()[1], self._config.scoring.report.limit)
 
     def held_out(self, *, tasks: bool = True) -> HeldOutScorer:
-        """Of the held-out windows and, unless left out, the report tasks."""
+        """Make a scorer of the held-out windows and, unless left out, of the report tasks."""
         return HeldOutScorer(
             self._loaded.model,
             self._windows.held_out,
@@ -84,10 +87,10 @@ class Scorers:
 
     @cached_property
     def fitness(self) -> Evaluator:
-        """Of the scoring windows, which is what the search optimises on.
+        """Scores maps on the scoring windows, which the search optimises on.
 
-        There are fewer of them where the text has no more, and where it has none the calibration
-        windows stand in. The evaluator has the memory that the acceptance test leaves.
+        If the text has fewer windows than are asked for, those it has are used. If it has none, the
+        calibration windows stand in. The evaluator has the memory that the acceptance test leaves.
         """
         scoring, windows = self._config.scoring, self._windows.scoring
         if len(windows) < scoring.num_windows:
@@ -105,7 +108,7 @@ class Scorers:
         )
 
     def final(self, windows: torch.Tensor) -> Evaluator:
-        """Of some windows of the finals, with the memory that `fitness` leaves."""
+        """Make an evaluator of some windows of the finals; it has the memory `fitness` leaves."""
         scoring = self._config.scoring
         left = max(0, scoring.memory_budget - self.fitness.kept_bytes)
         return Evaluator(
@@ -113,7 +116,7 @@ class Scorers:
         )
 
     def of_held_out_windows(self) -> Evaluator:
-        """Of the held-out windows: KL and perplexity in one pass, as an ablation wants them."""
+        """Make an evaluator of the held-out windows, which gives KL and perplexity in one pass."""
         scoring = self._config.scoring
         return Evaluator(
             self._loaded.model,

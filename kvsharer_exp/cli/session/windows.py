@@ -1,8 +1,8 @@
 """The texts of a command, and the token windows that are cut from them.
 
-Calibration windows rank the layers and decide the acceptance test; scoring windows are what the
-search optimises on; the finals use what is left of the calibration text; held-out windows are cut
-from the report part, which no search sees.
+Every command that loads a model is given `Windows`. Calibration windows rank the layers and decide
+the acceptance test. Scoring windows are what the search optimises on. The finals use what is left
+of the calibration text. Held-out windows are cut from the report part, which no search sees.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from kvsharer_exp.data.windows import token_windows
 
 
 class Windows:
-    """Token ids, each tensor (num_windows, window_tokens); cut when first read."""
+    """The windows of a command as token ids, (num_windows, window_tokens), cut when first read."""
 
     def __init__(self, config: Config, loaded: LoadedModel) -> None:
         self._config, self._loaded = config, loaded
 
     @cached_property
     def texts(self) -> TextParts:
-        """The calibration, search and report parts."""
+        """The calibration, search and report parts of the texts."""
         return split_texts(self._config.calibration.path, self._config.heldout.path)
 
     @cached_property
@@ -44,13 +44,15 @@ class Windows:
 
     @property
     def scoring(self) -> torch.Tensor:
-        """At most ``scoring.num_windows``: fewer, even none, where the text gives no more."""
+        """At most ``scoring.num_windows`` windows: fewer, even none, if the text gives no more."""
         return self._scoring(self._config.scoring.num_windows)
 
     @cached_property
     def finals(self) -> torch.Tensor:
-        """What follows the scoring windows in the calibration text: as many windows as
-        ``study.final_windows`` asks for and the text gives."""
+        """The windows after the scoring windows in the calibration text.
+
+        There are as many as ``study.final_windows`` asks for, or fewer if the text gives no more.
+        """
         study, scoring = self._config.study, self._config.scoring
         wanted = study.final_windows
         if wanted is None:
@@ -61,7 +63,7 @@ class Windows:
         """Cut these windows now, so that too little text is refused before model time is spent.
 
         Raises:
-            InputError: the text gives fewer windows, or the parts of the text overlap.
+            InputError: the text gives too few windows, or the parts of the text overlap.
         """
         for kind in kinds:
             getattr(self, kind)

@@ -1,4 +1,8 @@
-"""What ``ablate`` leaves behind: tables on the terminal, figures, ``result.json``, MLflow."""
+"""Collect what ``ablate`` measures, and publish it.
+
+The command adds each walk to an `Ablation`. In the end `publish` prints the tables, writes the
+figures and ``result.json``, and logs everything to MLflow.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +41,11 @@ from kvsharer_exp.values.score_names import HELD_OUT_PERPLEXITY
 
 @dataclass
 class Ablation:
-    """Everything measured.
+    """Everything that an ablation measured.
 
-    ``ranking`` is that of the first variant, whose walks count for acceptance against rank.
-    ``walks`` holds the longest trace of every walk, ``tested`` the results behind those that count.
+    ``walks`` holds the longest trace of every walk with the test. Only the walks of the first
+    variant count for acceptance against rank: ``ranking`` is that of the first variant, and
+    ``tested`` holds, by arm, the result of each of these walks that tried most pairs.
     """
 
     scorer: RowScorer
@@ -54,7 +59,7 @@ class Ablation:
     def add(
         self, variant: Mapping[str, Any], arm: str, draw: int, found: Sequence[GreedyResult]
     ) -> None:
-        """The maps of one walk, scored."""
+        """Score the maps of one walk, and keep their rows."""
         self.rows += [self.scorer.row(variant, arm, draw, result) for result in found]
         if not is_tested(arm):
             return
@@ -66,7 +71,7 @@ class Ablation:
 
 
 def publish(config: Config, log: RunLog, ablation: Ablation) -> None:
-    """Show and keep the tables, figures and files of the whole ablation; ends the run."""
+    """Print the tables of the whole ablation, keep its figures and files, and end the run."""
     full = ablation.scorer.full
     confidence = config.ablate.confidence
     cells = summarise(ablation.rows, confidence=confidence, seed=config.seed)
@@ -122,7 +127,7 @@ def publish(config: Config, log: RunLog, ablation: Ablation) -> None:
 
 
 def too_few(rows: Sequence[Row], num_pairs: int, max_candidates: int | None) -> list[str]:
-    """One sentence for every arm that found fewer layers than asked for, and why it stopped."""
+    """Say for each arm that found too few layers, in one sentence, at which ratios and why."""
     ratios: dict[tuple[str, str], list[str]] = {}
     for row in (row for row in rows if row.result.found < row.result.requested):
         if not row.result.trace:
@@ -176,7 +181,7 @@ def _files(
     full_score = ablation.scorer.full.scores[HELD_OUT_PERPLEXITY]
     title = f"{config.model.name}: {config.ablate.name}"
     parts = [f"# {title}", *map(to_markdown, tables.values()), *notes]
-    # One line a map: what a paired test between two runs needs.
+    # Each line is one map, with the values that a paired test between two runs needs.
     items = [
         {"mlflow_run_id": row.mlflow_run_id, "items": dict(row.items)}
         for row in ablation.rows
@@ -204,7 +209,7 @@ def _files(
 
 
 def curve(cells: Sequence[Cell]) -> dict[float, list[Cell]]:
-    """Threshold → cells of the first arm, all else as in the first variant."""
+    """By threshold, the cells of the first arm in which all else is as in the first variant."""
     points: dict[float, list[Cell]] = {}
     for cell in cells:
         rest = {key: value for key, value in cell.variant.items() if key != "search.threshold"}

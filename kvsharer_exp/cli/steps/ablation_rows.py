@@ -1,4 +1,7 @@
-"""The rows of an ablation: each map scored on held-out windows, and logged as a run of its own."""
+"""Make the rows of an ablation: score each map on held-out windows, and log it as a child run.
+
+`Ablation` asks a `RowScorer` for the row of every map that an arm chose.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from kvsharer_exp.values.trial import TrialResult
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One map's scores with what stands behind them (see `Row`)."""
+    """The scores of one map, their intervals, and the values behind them (see `Row`)."""
 
     scores: dict[str, float]
     intervals: dict[str, Interval]
@@ -32,9 +35,9 @@ class Scores:
 
 
 class RowScorer:
-    """Scores maps, a map met again free of charge; every row is a child run in MLflow.
+    """Scores maps and logs every row as a child run in MLflow; a known map is not scored again.
 
-    Held-out windows give KL and perplexity in one pass; the report tasks are scored where
+    The held-out windows give KL and perplexity in one pass. The report tasks are scored if
     ``ablate.tasks`` asks for them.
     """
 
@@ -48,7 +51,7 @@ class RowScorer:
         log.say("scored the full cache")
 
     def row(self, variant: Mapping[str, Any], arm: str, draw: int, result: GreedyResult) -> Row:
-        """``result`` with its scores; none where it shares no layer."""
+        """Make the row of ``result`` with its scores. A map that shares no layer has no scores."""
         sharing_map = SharingMap(result.kv_source_layers)
         if not result.found:
             return Row(variant, arm, draw, result, kv_fraction=1.0)
@@ -89,7 +92,7 @@ class RowScorer:
         return Scores(scores, intervals, items)
 
     def _keep(self, row: Row, sharing_map: SharingMap) -> str:
-        """Log the row; returns its MLflow run."""
+        """Log the row; returns the id of its MLflow run."""
         result = row.result
         params = {"arm": row.arm, "compression": result.compression, "draw": row.draw}
         trial = TrialResult(

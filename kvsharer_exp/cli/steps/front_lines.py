@@ -1,4 +1,4 @@
-"""The front on the terminal: a table, then every map on a line to copy."""
+"""Print the front of a ``sweep`` on the terminal."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from kvsharer_exp.values.trial import FrontEntry
 def print_front(
     console: Any, entries: Sequence[FrontEntry], full_scores: Mapping[str, float]
 ) -> None:
-    """The table, then every map on a line of its own, to copy (never wrapped)."""
+    """Print the front as a table, then every map on a line to copy, which is never wrapped."""
     header, *rows = front_table(entries, full_scores)
-    table = TurningTable(*header[:-1])  # where a map is from is said below
+    table = TurningTable(*header[:-1])  # the origin of a map is on its line below
     for row in rows:
         table.add_row(*row[:-1])
     console.print(table)

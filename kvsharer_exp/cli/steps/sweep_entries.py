@@ -1,4 +1,8 @@
-"""The entries of a sweep's front: every map scored on what the search never saw."""
+"""Make the entries of a sweep's front: score every map on what the search never saw.
+
+The command ``sweep`` makes them at its end, for the front and for the paper's maps that are not on
+it.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +26,9 @@ from kvsharer_exp.values.trial import FrontEntry, TrialResult
 
 
 class EntryMaker:
-    """Makes entries of results; a map that the study scored before costs nothing.
+    """Makes the entries of results. Held-out scores that the study keeps are not measured again.
 
-    ``full_tasks``: the full cache's scores on the search tasks.
+    ``full_tasks``: the scores of the full cache on the search tasks.
     """
 
     def __init__(
@@ -50,7 +54,7 @@ class EntryMaker:
         }
 
     def make(self, result: TrialResult) -> FrontEntry:
-        """The entry of ``result``, with its scores that the full cache has too."""
+        """Make the entry of ``result``, with those of its scores that the full cache has too."""
         sharing_map, full = result.sharing_map, self.full_scores
         held_out, intervals = self._score(sharing_map)
         scores = {**result.scores, **held_out}
@@ -70,7 +74,10 @@ class EntryMaker:
         )
 
     def score_intervals(self, results: Iterable[TrialResult]) -> dict[str, tuple[float, float]]:
-        """By digest what the score of each map may be, where the score is minus the KL."""
+        """By a map's digest, the two ends between which its score probably lies.
+
+        They are known only if the score is minus the KL.
+        """
         found: dict[str, tuple[float, float]] = {}
         for result in results if self._weights == {KL: 1} else ():
             interval = self._kl_interval(result)
@@ -80,7 +87,7 @@ class EntryMaker:
         return found
 
     def _score(self, sharing_map: SharingMap) -> HeldOut:
-        """Held-out scores and their intervals, scored once and kept in the study."""
+        """The held-out scores of a map and their intervals, measured once and kept in the study."""
         if sharing_map.digest not in self._kept:
             measured = self._held_out.score(sharing_map)
             intervals = {name: [i.low, i.high] for name, i in measured.intervals.items()}
@@ -89,9 +96,9 @@ class EntryMaker:
         return self._kept[sharing_map.digest]
 
     def _kl_interval(self, result: TrialResult) -> tuple[float, float] | None:
-        """95 % interval of a map's KL over scoring windows (Student's t, not below 0).
+        """The 95 % interval of a map's KL over scoring windows, by Student's t and not below 0.
 
-        None for a single window, and for a study begun before variances were kept.
+        It is None for a single window, and in a study begun before variances were kept.
         """
         windows = self._num_windows
         if windows < 2 or KL_VARIANCE not in result.scores:

@@ -1,4 +1,8 @@
-"""What a sweep leaves in its folder and in MLflow: table, pictures, an HTML page, a saved view."""
+"""Keep what a ``sweep`` found in its folder and in MLflow.
+
+The command calls `mark_front` for the marks and the saved view in MLflow, and then `keep_files` for
+the table, the pictures and the HTML page.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 
 def mark_front(log: RunLog, store: StudyStore, sweep: SweepResult) -> str:
-    """Tag the front in MLflow, with a logged model for each of its maps.
+    """Tag the maps of the front in MLflow, and log each of them as a model.
 
     Returns:
         The address of the saved view that compares the front.

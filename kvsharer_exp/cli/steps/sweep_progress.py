@@ -1,4 +1,7 @@
-"""What a sweep shows and logs while it runs: a bar, one MLflow run and one chart point a map."""
+"""Show and log a ``sweep`` while it runs: a bar, and for every map an MLflow run and chart points.
+
+The coordinator (`study.run_search`) calls `SweepProgress.add` with every new result.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from kvsharer_exp.values.trial import TrialResult
 
 
 class SweepProgress:
-    """Follows a sweep: hypervolume, the best loss at the sizes asked for, maps screened out.
+    """Follows the hypervolume, the best loss at the sizes asked for, and how many are screened out.
 
     Args:
         reference: the point from which the hypervolume is measured.
@@ -46,7 +49,7 @@ class SweepProgress:
 
     @contextmanager
     def shown(self) -> Iterator[SweepProgress]:
-        """The bar is on the terminal for the block."""
+        """Show the bar on the terminal for the block."""
         with self._bar:
             yield self
 
@@ -79,7 +82,7 @@ class SweepProgress:
         return flat
 
     def _rate(self) -> float:
-        """Maps a minute."""
+        """Maps scored per minute by this run."""
         return 60 * (len(self._found) - self._known) / (self._log.seconds - self._started)
 
     def _state(self, volume: float) -> str:
@@ -97,7 +100,7 @@ class SweepProgress:
 
 
 def size_of(result: TrialResult) -> str:
-    """Shared layers of all layers, like ``4/30``."""
+    """The number of shared layers and of all layers, like ``4/30``."""
     return f"{result.num_shared}/{result.sharing_map.num_layers}"
 
 

@@ -1,4 +1,7 @@
-"""How a sweep is set up: its study, the maps it starts from, what it searches and how it scores."""
+"""Set up a ``sweep``: its study, the maps that it starts from, its search space and its scorer.
+
+The functions stand in the order in which the command calls them.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 
 def identity_of(config: Config, loaded: LoadedModel, windows: Windows) -> dict[str, Any]:
-    """What makes two scores comparable: same model, texts, fitness, tasks and seeds."""
+    """What must be the same for two scores to be comparable, as JSON values.
+
+    It holds the model, the texts, the settings of the search and of its scores, and the seed.
+    """
     return {
         "model": {key: str(value) for key, value in loaded.description.items()},
         "texts": windows.texts.fingerprints,
@@ -45,13 +51,13 @@ def identity_of(config: Config, loaded: LoadedModel, windows: Windows) -> dict[s
 
 
 def study_name(config: Config, identity: dict[str, Any]) -> str:
-    """The name of a study that was given none: the same for the same identity."""
+    """Make the name of a study that was given none. The same identity gives the same name."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     return "-".join((config.model.name, config.search_space.kind, config.sampler.kind, digest))
 
 
 def start_sweep(log: RunLog, loaded: LoadedModel, windows: Windows, store: StudyStore) -> None:
-    """Begin the MLflow run, or continue that of the study."""
+    """Begin the MLflow run, or continue the run of the study if it has one."""
     before = store.mlflow_run_id
     known = before if before and log.tracker.exists(before) else None
     log.start(loaded.description, windows.texts, run_id=known, study=store.name)
@@ -63,7 +69,7 @@ def start_sweep(log: RunLog, loaded: LoadedModel, windows: Windows, store: Study
 def sweep_seeds(
     config: Config, log: RunLog, calibration: Calibration, store: StudyStore
 ) -> list[Seed]:
-    """The paper's maps, likely ones and simple layouts, made once a study."""
+    """The paper's maps, likely ones and simple layouts (`make_seeds`), made once per study."""
     if store.seeds is None:
         store.seeds = make_seeds(
             calibration.ranking,
@@ -77,7 +83,7 @@ def sweep_seeds(
 def sweep_space(
     config: Config, calibration: Calibration, max_shared: int, seeds: Sequence[Seed]
 ) -> SearchSpace:
-    """The search space, with the seeds that it holds where it can."""
+    """Make the search space; it holds the ``seeds`` where it can."""
     evaluator = calibration.text.evaluator
     return make_space(
         config.search_space.kind,
@@ -92,7 +98,7 @@ def sweep_space(
 
 
 def say_left_out(config: Config, log: RunLog, space: SearchSpace, given: Sequence[Seed]) -> None:
-    """Tell how many maps of ``study.seeds`` the space does not hold."""
+    """Say how many maps of ``study.seeds`` the space does not hold."""
     outside = sum(space.encode(sharing_map) is None for _, sharing_map in given)
     if outside:
         log.say(
@@ -110,7 +116,7 @@ def sweep_search(
     space: SearchSpace,
     seeds: Sequence[Seed],
 ) -> tuple[Search, StagedScorer]:
-    """What the study runs, and the scorer in it."""
+    """Make what the study runs, and the scorer that it runs with."""
     sampler = make_sampler(
         config.sampler.kind,
         space=space,

@@ -20,6 +20,7 @@ from statistics import stdev
 
 from kvsharer_exp.measure.evaluator import Accept
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.greedy import GreedyResult, GreedyStep
 from kvsharer_exp.values.intervals import t_quantile
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
@@ -110,8 +111,11 @@ def greedy(
         candidate = sharing_map.share(pair.target, pair.source)
         cosine, accepted, windows = None, True, 0
         if advance is not None:
-            scores, accepted = advance(candidate, accept)
-            cosine, windows = scores.cosine, len(scores.cosines)
+            try:
+                scores, accepted = advance(candidate, accept)
+                cosine, windows = scores.cosine, len(scores.cosines)
+            except NotFiniteError:  # the map overflows in this dtype: it cannot pass
+                accepted = False
         trace.append(GreedyStep(pair.target, pair.source, pair.distance, cosine, accepted, windows))
         if accepted:
             sharing_map = candidate

@@ -1,4 +1,8 @@
-"""What our samplers remember of a study: its results, the best maps of every size, pair losses."""
+"""What our samplers remember of a study: its results, its best maps, and what each pair loses.
+
+`MapSampler` updates a `Memory` before each draw, and the strategies read it. Other packages may use
+it for strategies of their own (`kvsharer_exp.extend`).
+"""
 
 from __future__ import annotations
 
@@ -21,9 +25,10 @@ from kvsharer_exp.values.trial import SAMPLED, TrialResult
 
 
 class Memory:
-    """Read from the study's trials, so a resumed study remembers as much.
+    """Remembers the trials of a study; what it knows is read from them, also in a resumed study.
 
-    ``errors``: what is known of the pairs before the first trial, see `LossModel`.
+    ``errors``: the block errors of the pairs, known before the first trial (see `LossModel`). The
+    attribute ``model`` is the `LossModel`, and ``space`` the search space.
     """
 
     def __init__(self, space: SearchSpace, errors: Sequence[Sequence[float]] | None = None) -> None:
@@ -33,7 +38,10 @@ class Memory:
         self._under_way: set[SharingMap] = set()
 
     def update(self, study: optuna.Study) -> None:
-        """Take in the trials that ended since, and fit the model to all losses above 0."""
+        """Take in the trials that have ended since the last call, and fit the model to all losses.
+
+        Losses of 0 and maps without a target teach the model nothing and are left out.
+        """
         self._under_way.clear()
         drawn = self.space.distributions().keys()
         for trial in study.get_trials(deepcopy=False):
@@ -50,20 +58,23 @@ class Memory:
 
     @property
     def identity(self) -> SharingMap:
+        """The map of the full cache."""
         return SharingMap.identity(self.space.ranking.num_layers)
 
     @property
     def known(self) -> set[SharingMap]:
-        """Scored, or drawn to be."""
+        """The maps that were scored, or that are drawn and will be scored."""
         return {result.sharing_map for result in self._results.values()} | self._under_way
 
     def counts(self) -> Counter[int]:
-        """How many maps of each size were tried so far."""
+        """How many maps of each size (number of shared layers) were tried so far."""
         return Counter(len(sharing_map.targets) for sharing_map in self.known)
 
     def untried(self) -> set[int]:
-        """The targets that no map of one target has, but for seeds: those choose their source by
-        other rules than what it costs."""
+        """The targets that no map has tried as its only target.
+
+        Seeds do not count, because they choose a source by other rules than what it costs.
+        """
         drawn = self._under_way | {
             result.sharing_map for result in self._results.values() if result.origin == SAMPLED
         }
@@ -71,7 +82,7 @@ class Memory:
         return targets - {m.targets[0] for m in drawn if len(m.targets) == 1}
 
     def best(self, each: int) -> dict[int, list[SharingMap]]:
-        """The ``each`` best complete maps of every size, best first; size 0 is the full cache."""
+        """The ``each`` best complete maps of every size, best first. Size 0 has the full cache."""
         ranked = by_size(self._results.values())
         maps = {
             size: dict.fromkeys(r.sharing_map for r in each_of) for size, each_of in ranked.items()
@@ -79,7 +90,7 @@ class Memory:
         return {0: [self.identity], **{size: list(found)[:each] for size, found in maps.items()}}
 
     def lowest(self) -> dict[int, float]:
-        """The least loss of the complete maps of every size, as the model counts losses."""
+        """The least loss of the complete maps of every size; the model predicts such losses."""
         ranked = by_size(self._results.values())
         return {
             size: min(result.scores.get(FIT, -(result.score or 0.0)) for result in results)
@@ -87,7 +98,7 @@ class Memory:
         }
 
     def ranked(self, maps: Iterable[SharingMap], costs: np.ndarray) -> list[SharingMap]:
-        """The map expected to lose least first, if the pairs lose ``costs``."""
+        """Order ``maps`` by the loss expected if pairs lose ``costs``; the least comes first."""
         listed = sorted(set(maps), key=lambda sharing_map: sharing_map.kv_source_layers)
         if not listed:
             return []
@@ -96,9 +107,13 @@ class Memory:
 
 
 def _losses(results: Sequence[TrialResult]) -> list[tuple[SharingMap, float, float]]:
-    """Every map with its loss on all windows and how uncertain its log is; of a map that stopped
-    before: its loss in the last stage it saw times the ratio of the two that others had, which
-    differs by so much from one to the next."""
+    """Every map with its loss on all windows, and the standard deviation of the log of that loss.
+
+    The loss of a complete map is measured, so the deviation is 0. The loss of a map that was
+    screened out is estimated. It is the loss in the last stage that the map saw, times the ratio of
+    the two losses that other maps had (the geometric mean). The deviation is that of the log ratio
+    among these maps.
+    """
     ratios: dict[str, tuple[float, float]] = {}
 
     def ratio(stage: str) -> tuple[float, float]:
