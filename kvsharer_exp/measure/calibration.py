@@ -24,7 +24,7 @@ from torch import nn
 
 from kvsharer_exp.model.sharing.architectures import attention_layers, may_share
 from kvsharer_exp.model.sharing.runtime import install
-from kvsharer_exp.values.finite import NotFiniteError, finite
+from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.sharing_map import SharingMap
 
 
@@ -82,10 +82,8 @@ def block_errors(
     ``matrix[target][source]`` is the relative squared error in the output of the target's block,
     ‖changed - own‖² / ‖own‖², mean over tokens and ``windows`` (num_windows, window_tokens). It is
     NaN where the pair may not share. Every block before the target sees what it sees in the full
-    model, so a pair costs the forward of one block.
-
-    Raises:
-        NotFiniteError: a pair's error is no finite number, which would leave it out of the ranking.
+    model, so a pair costs the forward of one block. A pair that overflows in the model's dtype has
+    an infinite error, which is not the same as NaN.
     """
     layers = attention_layers(model)
     identity = SharingMap.identity(len(layers))
@@ -111,8 +109,8 @@ def block_errors(
                 with install(layers, [pair], handed=handed, keep=True):
                     changed = _output(target.block(*args, **kwargs))
                 error = (changed - own).square().sum(-1) / own.square().sum(-1)
-                name = f"block error of layer {target.index} reading layer {source.index}"
-                totals[target.index][source.index] += finite(name, error.mean(-1).sum())
+                total = error.mean(-1).sum().item()
+                totals[target.index][source.index] += total if math.isfinite(total) else math.inf
     return [[total / len(windows) for total in row] for row in totals]
 
 

@@ -31,7 +31,7 @@ class TaskScorer:
     behind each score, in the order of the items. Behind a perplexity these are log-likelihoods in
     nats, per word or per byte if the score weights items so. ``samples`` holds the same values for
     the main metric of each task, which is the first that the task lists. ``directions`` says of
-    each score whether higher is better.
+    each score whether higher is better, from the start.
 
     Args:
         tasks: lm-eval ``Task`` objects by name, from `load_tasks`. For a ``Group`` its own score is
@@ -68,9 +68,10 @@ class TaskScorer:
         self.samples: dict[str, list[float]] = {}
         self.directions: dict[str, bool] = {}
         self._stderr: dict[str, float] = {}
-        for name, task in self.tasks.items():
-            for metric, up in task.higher_is_better().items():
-                _direction(name, metric, up)  # a metric of unknown direction is refused by name
+        for name, held in self._members.items():
+            for task in (self.tasks[member] for member in held):
+                for metric, up in task.higher_is_better().items():
+                    self._tell(name, metric, up)
         with quiet_lm_eval():
             self._lm = HFLM(
                 pretrained=model,
@@ -117,7 +118,7 @@ class TaskScorer:
                 name = str(ScoreName.of_task(task, metric, "" if filtered == "none" else filtered))
                 scores[name] = finite(name, value)
                 told = results["higher_is_better"].get(task, {}).get(metric)
-                self.directions[name] = _direction(task, metric, told)
+                self._tell(task, metric, told)
                 items = [
                     sample[metric]
                     for sample in samples
@@ -132,26 +133,29 @@ class TaskScorer:
                     self.samples.setdefault(task, self.item_scores[name])
         return scores
 
+    def _tell(self, task: str, metric: str, told: bool | None) -> None:
+        """Keep whether higher is better, as the task says or else the metric's name.
+
+        Raises:
+            InputError: neither of them says it.
+        """
+        name = str(ScoreName.of_task(task, metric))
+        if told is None and name not in self.directions:
+            if not is_known_lower(metric):
+                raise InputError(
+                    f"task {task} does not say whether a higher {metric} is better: "
+                    "add higher_is_better to its metric_list"
+                )
+            told = False
+        if told is not None:
+            self.directions[name] = told
+
     def stderr(self) -> dict[str, float]:
         """The standard errors of the last ``score()`` over its items, by name of score.
 
         Scores without a formula for it are left out.
         """
         return dict(self._stderr)
-
-
-def _direction(task: str, metric: str, told: bool | None) -> bool:
-    """Whether higher is better, as the task says; where it does not, as the metric's name tells.
-
-    Raises:
-        InputError: neither says it.
-    """
-    if told is None and not is_known_lower(metric):
-        raise InputError(
-            f"task {task} does not say whether a higher {metric} is better: "
-            "add higher_is_better to its metric_list"
-        )
-    return bool(told)
 
 
 # lm-eval's aggregations whose items are (sum, weight) pairs.

@@ -21,7 +21,7 @@ from kvsharer_exp.search.paper.arms import evaluated
 from kvsharer_exp.values.comparisons import Comparison, compare, compare_draws, holm
 from kvsharer_exp.values.greedy import GreedyResult
 from kvsharer_exp.values.intervals import Interval, t_interval
-from kvsharer_exp.values.score_names import HELD_OUT_KL, ScoreName, higher_is_better
+from kvsharer_exp.values.score_names import HELD_OUT_KL, Directions, ScoreName, higher_is_better
 
 MARKS = {"better": "▲", "worse": "▼", "not told apart": "≈"}
 """How tables mark each verdict of a comparison with the reference."""
@@ -100,10 +100,17 @@ def describe(arm: str, variant: Mapping[str, Any]) -> str:
     return " · ".join([arm.replace("_", " "), *settings])
 
 
-def summarise(rows: Sequence[Row], *, confidence: float, seed: int = 0) -> list[Cell]:
+def summarise(
+    rows: Sequence[Row],
+    *,
+    confidence: float,
+    seed: int = 0,
+    directions: Directions | None = None,
+) -> list[Cell]:
     """Make the cells in the order of their first rows, and compare each with the reference.
 
-    The reference is the first arm of the first variant. ``seed`` is that of the bootstrap.
+    The reference is the first arm of the first variant. ``seed`` is that of the bootstrap, and
+    ``directions`` are what the tasks say of their scores.
     """
     groups: dict[tuple[str, str, float], list[Row]] = {}
     for row in rows:
@@ -115,7 +122,7 @@ def summarise(rows: Sequence[Row], *, confidence: float, seed: int = 0) -> list[
         reference = groups.get((*first, key[2]), [])
         against = {} if key[:2] == first else _against(group, reference[:1], confidence, seed)
         cells.append(_cell(group, against, confidence))
-    return _judge(cells, 1 - confidence)
+    return _judge(cells, 1 - confidence, directions)
 
 
 def _cell(group: Sequence[Row], against: dict[str, Comparison], confidence: float) -> Cell:
@@ -171,14 +178,14 @@ def _against(
     return compared
 
 
-def _judge(cells: Sequence[Cell], level: float) -> list[Cell]:
+def _judge(cells: Sequence[Cell], level: float, directions: Directions | None) -> list[Cell]:
     """Add the verdicts at ``level``. Holm's adjustment is over all cells, score by score."""
     verdicts: list[dict[str, str]] = [{} for _ in cells]
     for name in dict.fromkeys(name for cell in cells for name in cell.against):
         places = [i for i, cell in enumerate(cells) if name in cell.against]
         adjusted = holm([cells[i].against[name].p_value for i in places])
         for place, p_value in zip(places, adjusted, strict=True):
-            up = ScoreName.parse(name).of_likelihoods or higher_is_better(name)
+            up = ScoreName.parse(name).of_likelihoods or higher_is_better(name, directions)
             ahead = (cells[place].against[name].difference > 0) == up
             said = "better" if ahead else "worse"
             verdicts[place][name] = said if p_value < level else "not told apart"

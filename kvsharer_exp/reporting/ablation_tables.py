@@ -88,3 +88,12 @@ def limit_sentences(items: Mapping[str, Sequence[float]], *, confidence: float) 
         ]
         sentences.append(f"The limit: {label(name)} {', '.join(widths)} items")
     return sentences
+
+
+def untested_sentences(items: Mapping[str, Sequence[float]]) -> list[str]:
+    """One sentence for every score without a value for each item, as F1 is: no test compares it."""
+    return [
+        f"No test for {label(name)}: its value is of all items together, not of each"
+        for name in table_columns(items)
+        if not items[name]
+    ]

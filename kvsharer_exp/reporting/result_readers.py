@@ -78,7 +78,8 @@ def _scores(
 
     ``base`` says which map the scores are of. ``intervals`` and ``marks`` are by score name.
     """
-    kept = retained(scores, full) if base.num_shared != 0 else {}
+    told = base.run.result.get("directions", {})
+    kept = retained(scores, full, told) if base.num_shared != 0 else {}
     shown = [name for name in (HELD_OUT_KL, *table_columns(full)) if name in scores]
     for name in shown:
         if name in (KL, HELD_OUT_KL) and base.num_shared == 0:
@@ -106,7 +107,8 @@ def _task_means(
     For a map that shares layers, the percentage of the full cache's mean is yielded too. There are
     no means for fewer than two tasks whose score is better when higher.
     """
-    names = [name for name in names if higher_is_better(name) and name in full]
+    told = base.run.result.get("directions", {})
+    names = [name for name in names if higher_is_better(name, told) and name in full]
     if len(names) < 2:
         return
     tasks = sorted(ScoreName.parse(name).subject for name in names)

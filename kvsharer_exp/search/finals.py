@@ -26,6 +26,7 @@ import torch
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.search.front import kv_of, undominated
 from kvsharer_exp.search.study_store import StudyStore
+from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.intervals import standard_error, t_interval
 from kvsharer_exp.values.trial import TrialResult
 
@@ -80,7 +81,7 @@ class Finals:
         )
         left = race(maps, self._batches(store, windows), self.is_over)
         best = winners(maps, left)
-        seen = max(map(len, left.values()))
+        seen = max(map(len, left.values()), default=0)
         self.say(f"finals: {len(left)} maps are left after {seen} windows")
         return best or front, {"windows": seen, "maps": _standing(maps, left, best)}
 
@@ -144,7 +145,8 @@ def race(
     """Run the race; returns the losses of the maps that are left in the end.
 
     The race ends when one map of every KV is left, when there are no more ``batches``, or when
-    ``is_over`` says so. A batch that not all maps have had counts for none of them.
+    ``is_over`` says so. A batch that not all maps have had counts for none of them. A map that
+    overflows in the model's dtype leaves.
     """
     left: Losses = {result.number: () for result in maps}
     by_number = {result.number: result for result in maps}
@@ -155,7 +157,10 @@ def race(
         for number, losses in left.items():
             if is_over():
                 return left
-            more[number] = (*losses, *batch(by_number[number]))
+            try:
+                more[number] = (*losses, *batch(by_number[number]))
+            except NotFiniteError:  # it overflows where others do not: it cannot be the best
+                continue
         left = _in_doubt(more, by_number)
     return left
 

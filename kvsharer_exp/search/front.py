@@ -41,7 +41,7 @@ def pareto_front(results: Iterable[TrialResult]) -> list[TrialResult]:
 
 def best_within(results: Iterable[TrialResult], kv_fraction: float) -> TrialResult | None:
     """The best scored result with at most ``kv_fraction`` of the KV; None if there is none."""
-    fitting = [r for r in results if r.score is not None and kv_of(r) <= kv_fraction]
+    fitting = [r for r in results if _is_comparable(r) and kv_of(r) <= kv_fraction]
     return max(fitting, key=_score, default=None)
 
 
@@ -84,7 +84,7 @@ def hypervolume(points: Iterable[Point], reference: Point) -> float:
     Points that do not beat the reference in both do not count. Zitzler and Thiele, 1999.
     """
     far, floor = reference
-    counted = [point for point in points if point[0] < far and point[1] > floor]
+    counted = [p for p in points if p[0] < far and p[1] > floor and math.isfinite(sum(p))]
     front = undominated(counted, kv=itemgetter(0), score=itemgetter(1))
     ends = [*[fraction for fraction, _ in front[1:]], far]
     area = 0.0
@@ -131,8 +131,9 @@ def kv_of(result: TrialResult) -> float:
 
 
 def _is_comparable(result: TrialResult) -> bool:
-    """Whether the result is complete and can be compared: NaN is neither better nor worse."""
-    return result.status == "complete" and result.score is not None and not math.isnan(result.score)
+    """Whether the result is complete and can be compared: NaN is neither better nor
+    worse than anything, and no map has an infinite score."""
+    return result.status == "complete" and result.score is not None and math.isfinite(result.score)
 
 
 def _score(result: TrialResult) -> float:

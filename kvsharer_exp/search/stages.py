@@ -32,6 +32,7 @@ from kvsharer_exp.search.fitness import FITNESSES, find_fitness
 from kvsharer_exp.search.front import best_within
 from kvsharer_exp.values.correlation import kendall
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.finite import NotFiniteError, finite
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.score_names import ScoreName, retained
 from kvsharer_exp.values.scores import CandidateScores
@@ -125,6 +126,7 @@ class StagedScorer:
         cheap = [(w, parts[n].loss) for n, w in fitness.items() if parts[n].loss is not None]
         self._cheap = cheap or [(1.0, FITNESSES["kl"].loss)]
         self.reference_score = -sum(w * parts[n].reference for n, w in fitness.items())
+        self._full = evaluator.full_scores
         self.full_tasks = tasks.score() if tasks is not None else {}
 
     def look_ahead(self, maps: Sequence[SharingMap]) -> None:
@@ -142,6 +144,8 @@ class StagedScorer:
                 f"{len(maps)} maps in one forward need more memory than there is: "
                 "lower scoring.maps_per_forward"
             ) from error
+        except NotFiniteError:  # which of them it is shows when each is scored alone
+            return
         self._ahead = dict(zip(maps, measured, strict=True))
 
     def __call__(
@@ -179,12 +183,31 @@ class StagedScorer:
             scores |= on_tasks
             stage = "tasks"
             if "lm_eval" in self._fitness:
-                lost = 1 - _mean_retained(on_tasks, self.full_tasks, list(self._tasks.tasks))
+                lost = 1 - self._mean_retained(on_tasks)
                 cheap = 0.0 if self._fitness.keys() == {"lm_eval"} else scores[FIT]
                 score = -(self._fitness["lm_eval"] * lost + cheap)
         singly = [slice(index, index + 1) for index in range(len(measured.cosines))]
         window_losses = tuple(self._loss(measured[one], one) for one in singly)
         return Outcome(scores, "complete", stage, score, window_losses=window_losses)
+
+    def _mean_retained(self, scores: Mapping[str, float]) -> float:
+        """The mean over the tasks of what each retains in its first metric; 1 for the full cache.
+
+        Raises:
+            InputError: the full cache scores 0 on a task.
+        """
+        assert self._tasks is not None
+        first: dict[str, float] = {}
+        shares = retained(scores, self.full_tasks, self._tasks.directions)
+        for name, share in shares.items():
+            first.setdefault(ScoreName.parse(name).subject, share)
+        for task in self._tasks.tasks:
+            if task not in first:
+                raise InputError(
+                    f"search task {task} has no score to compare (the full cache scores 0): "
+                    "raise scoring.search.limit or choose another task"
+                )
+        return fmean(first[task] for task in self._tasks.tasks)
 
     def margins(self, results: Sequence[TrialResult]) -> dict[str, float]:
         """The margin of each ``screen`` stage after these ``results``, by the name of its loss."""
@@ -195,8 +218,9 @@ class StagedScorer:
 
     def _loss(self, measured: CandidateScores, windows: slice | None = None) -> float:
         """The loss of scores that were measured on ``windows``; by default on the first ones."""
-        full = self._evaluator.full_scores[windows or slice(len(measured.cosines))]
-        return sum(weight * loss(measured, full) for weight, loss in self._cheap if loss)
+        full = self._full[windows or slice(len(measured.cosines))]
+        parts = (weight * loss(measured, full) for weight, loss in self._cheap if loss)
+        return finite("the loss of the map", sum(parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,19 +288,3 @@ def learned_margin(results: Sequence[TrialResult], windows: int) -> float:
     relative = np.diff(losses, axis=0) / np.maximum(level, _TINY)
     spread = np.median(relative.std(1, ddof=1))
     return float(3 * spread * math.sqrt(1 / windows - 1 / losses.shape[1]))
-
-
-def _mean_retained(
-    scores: Mapping[str, float], full: Mapping[str, float], tasks: Sequence[str]
-) -> float:
-    """The mean over ``tasks`` of what each retains in its first metric; 1 for the full cache."""
-    first: dict[str, float] = {}
-    for name, share in retained(scores, full).items():
-        first.setdefault(ScoreName.parse(name).subject, share)
-    missing = [task for task in tasks if task not in first]
-    if missing:
-        raise InputError(
-            f"search task {missing[0]} has no score to compare (the full cache scores 0): "
-            "raise scoring.search.limit or choose another task"
-        )
-    return fmean(first[task] for task in tasks)

@@ -17,7 +17,7 @@ Verdict = Literal["exact", "within tolerance", "differs", "missing", "new"]
 
 _SURROUNDINGS = ("versions", "texts")
 _LEFT_OUT = {
-    *("schema", "command", "mlflow_run_id", "mlflow_compare_url", "study", "threads"),
+    *("schema", "command", "mlflow_run_id", "mlflow_compare_url", "study", "threads", "directions"),
     *("notes", "where_from", *_SURROUNDINGS),
     # A clock or the rest of the machine decides these; keys with "seconds" are left out as well.
     *("decode_tokens_per_second", "resident_bytes", "peak_memory_bytes", "speedup"),

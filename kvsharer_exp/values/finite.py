@@ -28,9 +28,8 @@ def as_number(value: Any) -> float | None:
 
     A truth value counts as 0 or 1, and an array or tensor counts where it holds a single item.
     """
-    if hasattr(value, "item") and (not hasattr(value, "numel") or value.numel() == 1):
-        value = value.item() if getattr(value, "size", 1) != 0 else None
-    return float(value) if isinstance(value, Real) else None
+    plain = _plain(value)
+    return float(plain) if isinstance(plain, Real) else None
 
 
 def finite(name: str, value: Any) -> float:
@@ -39,12 +38,18 @@ def finite(name: str, value: Any) -> float:
     Raises:
         NotFiniteError: NaN, infinite, or no real number; ``name`` says whose value it is.
     """
-    number = None if isinstance(value, bool) else as_number(value)
+    number = None if isinstance(_plain(value), bool) else as_number(value)
     if number is None or not math.isfinite(number):
         raise NotFiniteError(
             f"{name} is {repr(value)[:40]}, not a finite number: try another dtype"
         )
     return number
+
+
+def _plain(value: Any) -> Any:
+    """The one item of an array, a tensor or a scalar of theirs; anything else as it is."""
+    shape = getattr(value, "shape", None)
+    return value.item() if shape is not None and math.prod(shape) == 1 else value
 
 
 def check_finite(name: str, values: Iterable[float]) -> None:

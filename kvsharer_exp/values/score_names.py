@@ -9,7 +9,7 @@ that compares two scores asks here which one is better.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 KL = "kl"
 """KL to the full cache on the scoring windows, in nats."""
@@ -98,7 +98,7 @@ def label(name: str, between: str = " ") -> str:
 
 
 Directions = Mapping[str, bool]
-"""What tasks say of their scores: by score name, whether higher is better."""
+"""What tasks say of their scores: by score name without filter, whether higher is better."""
 
 
 def higher_is_better(name: str, directions: Directions | None = None) -> bool:
@@ -108,8 +108,9 @@ def higher_is_better(name: str, directions: Directions | None = None) -> bool:
     results of earlier versions, the name of the metric decides: a metric counts as better when
     higher unless it is known to be better when lower.
     """
-    said = (directions or {}).get(name)
-    return not is_known_lower(ScoreName.parse(name).metric) if said is None else said
+    parts = ScoreName.parse(name)
+    said = (directions or {}).get(str(replace(parts, filtered="")))
+    return not is_known_lower(parts.metric) if said is None else said
 
 
 def is_known_lower(metric: str) -> bool:

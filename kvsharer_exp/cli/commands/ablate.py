@@ -126,7 +126,7 @@ def _check_lengths(config: Config, loaded: LoadedModel) -> None:
 
 def _check_texts(calibration: Calibration, settings: Sequence[Config]) -> None:
     """Refuse texts that overlap or are too short, for any setting, before anything is computed."""
-    calibration.text.windows.require("calibration")
+    calibration.text.windows.require("calibration", "held_out")
     now = calibration
     for setting in settings:
         now = now.varied(setting)

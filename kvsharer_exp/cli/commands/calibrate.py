@@ -18,6 +18,7 @@ def run(
     config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, calibration: Calibration
 ) -> None:
     """Write ``ranking.json``, ``distances.png`` and ``result.json``."""
+    windows.require("calibration")
     log.start(loaded.description, windows.texts)
     calibration.keep_ranking(log)
     wanted, pairs = config.calibration, calibration.ranking.pairs

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.named_maps import read_map
-from kvsharer_exp.cli.session.result_file import identify
+from kvsharer_exp.cli.session.result_file import identify, told_directions
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
@@ -23,6 +23,7 @@ def run(
     sharing_map = read_map(config, log.tracker)
     scorers.load_tasks()
     loaded.check(sharing_map)
+    windows.require("held_out")
     log.start(
         loaded.description,
         windows.texts,
@@ -33,7 +34,7 @@ def run(
     full = {**scorers.fitness.full_scores.named(), **held_out.score(loaded.full_cache).scores}
     log.say("scored the full cache")
     scores = {**scorers.fitness.score(sharing_map).named(), **held_out.score(sharing_map).scores}
-    kept = retained(scores, full)
+    kept = retained(scores, full, scorers.directions)
     size = footprint(loaded.model, sharing_map)
     measured = measured_footprint(loaded.model, sharing_map, windows.held_out[:1])
     log.log_metrics(
@@ -59,6 +60,7 @@ def run(
             "retained": kept,
             "full": {"scores": full},
             "footprint": {**size.to_dict(), "measured": measured.to_dict()},
+            **told_directions(scorers.directions),
         },
         then=f"kvsharer sweep model={loaded.name}",
     )

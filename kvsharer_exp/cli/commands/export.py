@@ -28,6 +28,7 @@ def run(
     check_destination(path, overwrite=wanted.overwrite)
     loaded.check(sharing_map)
     check_model(loaded.model)
+    windows.require("calibration", "held_out")
     log.start(
         loaded.description,
         windows.texts,

@@ -23,6 +23,7 @@ def run(
     ratios, threshold = config.compression.ratios, config.search.threshold
     for ratio in ratios:
         num_targets(ratio, loaded.num_layers)  # refuses a ratio before the run exists
+    windows.require("calibration")
     log.start(loaded.description, windows.texts)
     calibration.keep_ranking(log)
     found = calibration.walk(log, config.search.order, ratios)

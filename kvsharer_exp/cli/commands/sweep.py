@@ -17,6 +17,7 @@ from typing import Any
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.calibration import Calibration
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.result_file import told_directions
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
@@ -60,7 +61,7 @@ def run(
     seed_file = _check_options(config)
     scorers.load_tasks()
     max_shared = max(num_targets(ratio, loaded.num_layers) for ratio in config.compression.ratios)
-    windows.require("held_out")
+    windows.require("calibration", "held_out")
     given = seed_file.seeds(loaded.description["id"], loaded.layers) if seed_file else []
     identity = identity_of(config, loaded, windows)
     with open_study(
@@ -111,6 +112,7 @@ def run(
                 **_result(config, sweep, store, scorer, scorers.fitness.num_windows),
                 "hypervolume_reference": {"kv_fraction": reference[0], "score": reference[1]},
                 "overhead_seconds_per_trial": _overhead(new, searched),
+                **told_directions(scorers.directions),
             },
             then=f"kvsharer sweep model={loaded.name} study.n_trials={2 * len(found)}",
         )

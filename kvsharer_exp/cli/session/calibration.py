@@ -7,6 +7,7 @@ is computed when it is first asked for, and only once. An ablation varies the se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -21,6 +22,7 @@ from kvsharer_exp.reporting.figures.ranking import distance_heatmap
 from kvsharer_exp.reporting.figures.style import save_png
 from kvsharer_exp.search.paper.arms import Walker
 from kvsharer_exp.search.paper.greedy import CUTS
+from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.greedy import GreedyResult, GreedyStep
 from kvsharer_exp.values.ranking import DissimilarityRanking
 from kvsharer_exp.values.sharing_map import SharingMap
@@ -85,6 +87,13 @@ class Calibration:
         """``[target][source]`` by ``calibration.distance``; NaN if the pair may not share."""
         wanted = self.config.calibration
         if wanted.distance == BLOCK_OUTPUT:
+            for target, row in enumerate(self.text.block_errors):
+                overflowing = [source for source, error in enumerate(row) if error == math.inf]
+                if overflowing:
+                    raise NotFiniteError(
+                        f"layer {target} overflows where it reads layer {overflowing[0]}: "
+                        "try model.dtype=bfloat16 or float32, or another calibration.distance"
+                    )
             return self.text.block_errors
         return distance_matrix(
             self._loaded.model, self.text.means, distance=wanted.distance, states=wanted.states

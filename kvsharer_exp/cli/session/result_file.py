@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.values.score_names import Directions, unusual
 from kvsharer_exp.values.sharing_map import SharingMap
 
 SCHEMA = 1
@@ -51,3 +52,9 @@ def identify(sharing_map: SharingMap) -> dict[str, Any]:
         "digest": sharing_map.digest,
         "num_shared": len(sharing_map.targets),
     }
+
+
+def told_directions(directions: Directions) -> dict[str, Any]:
+    """The key that says whether higher is better, of scores whose name does not tell it."""
+    found = unusual(directions)
+    return {"directions": found} if found else {}

@@ -75,6 +75,12 @@ class Scorers:
         """Scores the tasks that only the report sees; None if there are none."""
         return self._task_scorer(self.load_tasks()[1], self._config.scoring.report.limit)
 
+    @property
+    def directions(self) -> dict[str, bool]:
+        """What the tasks say of their scores, once they were scored (see `Directions`)."""
+        both = [scorer for scorer in (self.search_tasks, self.report_tasks) if scorer is not None]
+        return {name: up for scorer in both for name, up in scorer.directions.items()}
+
     def held_out(self, *, tasks: bool = True) -> HeldOutScorer:
         """Make a scorer of the held-out windows and, unless left out, of the report tasks."""
         return HeldOutScorer(

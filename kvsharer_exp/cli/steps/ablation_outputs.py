@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.result_file import told_directions
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.steps.ablation_rows import RowScorer
 from kvsharer_exp.cli.terminal import TurningTable
@@ -21,6 +22,7 @@ from kvsharer_exp.reporting.ablation_tables import (
     acceptance_table,
     arms_table,
     limit_sentences,
+    untested_sentences,
 )
 from kvsharer_exp.reporting.bench_table import ROWS_PER_CELL, cells_table, where_from
 from kvsharer_exp.reporting.figures.ablation import (
@@ -74,7 +76,8 @@ def publish(config: Config, log: RunLog, ablation: Ablation) -> None:
     """Print the tables of the whole ablation, keep its figures and files, and end the run."""
     full = ablation.scorer.full
     confidence = config.ablate.confidence
-    cells = summarise(ablation.rows, confidence=confidence, seed=config.seed)
+    directions = ablation.scorer.directions
+    cells = summarise(ablation.rows, confidence=confidence, seed=config.seed, directions=directions)
     bins = {
         arm: acceptance_by_rank(
             ablation.ranking, [result.trace for result in results], confidence=confidence
@@ -88,6 +91,7 @@ def publish(config: Config, log: RunLog, ablation: Ablation) -> None:
         f"In brackets: {confidence:.0%} intervals. {LEGEND}",
         *too_few(ablation.rows, len(ablation.ranking.pairs), config.ablate.max_candidates),
         *limit_sentences(full.items, confidence=confidence),
+        *untested_sentences(full.items),
     ]
     correlations = _correlations(ablation.pairs, confidence)
     notes += [
@@ -121,6 +125,7 @@ def publish(config: Config, log: RunLog, ablation: Ablation) -> None:
             "correlations": correlations,
             "timings": ablation.timings,
             "notes": notes,
+            **told_directions(directions),
         },
         then=f"kvsharer {then}",
     )

@@ -18,9 +18,10 @@ from kvsharer_exp.model.footprint import footprint
 from kvsharer_exp.model.sharing.runtime import share_kv
 from kvsharer_exp.reporting.ablation import Row, describe
 from kvsharer_exp.search.paper.arms import evaluated
+from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.greedy import GreedyResult
 from kvsharer_exp.values.intervals import Interval
-from kvsharer_exp.values.score_names import HELD_OUT_KL, HELD_OUT_PERPLEXITY, retained
+from kvsharer_exp.values.score_names import HELD_OUT_KL, HELD_OUT_PERPLEXITY, Directions, retained
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import TrialResult
 
@@ -50,12 +51,21 @@ class RowScorer:
         self.full = self._score(loaded.full_cache)
         log.say("scored the full cache")
 
+    @property
+    def directions(self) -> Directions:
+        """What the tasks say of their scores; empty without tasks."""
+        return self._tasks.directions if self._tasks is not None else {}
+
     def row(self, variant: Mapping[str, Any], arm: str, draw: int, result: GreedyResult) -> Row:
         """Make the row of ``result`` with its scores. A map that shares no layer has no scores."""
         sharing_map = SharingMap(result.kv_source_layers)
         if not result.found:
             return Row(variant, arm, draw, result, kv_fraction=1.0)
-        measured = self._score(sharing_map)
+        try:
+            measured = self._score(sharing_map)
+        except NotFiniteError as error:  # the map has no scores, which is a result too
+            self._log.say(f"{sharing_map}: {error}")
+            measured = Scores({}, {}, {})
         row = Row(
             variant,
             arm,
@@ -65,7 +75,7 @@ class RowScorer:
             scores=measured.scores,
             intervals=measured.intervals,
             items=measured.items,
-            retained=retained(measured.scores, self.full.scores),
+            retained=retained(measured.scores, self.full.scores, self.directions),
         )
         return replace(row, mlflow_run_id=self._keep(row, sharing_map))
 

@@ -19,6 +19,7 @@ from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.steps.sweep_progress import size_of
 from kvsharer_exp.search.stages import KL_VARIANCE
 from kvsharer_exp.search.study_store import HeldOut, StudyStore
+from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.intervals import CONFIDENCE, t_quantile
 from kvsharer_exp.values.score_names import KL, retained
 from kvsharer_exp.values.sharing_map import SharingMap
@@ -40,7 +41,8 @@ class EntryMaker:
         store: StudyStore,
         full_tasks: Mapping[str, float],
     ) -> None:
-        self._log, self._store, self._held_out = log, store, scorers.held_out()
+        self._log, self._store, self._scorers = log, store, scorers
+        self._held_out = scorers.held_out()
         self._weights = config.scoring.weights
         self._num_windows = scorers.fitness.num_windows
         wanted = {"report": asdict(config.scoring.report), "heldout": asdict(config.heldout)}
@@ -56,7 +58,11 @@ class EntryMaker:
     def make(self, result: TrialResult) -> FrontEntry:
         """Make the entry of ``result``, with those of its scores that the full cache has too."""
         sharing_map, full = result.sharing_map, self.full_scores
-        held_out, intervals = self._score(sharing_map)
+        try:
+            held_out, intervals = self._score(sharing_map)
+        except NotFiniteError as error:  # it has the scores of the search and no others
+            self._log.say(f"{sharing_map}: {error}")
+            held_out, intervals = {}, {}
         scores = {**result.scores, **held_out}
         scores = {name: value for name, value in scores.items() if name in full}
         self._log.say(f"{size_of(result)} shared ({result.origin}): report scores done")
@@ -67,7 +73,7 @@ class EntryMaker:
             num_shared=result.num_shared,
             kv_fraction=result.footprint.kv_fraction,
             scores=scores,
-            retained=retained(scores, full),
+            retained=retained(scores, full, self._scorers.directions),
             mlflow_run_id=self._store.map_run(sharing_map),
             origin=result.origin,
             intervals={**({KL: list(kl)} if kl is not None else {}), **intervals},

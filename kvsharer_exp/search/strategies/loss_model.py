@@ -62,7 +62,9 @@ class LossModel:
         covariance += by_pair**2 * np.eye(len(self.pairs)) + _CENTRE_SD**2
         expected = np.zeros(len(self.pairs))
         if errors is not None:
-            expected = np.log([max(errors[target][source], _TINY) for target, source in self.pairs])
+            told = np.array([errors[target][source] for target, source in self.pairs])
+            most = told[np.isfinite(told)].max(initial=_TINY)  # of a pair that does not overflow
+            expected = np.log(np.clip(told, _TINY, most))
             expected -= expected.mean()
             covariance += _SLOPE_SD**2 * np.outer(expected, expected)
         size = len(self.pairs) + 1  # the last unknown is `growth`

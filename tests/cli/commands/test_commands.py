@@ -2,6 +2,7 @@
 
 import errno
 import json
+from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from kvsharer_exp.cli.main import main
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.model.folders import data_dir
 from kvsharer_exp.search import finals
+from kvsharer_exp.search.study import MAX_REPEATS
 from kvsharer_exp.values.sharing_map import SharingMap
 
 LAYERS = 6
@@ -181,26 +183,14 @@ def test_a_map_of_a_sweep_is_evaluated_by_its_run(run, store) -> None:
         assert result["scores"][name] == pytest.approx(entry["scores"][name], rel=1e-5)
 
 
-TOGETHER = {  # sampler → space; tests/search/test_study.py has more pairs
-    "beam": "suffix",
-    "evolution": "greedy_knobs",
-    "gp": "random_keys",
-    "nsgaii": "layer_sources",
-    "qmc": "ranked_pairs",
-    "random": "layer_sources",
-    "tpe": "blocks",
-}
+SAMPLERS = sorted(path.stem for path in data_dir("conf").glob("sampler/*.yaml"))
+SPACES = sorted(path.stem for path in data_dir("search_spaces").glob("*.yaml"))
+# Every one of both; tests/search/test_study.py has more pairs.
+COUNT = max(len(SAMPLERS), len(SPACES))
+TOGETHER = list(islice(zip(cycle(SAMPLERS), cycle(SPACES), strict=False), COUNT))
 
 
-def test_no_space_and_no_sampler_is_left_out() -> None:
-    for files, tried in (
-        (data_dir("search_spaces").glob("*.yaml"), TOGETHER.values()),
-        (data_dir("conf").glob("sampler/*.yaml"), TOGETHER),
-    ):
-        assert {path.stem for path in files} == set(tried)
-
-
-@pytest.mark.parametrize(("sampler", "space"), TOGETHER.items())
+@pytest.mark.parametrize(("sampler", "space"), TOGETHER)
 def test_every_space_and_every_sampler(run, sampler: str, space: str) -> None:
     result = run(
         "sweep",
@@ -209,8 +199,8 @@ def test_every_space_and_every_sampler(run, sampler: str, space: str) -> None:
         "study.n_trials=8",
         "study.margin=9",
     )
-    few = space in ("suffix", "greedy_knobs")  # hold fewer maps than that on six layers
-    assert (2 if few else 8) <= result["trials"]["complete"] <= 8
+    used_up = result["trials"]["cached"] >= MAX_REPEATS  # on six layers some hold fewer maps
+    assert (2 if used_up else 8) <= result["trials"]["complete"] <= 8
     assert result["overhead_seconds_per_trial"] < 10
     assert result["stages"]["agreement"][0]["maps"] == result["trials"]["complete"]
     assert result["stages"]["screening_margins"] == {"screen/2/loss": 9}
