@@ -8,11 +8,14 @@ its study.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.calibration import Calibration
@@ -114,7 +117,7 @@ def run(
                 "overhead_seconds_per_trial": _overhead(new, searched),
                 **told_directions(scorers.directions),
             },
-            then=f"kvsharer sweep model={loaded.name} study.n_trials={2 * len(found)}",
+            then=_longer(config, 2 * len(found)),
         )
 
 
@@ -147,6 +150,8 @@ def _run_search(
         raise InputError(
             f"study.minutes={study.minutes:g} ended before one map was scored: give more"
         )
+    if study.minutes is None and progress.is_used_up(found):
+        log.say(f"{config.search_space.kind} holds no more new maps: search ends")
     return found
 
 
@@ -254,6 +259,17 @@ def _result(
         "paper_greedy": [entry.to_dict() for entry in sweep.beaten],
         "full": {"scores": sweep.full_scores},
     }
+
+
+def _longer(config: Config, n_trials: int) -> str:
+    """The command line that continues this study up to ``n_trials`` maps."""
+    given = HydraConfig.get().overrides.task
+    if f"command={config.command}" not in given:  # the sweep runs within `reproduce`
+        given = [f"model={config.model.name}"]
+    left_out = ("command", "study.n_trials", "study.fresh", "quiet")
+    kept = [word for word in given if word.lstrip("+").partition("=")[0] not in left_out]
+    words = [word.removeprefix("+") if word.startswith("+model=") else word for word in kept]
+    return shlex.join(["kvsharer", "sweep", *words, f"study.n_trials={n_trials}"])
 
 
 def _overhead(new: Sequence[TrialResult], searched: float) -> float | None:

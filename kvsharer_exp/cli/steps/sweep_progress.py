@@ -5,7 +5,7 @@ The coordinator (`study.run_search`) calls `SweepProgress.add` with every new re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -34,6 +34,7 @@ class SweepProgress:
         self._known, self._started = len(self._found), log.seconds
         self._front = GrowingFront(self._found, reference)
         self._best = BestSoFar(self._found)
+        self._flat = False
         self._wanted = config.study.n_trials if config.study.minutes is None else None
         self._bar = Progress(
             BarColumn(bar_width=12),
@@ -76,10 +77,14 @@ class SweepProgress:
                 f"{_short(result)}  {result.origin}  hypervolume {volume:.4f}"
             )
         patience = self._config.study.patience
-        flat = patience is not None and self._front.is_flat(patience)
-        if flat:
+        self._flat = patience is not None and self._front.is_flat(patience)
+        if self._flat:
             self._log.say(f"the hypervolume is flat over {patience} maps: search ends")
-        return flat
+        return self._flat
+
+    def is_used_up(self, found: Sequence[TrialResult]) -> bool:
+        """Whether the search ended below its number of maps, and not because it was flat."""
+        return not self._flat and self._wanted is not None and len(found) < self._wanted
 
     def _rate(self) -> float:
         """Maps scored per minute by this run."""
