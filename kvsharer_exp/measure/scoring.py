@@ -81,6 +81,8 @@ class TaskScorer:
                 softmax_dtype=torch.float32,
                 add_bos_token=add_bos_token,
             )
+        for name, task in self.tasks.items():
+            self._check_length(name, task)
 
     def score(self) -> dict[str, float]:
         """Score the model as it is now; returns the value of each ``lm_eval/<task>/<metric>``.
@@ -132,6 +134,20 @@ class TaskScorer:
                 if metric == next(iter(self.tasks[names[0]].aggregation())):
                     self.samples.setdefault(task, self.item_scores[name])
         return scores
+
+    def _check_length(self, name: str, task: Any) -> None:
+        """Refuse a task that generates more than the model has positions for, before it is run.
+
+        Raises:
+            InputError: names the task and both numbers.
+        """
+        if task.OUTPUT_TYPE == "generate_until":
+            wanted = task.config.generation_kwargs.get("max_gen_toks", self._lm.max_gen_toks)
+            if wanted >= self._lm.max_length:
+                raise InputError(
+                    f"task {name} generates up to {wanted} tokens, but the model has "
+                    f"{self._lm.max_length} positions: lower its max_gen_toks, or leave it out"
+                )
 
     def _tell(self, task: str, metric: str, told: bool | None) -> None:
         """Keep whether higher is better, as the task says or else the metric's name.

@@ -149,3 +149,20 @@ def test_anything_else_is_refused_by_name(value: Any) -> None:
 
 def test_a_truth_value_is_an_item() -> None:
     assert [as_number(v) for v in (True, np.bool_(False), np.float32(1), (0, 1))] == [1, 0, 1, None]
+
+
+def test_a_task_that_generates_too_much_is_refused_before_the_search(
+    task_file: Path, store: list[str], monkeypatch, capsys
+) -> None:
+    """Also seen beside the public faults: it was refused after the search only."""
+    monkeypatch.chdir(task_file.parent)
+    text = task_file.read_text().replace("multiple_choice", "generate_until")
+    text = text.replace('doc_to_choice: ["A", "B"]\n', "generation_kwargs: {max_gen_toks: 5000}\n")
+    task_file.write_text(text)
+    words = [*QUICK, *store, f"scoring.report.tasks=[{task_file}]", "scoring.search.tasks=[]"]
+    for command in ("sweep", "evaluate"):
+        run = [command, *words, "map=0_0_0_0_0_0", "hydra.run.dir=refused", "--quiet"]
+        assert main(run) == 2
+        said = capsys.readouterr().err
+        assert "task odd generates up to 5000 tokens, but the model has 2048 positions" in said
+        assert not Path("refused/ranking.json").exists()

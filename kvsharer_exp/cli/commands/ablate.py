@@ -51,6 +51,8 @@ def run(
         scorers.load_tasks()
     _check_maps(config, loaded, given)
     _check_lengths(config, loaded)
+    if config.ablate.tasks:
+        scorers.require()
     _check_texts(calibration, [setting for _, setting in settings])
     log.start(loaded.description, windows.texts, experiment=config.ablate.name)
     now = calibration.varied(settings[0][1])

@@ -24,6 +24,7 @@ def run(
     scorers.load_tasks()
     loaded.check(sharing_map)
     windows.require("held_out")
+    scorers.require()
     log.start(
         loaded.description,
         windows.texts,

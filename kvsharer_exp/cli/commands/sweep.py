@@ -65,6 +65,7 @@ def run(
     scorers.load_tasks()
     max_shared = max(num_targets(ratio, loaded.num_layers) for ratio in config.compression.ratios)
     windows.require("calibration", "held_out")
+    scorers.require()
     given = seed_file.seeds(loaded.description["id"], loaded.layers) if seed_file else []
     identity = identity_of(config, loaded, windows)
     with open_study(

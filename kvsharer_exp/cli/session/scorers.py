@@ -75,6 +75,16 @@ class Scorers:
         """Scores the tasks that only the report sees; None if there are none."""
         return self._task_scorer(self.load_tasks()[1], self._config.scoring.report.limit)
 
+    def require(self) -> None:
+        """Make the scorers of all tasks now, so that a task that does not fit the model is refused
+        before model time is spent.
+
+        Raises:
+            InputError: a task generates more tokens than the model has positions for.
+        """
+        for name in ("search_tasks", "report_tasks"):
+            getattr(self, name)
+
     @property
     def directions(self) -> dict[str, bool]:
         """What the tasks say of their scores, once they were scored (see `Directions`)."""
