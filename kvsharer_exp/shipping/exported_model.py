@@ -14,6 +14,8 @@ forward. Method: https://arxiv.org/abs/2410.18517
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,18 +24,18 @@ from transformers import LlamaForCausalLM as StockForCausalLM  # the class of th
 from transformers.cache_utils import DummyLayer
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
+_FUNCTION = "_gradient_checkpointing_func"  # what checkpoints a block; transformers puts it there
 
 
 class NoProjection(nn.Module):
-    """Stands for a target's key or value projection: returns zeros, expanded from one token."""
+    """Stands for a target's key or value projection: returns zeros."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.out_features = features
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        zeros = hidden_states.new_zeros(self.out_features)
-        return zeros.expand(*hidden_states.shape[:-1], self.out_features)
+        return hidden_states.new_zeros(*hidden_states.shape[:-1], self.out_features)
 
 
 class QueryRows(nn.Linear):
@@ -95,8 +97,24 @@ class Meeting:
         self._by_thread: dict[int, dict[int, KeyValue]] = {}
 
     def here(self) -> dict[int, KeyValue]:
-        thread = 0 if torch.compiler.is_compiling() else threading.get_ident()
-        return self._by_thread.setdefault(thread, {})
+        return self._by_thread.setdefault(self._thread(), {})
+
+    def _thread(self) -> int:
+        return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+    @contextmanager
+    def within(self, left: dict[int, KeyValue]) -> Iterator[None]:
+        """Let this thread find ``left`` in the block, and afterwards what it had before."""
+        thread = self._thread()
+        before = self._by_thread.get(thread)
+        self._by_thread[thread] = left
+        try:
+            yield
+        finally:
+            if before is None:
+                del self._by_thread[thread]
+            else:
+                self._by_thread[thread] = before
 
     def __reduce__(self) -> tuple[type[Meeting], tuple[()]]:
         return Meeting, ()
@@ -122,6 +140,57 @@ class SwapCache:
         return args, {**kwargs, self.argument: view}
 
 
+class Checkpoint:
+    """Gradient checkpointing of one block, with the KV it reads as input and hands over as output.
+
+    The block runs again in the backward pass, where its source does not run before it.
+    """
+
+    def __init__(
+        self, plain: Callable[..., Any], meeting: Meeting, layer: int, source: int, last: bool
+    ) -> None:
+        self.plain, self.meeting = plain, meeting
+        self.layer, self.source, self.last = layer, source, last
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        left, reads = self.meeting.here(), self.source != self.layer
+        returns_tuple = False
+
+        def run(*args_and_kv: Any) -> Any:
+            nonlocal returns_tuple
+            own, read = args_and_kv[: len(args)], args_and_kv[len(args) :]
+            inside: dict[int, Any] = {self.source: read} if reads else {}
+            with self.meeting.within(inside):
+                output = function(*own)
+            if reads:
+                return output
+            returns_tuple = isinstance(output, tuple)
+            return (*(output if returns_tuple else (output,)), *inside[self.layer])
+
+        output = self.plain(run, *args, *(left[self.source] if reads else ()))
+        if reads:
+            if self.last:
+                del left[self.source]
+            return output
+        *output, key, value = output
+        left[self.layer] = (key, value)
+        return tuple(output) if returns_tuple else output[0]
+
+
+class PutCheckpoints:
+    """A forward pre-hook of the decoder: where blocks are checkpointed, they get `Checkpoint`."""
+
+    def __init__(self) -> None:
+        self.blocks: list[tuple[nn.Module, tuple[Any, ...]]] = []
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        if module.training and torch.is_grad_enabled():
+            for block, how in self.blocks:
+                plain = getattr(block, _FUNCTION, None)
+                if plain is not None and not isinstance(plain, Checkpoint):
+                    setattr(block, _FUNCTION, Checkpoint(plain, *how))
+
+
 class KVSharedForCausalLM(StockForCausalLM):
     """The stock model with ``config.kv_source_layers`` in force."""
 
@@ -134,25 +203,30 @@ class KVSharedForCausalLM(StockForCausalLM):
         super().__init__(config, *args, **kwargs)
         how, sources = config.kv_sharing, config.kv_source_layers
         last = {source: layer for layer, source in enumerate(sources) if source != layer}
-        meeting = Meeting()
-        for attention in list(self.modules()):
+        meeting, checkpoints = Meeting(), PutCheckpoints()
+        modules = dict(self.named_modules())
+        for name, attention in modules.items():
             layer = getattr(attention, "layer_idx", None)
-            if layer is None or not all(hasattr(attention, name) for name in how["names"]):
+            if layer is None or not all(hasattr(attention, part) for part in how["names"]):
                 continue
             source = sources[layer]
             if source == layer and layer not in last:
                 continue
-            hook = SwapCache(
-                how["cache_argument"], how["cache_position"], meeting, source, last[source] == layer
-            )
+            is_last = last[source] == layer
+            hook = SwapCache(how["cache_argument"], how["cache_position"], meeting, source, is_last)
             attention.register_forward_pre_hook(hook, with_kwargs=True)
+            block = modules[name.rpartition(".")[0]]
+            checkpoints.blocks.append((block, (meeting, layer, source, is_last)))
             if source != layer:
-                for name in how["names"]:
-                    setattr(attention, name, _stub(getattr(attention, name), how, config))
+                for part in how["names"]:
+                    setattr(attention, part, _stub(getattr(attention, part), how, config))
+        self.base_model.register_forward_pre_hook(checkpoints)
 
 
-# transformers looks up some renamings of weights by the name of the class.
+# transformers looks up some renamings of weights by the name of the class. A model that is loaded
+# and saved again names its class by that name too, so the class must be found under both.
 KVSharedForCausalLM.__name__ = StockForCausalLM.__name__
+globals()[StockForCausalLM.__name__] = KVSharedForCausalLM
 
 
 def _stub(projection: Any, how: dict[str, Any], config: Any) -> nn.Module:

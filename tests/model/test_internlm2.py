@@ -21,7 +21,7 @@ CONFIG: dict[str, Any] = {
     "model_type": "internlm2",
     "architectures": ["InternLM2ForCausalLM"],
     "auto_map": {"AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM"},
-    "vocab_size": 96,
+    "vocab_size": 260,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 3,
@@ -97,10 +97,10 @@ class InternLM2(nn.Module):
         super().__init__()
         self.config = config
         self.model = nn.Module()
-        self.model.tok_embeddings = nn.Embedding(96, 32)
+        self.model.tok_embeddings = nn.Embedding(260, 32)
         self.model.layers = nn.ModuleList(Layer(config["bias"]) for _ in range(3))
         self.model.norm = Norm()
-        self.output = nn.Linear(32, 96, bias=False)
+        self.output = nn.Linear(32, 260, bias=False)
 
     def rope(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         base, positions = self.config["rope_theta"], torch.arange(length).double()
@@ -142,7 +142,7 @@ def written(folder: Path, files: int = 1, **changes: Any) -> InternLM2:
 
 @pytest.fixture
 def ids() -> torch.Tensor:
-    return torch.randint(3, 96, (2, 24), generator=torch.Generator().manual_seed(1))
+    return torch.randint(3, 260, (2, 24), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("files", [1, 3])

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from kvsharer_exp import load_exported, load_model, make_shared, share_kv
+from kvsharer_exp import load_exported, make_shared, share_kv
 from kvsharer_exp.model.footprint import footprint
 from kvsharer_exp.model.sharing.cache import cache_bytes
 from kvsharer_exp.shipping.export import check_destination, check_model, write_export
@@ -53,11 +53,6 @@ for folder in sys.argv[1:]:
         folder + "/../theirs.safetensors")
 assert "kvsharer_exp" not in sys.modules
 """
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_model("tiny", device="cpu")[1]
 
 
 def fresh(name: str) -> PreTrainedModel:

@@ -27,7 +27,7 @@ _CACHE_ARGUMENTS = ("past_key_values", "layer_past", "past_key_value")
 # other model that is built the same way is accepted too.
 WORKING = (
     "llama mistral mixtral qwen2 qwen3 qwen3_moe gemma2 gemma3_text olmo2 phi phi3 stablelm "
-    "granite cohere smollm3 glm4 starcoder2 internlm3 gpt2 gpt_neox"
+    "granite cohere smollm3 glm4 starcoder2 internlm3 olmo gpt2 gpt_neox"
 )
 _LATENT_KV = ("kv_b_proj", "kv_a_proj_with_mqa")  # multi-head latent attention (deepseek)
 
@@ -36,10 +36,12 @@ _LATENT_KV = ("kv_b_proj", "kv_a_proj_with_mqa")  # multi-head latent attention 
 class AttentionLayer:
     """One decoder layer: where its attention is, and what it caches per token.
 
+    The ``decoder`` is the module that runs the blocks one after the other.
     ``attention_type`` is what transformers calls it: ``full_attention``, ``sliding_attention``, ….
     """
 
     index: int
+    decoder: nn.Module
     block: nn.Module
     attention: nn.Module
     cache_argument: str
@@ -98,6 +100,7 @@ def attention_layers(model: nn.Module) -> tuple[AttentionLayer, ...]:
             continue
         found[index] = AttentionLayer(
             index=index,
+            decoder=_decoder(modules, name),
             block=modules[name.rpartition(".")[0]],
             attention=module,
             cache_argument=cache_argument[0],
@@ -113,6 +116,14 @@ def attention_layers(model: nn.Module) -> tuple[AttentionLayer, ...]:
             f"{name} cannot share KV ({reason}). Works: {some}; README lists all of them"
         )
     return tuple(found[index] for index in range(num_layers))
+
+
+def _decoder(modules: dict[str, nn.Module], attention: str) -> nn.Module:
+    """Find the module above the block of ``attention`` that is no mere list of blocks."""
+    name = attention.rpartition(".")[0].rpartition(".")[0]
+    while name and isinstance(modules[name], nn.ModuleList):
+        name = name.rpartition(".")[0]
+    return modules[name]
 
 
 @cache

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DummyLayer
 
-from kvsharer_exp.model.sharing.projections import QueryRows
+from kvsharer_exp.model.sharing.projections import QueryRows, SharingError
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 """Keys and values, each (batch, num_key_value_heads, sequence, head_dim)."""
@@ -83,6 +83,12 @@ class TargetView(_LayerView):
             self._handed[layer_idx] = (key, value)
         else:
             _vacate(self._cache, layer_idx)
+        missing = [source for source in self._sources if source not in self._handed]
+        if missing:
+            raise SharingError(
+                f"layer {layer_idx} runs without layer {missing[0]}, whose KV it reads: run the "
+                "whole model, and checkpoint by model.gradient_checkpointing_enable only"
+            )
         given = _parts([self._handed[source] for source in self._sources], self._sources)
         for source in self._done:
             del self._handed[source]

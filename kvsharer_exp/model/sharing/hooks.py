@@ -1,4 +1,4 @@
-"""The hooks that put maps into a model, and the place where sources leave KV for their targets.
+"""The hooks that put maps into a model.
 
 `install` (and so `share_kv`) and `make_shared` put them in with `connect`.
 
@@ -8,72 +8,19 @@ own, and its layers hand over KV only among themselves.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import nn
 
 from kvsharer_exp.model.sharing.architectures import AttentionLayer
-from kvsharer_exp.model.sharing.cache import KeyValue, SourceView, TargetView
+from kvsharer_exp.model.sharing.cache import SourceView, TargetView
+from kvsharer_exp.model.sharing.checkpointing import BlockKV, CheckpointHook
+from kvsharer_exp.model.sharing.exchange import Exchange, Handover
 from kvsharer_exp.model.sharing.projections import QueryRows, SharingError
 from kvsharer_exp.values.sharing_map import SharingMap
-
-
-@dataclass(slots=True)
-class Handover:
-    """The KV that one forward hands over, by source layer, and the views its targets were given."""
-
-    handed: dict[int, KeyValue] = field(default_factory=dict)
-    views: dict[int, TargetView] = field(default_factory=dict)
-
-
-class Exchange(Protocol):
-    """The place where the layers of one model find the KV that is handed over."""
-
-    def here(self) -> Handover:
-        """Return the `Handover` of the calling thread."""
-
-
-@dataclass(slots=True)
-class OneThread:
-    """The exchange of a `share_kv` block, which only ``thread`` may use.
-
-    Other threads are refused: leaving the block would change the model during their forwards.
-    """
-
-    handover: Handover
-    thread: int
-
-    def here(self) -> Handover:
-        if not torch.compiler.is_compiling() and threading.get_ident() != self.thread:
-            raise SharingError(
-                "the model runs under a map of another thread: use one model per thread, "
-                "or enter share_kv in the thread that runs it"
-            )
-        return self.handover
-
-
-class EachThread:
-    """The exchange of a model that shares for good: every thread has a `Handover` of its own.
-
-    So any number of threads may run it, as with any other model. A copy of the model starts empty.
-    """
-
-    def __init__(self) -> None:
-        self._handovers: dict[int, Handover] = {}
-
-    def here(self) -> Handover:
-        thread = 0 if torch.compiler.is_compiling() else threading.get_ident()
-        if thread not in self._handovers:
-            self._handovers[thread] = Handover()
-        return self._handovers[thread]
-
-    def __reduce__(self) -> tuple[type[EachThread], tuple[()]]:
-        return EachThread, ()
 
 
 @dataclass(slots=True)
@@ -150,18 +97,27 @@ def connect(
         for target in sharing_map.targets:
             source = sharing_map.kv_source_layers[target]
             last_reader[source] = max(target, last_reader.get(source, target))
+    blocks = []
     for layer in layers:
         index = layer.index
         sources = tuple(sharing_map.kv_source_layers[index] for sharing_map in maps)
+        read = tuple(sorted({source for source in sources if source != index}))
+        done = frozenset(s for s in sources if not keep and last_reader.get(s) == index)
+        hands_over = index in sources and (keep or index in last_reader)
         place = (index, layer.cache_argument, layer.cache_position, exchange)
-        if any(source != index for source in sources):
+        if read:
             rows = _replace(layer, undo) if index not in sources else None
-            done = {s for s in sources if not keep and last_reader.get(s) == index}
-            _before(layer, _TargetHook(*place, sources, frozenset(done), rows), undo)
+            _before(layer, _TargetHook(*place, sources, done, rows), undo)
             check = layer.attention.register_forward_hook(_ReadCheck(index, exchange))
             undo.callback(check.remove)
-        elif keep or index in last_reader:
+        elif hands_over:
             _before(layer, _Hook(*place), undo)
+        if read or hands_over:
+            blocks.append(BlockKV(index, layer.block, exchange, read, done, hands_over))
+    if blocks:
+        checkpoints = CheckpointHook(tuple(blocks))
+        undo.callback(checkpoints.undo)
+        undo.callback(layers[0].decoder.register_forward_pre_hook(checkpoints).remove)
 
 
 def _before(layer: AttentionLayer, hook: Callable[..., Any], undo: ExitStack) -> None:

@@ -11,7 +11,8 @@ from typing import TypeVar
 from torch import nn
 
 from kvsharer_exp.model.sharing.architectures import attention_layers, check_map
-from kvsharer_exp.model.sharing.hooks import EachThread, connect
+from kvsharer_exp.model.sharing.exchange import EachThread
+from kvsharer_exp.model.sharing.hooks import connect
 from kvsharer_exp.model.sharing.projections import QueryRows
 from kvsharer_exp.model.sharing.runtime import refuse_if_sharing
 from kvsharer_exp.values.sharing_map import SharingMap
@@ -26,7 +27,8 @@ def make_shared(model: Model, sharing_map: SharingMap) -> Model:
     of targets leave ``state_dict`` and may be freed; of a fused projection the query rows stay. The
     model gets ``config.kv_source_layers`` (list, one source per layer, transformers' name) and
     ``parameter_bytes_saved`` (int, exactly what `footprint` predicts). Any number of threads may
-    run the model, and a deep copy of it is independent.
+    run the model, and a deep copy of it is independent. It may be trained, also with gradient
+    checkpointing as transformers does it; only the query rows of a fused projection are frozen.
 
     Returns:
         ``model``.

@@ -10,7 +10,8 @@ Two ways of projecting are known. They are told apart by the names of the submod
   group for ``qkv_proj`` (phi3) and ``c_attn`` (gpt2), and one per KV head for ``query_key_value``
   (gpt_neox). A target gets `QueryRows`, which holds and computes the query rows alone.
 
-Some models use these names for a fused layer with another layout (codegen, falcon). They are
+Some models use these names for a fused layer with another layout. Where the number of rows tells,
+as for falcon, or the model is known, as codegen is, `find_projections` finds none. Others are
 refused at their first forward, since the stub's zeros must come out as exactly the keys and values.
 """
 
@@ -27,6 +28,7 @@ from kvsharer_exp.values.errors import InputError
 
 _ONE_GROUP = ("qkv_proj", "c_attn")
 _GROUP_PER_KV_HEAD = ("query_key_value",)
+_OTHER_ORDER = ("codegen",)  # as many rows as phi3's, in four groups of [queries | values | keys]
 
 
 class SharingError(InputError):
@@ -34,17 +36,19 @@ class SharingError(InputError):
 
 
 class NoProjection(nn.Module):
-    """Replaces the ``k_proj`` or ``v_proj`` of a target and gives one token of zeros, expanded."""
+    """Replaces the ``k_proj`` or ``v_proj`` of a target and gives zeros, which nobody keeps.
+
+    They are no view expanded from one token, because some attention writes into what it projects,
+    as OLMo does with ``clip_qkv``, and torch refuses that on an expanded tensor.
+    """
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.out_features = features
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(batch, sequence, hidden) becomes zeros (batch, sequence, features), strides 0, 0, 1."""
-        # Features must lie side by side because some RoPE (llama4) views them as complex numbers.
-        zeros = hidden_states.new_zeros(self.out_features)
-        return zeros.expand(*hidden_states.shape[:-1], self.out_features)
+        """(batch, sequence, hidden) becomes zeros (batch, sequence, features)."""
+        return hidden_states.new_zeros(*hidden_states.shape[:-1], self.out_features)
 
 
 class QueryRows(nn.Module):
@@ -200,7 +204,9 @@ def _find_fused(
             return None
         features = len(_rows(fused))
     head_dim, rest = divmod(features, heads + 2 * kv_heads)
-    if rest:
+    known = getattr(attention, "head_dim", None) or getattr(config, "head_dim", None)
+    known = known or config.hidden_size // heads
+    if rest or head_dim != known or config.model_type in _OTHER_ORDER:
         return None
     groups = kv_heads if name in _GROUP_PER_KV_HEAD else 1
     return FusedProjection(

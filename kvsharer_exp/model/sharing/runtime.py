@@ -22,7 +22,8 @@ from torch import nn
 
 from kvsharer_exp.model.sharing.architectures import AttentionLayer, attention_layers, check_map
 from kvsharer_exp.model.sharing.cache import KeyValue
-from kvsharer_exp.model.sharing.hooks import Handover, OneThread, connect
+from kvsharer_exp.model.sharing.exchange import Handover, OneThread
+from kvsharer_exp.model.sharing.hooks import connect
 from kvsharer_exp.model.sharing.projections import SharingError
 from kvsharer_exp.values.sharing_map import SharingMap
 
@@ -74,7 +75,7 @@ def install(
             refuse_if_sharing(layers)
             undo.callback(_active.pop, layers[0].attention, None)
             _active[layers[0].attention] = thread
-        connect(layers, maps, OneThread(Handover(handed), thread), undo, keep=keep)
+        connect(layers, maps, OneThread(Handover(handed)), undo, keep=keep)
         yield handed
 
 

@@ -1,0 +1,89 @@
+"""Send the code with the weights: whatever saves a model that shares KV writes how to load it too.
+
+`write_export` and `load_exported` call `ship_code`. From then on ``model.save_pretrained``, and so
+``model.push_to_hub``, writes the file `exported_model` beside the weights, with the model's own
+class in it, and names that file in config.json. A model that transformers has loaded from that file
+needs no help: transformers copies the file whenever it saves such a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from kvsharer_exp.model.sharing.architectures import attention_layers
+from kvsharer_exp.model.sharing.projections import FusedProjection
+
+_CODE, _CLASS = "modeling_kv_shared.py", "KVSharedForCausalLM"
+_STOCK_LINE = "from transformers import LlamaForCausalLM as StockForCausalLM"
+_OF_THE_HUB = ("repo_id", "commit_message", "create_pr", "private")
+
+
+def ship_code(model: Any) -> None:
+    """Make whatever saves ``model`` write the code and the configuration that load it again.
+
+    Call it on a model of a transformers class that shares for good, or is about to.
+    """
+    model.config.kv_sharing = _how(model)
+    model.config.auto_map = {"AutoModelForCausalLM": f"{_CODE.removesuffix('.py')}.{_CLASS}"}
+    model.save_pretrained = _SaveWithCode(model)
+
+
+@dataclass(slots=True, eq=False)
+class _SaveWithCode:
+    """The ``save_pretrained`` of ``model``: that of its class, and the code in the same folder.
+
+    It is an object and no closure, so that a deep copy of the model saves itself.
+    """
+
+    model: Any
+
+    def __call__(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        *args: Any,
+        push_to_hub: bool = False,
+        **options: Any,
+    ) -> None:
+        upload = {
+            name: options.pop(name) for name in _OF_THE_HUB if push_to_hub and name in options
+        }
+        stock = type(self.model)
+        stock.save_pretrained(self.model, save_directory, is_main_process, *args, **options)
+        folder = Path(save_directory)
+        if is_main_process:
+            (folder / _CODE).write_text(_code(stock.__name__), encoding="utf-8")
+        if push_to_hub:  # saves again, to a folder of its own, and uploads all of that
+            upload.setdefault("repo_id", folder.name)
+            self.model.push_to_hub(**upload, token=options.get("token"))
+
+
+def _how(model: Any) -> dict[str, Any]:
+    """What the file beside the weights must know about this architecture's attention."""
+    layer = attention_layers(model)[0]
+    how: dict[str, Any] = {
+        "cache_argument": layer.cache_argument,
+        "cache_position": layer.cache_position,
+        "names": ["k_proj", "v_proj"],
+    }
+    projections = layer.projections
+    if isinstance(projections, FusedProjection):
+        how |= {
+            "names": [projections.name],
+            "groups": projections.groups,
+            "query_rows": projections.query_rows,
+            "kv_rows": projections.kv_rows,
+        }
+    return how
+
+
+def _code(stock_class: str) -> str:
+    """The text of `exported_model`, with ``stock_class`` as the class it builds on."""
+    text = (resources.files("kvsharer_exp.shipping") / "exported_model.py").read_text(
+        encoding="utf-8"
+    )
+    assert text.count(_STOCK_LINE) == 1
+    return text.replace(_STOCK_LINE, _STOCK_LINE.replace("LlamaForCausalLM", stock_class))
