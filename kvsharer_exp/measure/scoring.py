@@ -75,11 +75,12 @@ class TaskScorer:
         with quiet_lm_eval():
             self._lm = HFLM(
                 pretrained=model,
-                tokenizer=copy.deepcopy(tokenizer),  # HFLM sets a pad token on it
+                tokenizer=_for_tasks(model, tokenizer),
                 backend="causal",
                 batch_size=batch_size,
                 softmax_dtype=torch.float32,
                 add_bos_token=add_bos_token,
+                prefix_token_id=_first_token(tokenizer),
             )
         for name, task in self.tasks.items():
             self._check_length(name, task)
@@ -139,9 +140,14 @@ class TaskScorer:
         """Refuse a task that generates more than the model has positions for, before it is run.
 
         Raises:
-            InputError: names the task and both numbers.
+            InputError: names the task and both numbers, or there is no EOS to end an answer.
         """
         if task.OUTPUT_TYPE == "generate_until":
+            if self._lm.eot_token_id is None:
+                raise InputError(
+                    f"task {name} generates until EOS, but the tokenizer has no EOS token: leave "
+                    "the task out"
+                )
             wanted = task.config.generation_kwargs.get("max_gen_toks", self._lm.max_gen_toks)
             if wanted >= self._lm.max_length:
                 raise InputError(
@@ -172,6 +178,37 @@ class TaskScorer:
         Scores without a formula for it are left out.
         """
         return dict(self._stderr)
+
+
+def _for_tasks(model: Any, tokenizer: Any) -> Any:
+    """Copy ``tokenizer``, for lm-eval sets a pad token on it if it has none, like EOS.
+
+    A pad token that the model has no embedding for goes, since lm-eval would look it up.
+    """
+    copied = copy.deepcopy(tokenizer)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if copied.pad_token_id is not None and copied.pad_token_id >= rows:
+        copied.pad_token = None
+    return copied
+
+
+def _first_token(tokenizer: Any) -> int | None:
+    """The token before a text that has nothing before it; None where lm-eval finds BOS or EOS.
+
+    A tokenizer with neither begins texts with a line break.
+
+    Raises:
+        InputError: it has no token for a line break either.
+    """
+    if tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None:
+        return None
+    line_break = tokenizer("\n", add_special_tokens=False).input_ids
+    if not line_break:
+        raise InputError(
+            "tasks need a token to begin a text with, and the tokenizer has no BOS, EOS or line "
+            "break: name no tasks, or add a BOS token to it"
+        )
+    return line_break[-1]
 
 
 # lm-eval's aggregations whose items are (sum, weight) pairs.
