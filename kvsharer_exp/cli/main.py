@@ -11,8 +11,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import chdir
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -24,6 +26,7 @@ from kvsharer_exp.cli.config.compose import register, to_config
 from kvsharer_exp.cli.error_line import error_line, found_no_space
 from kvsharer_exp.cli.help import help_text, is_plain
 from kvsharer_exp.cli.session.parts import run_command
+from kvsharer_exp.cli.stopping import Terminated, stops_on_sigterm
 from kvsharer_exp.cli.terminal import one_line, settle_streams
 from kvsharer_exp.measure.machine import settle
 from kvsharer_exp.model.folders import data_dir
@@ -31,7 +34,11 @@ from kvsharer_exp.values.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code (0 done, 1 failed, 2 bad input, 130 stopped)."""
+    """Run one command line; returns the exit code.
+
+    It is 0 when all is done, 1 after a failure, 2 after bad input, 130 after Ctrl-C, and 143 after
+    SIGTERM.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     settle_streams()
     if arguments == ["--version"]:
@@ -44,12 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["completion"]:
             print(completion.script(arguments[1:], COMMANDS), end="")
             return 0
-        return _run(translate(arguments))
+        with stops_on_sigterm():
+            return _run(translate(arguments))
     except (InputError, HydraException, OmegaConfBaseException) as error:
         if debug:
             traceback.print_exc()
         print(one_line(f"kvsharer: {error_line(error)}"), file=sys.stderr)
         return 2
+    except Terminated:
+        print("kvsharer: terminated; what was done is kept", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("kvsharer: interrupted; what was done is kept", file=sys.stderr)
         return 130
@@ -69,17 +80,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     register(data_dir("search_spaces"))
     if is_plain(arguments):
-        print(help_text([word for word in arguments if not word.startswith("-")]))
+        print(help_text(arguments))
         return 0
     failures: list[BaseException] = []
     codes = [0]
 
     def job(composed: DictConfig) -> None:
-        # Hydra prints a line of its own about an exception that leaves here, so it is kept instead.
+        # Hydra prints a line of its own about an error that leaves here, so it is kept instead, and
+        # the next job of -m begins. An interrupt leaves here, and ends all of them.
         try:
-            config = to_config(composed)
-            codes.append(run_command(config))
-        except (Exception, KeyboardInterrupt) as error:
+            # hydra.job.chdir=true would turn every relative path of the user into another one.
+            with chdir(HydraConfig.get().runtime.cwd):
+                codes.append(run_command(to_config(composed)))
+        except Exception as error:
             failures.append(error)
 
     decorate: Callable[[Callable[[DictConfig], None]], Callable[[], None]] = hydra.main(

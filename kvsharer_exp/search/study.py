@@ -14,19 +14,22 @@ way.
 from __future__ import annotations
 
 import fcntl
+import re
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from kvsharer_exp.model.files import locked
+from kvsharer_exp.search.journal import open_journal
 from kvsharer_exp.search.spaces.base import SearchSpace
 from kvsharer_exp.search.stages import Outcome
 from kvsharer_exp.search.study_store import (
@@ -95,28 +98,22 @@ def open_study(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder / f"{name}.lock", name):
-        backend: Any = storage
+    with _lock(folder / f"{name}.lock", name) as key:
         where = storage or str(folder / f"{name}.journal")
         try:
-            if "://" not in where:
-                Path(where).parent.mkdir(parents=True, exist_ok=True)
-                backend = JournalStorage(JournalFileBackend(where))
-            if fresh and name in optuna.get_all_study_names(backend):
-                optuna.delete_study(study_name=name, storage=backend)
-            study = optuna.create_study(
-                study_name=name,
-                storage=backend,
-                directions=["minimize", "maximize"],
-                load_if_exists=True,
-            )
+            if "://" in where:
+                # A database in which two processes make Optuna's tables at once fails for one.
+                with locked(folder / "study.storage.open"):
+                    study = _load(name, where, fresh)
+            else:
+                study = _load(name, open_journal(Path(where)), fresh)
         except Exception as error:  # every backend raises its own kinds
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise InputError(
                 f"study {name} cannot be opened in {where} ({first[:80]}): "
                 "check study.storage, or move that file away"
             ) from error
-        yield StudyStore(study)
+        yield StudyStore(study, key)
 
 
 def run_search(
@@ -227,9 +224,21 @@ def _tell(study: optuna.Study, number: int, result: TrialResult) -> FrozenTrial:
     return study.tell(number, state=TrialState.PRUNED if pruned else TrialState.FAIL)
 
 
+def _load(name: str, storage: str | JournalStorage, fresh: bool) -> optuna.Study:
+    if fresh and name in optuna.get_all_study_names(storage):
+        optuna.delete_study(study_name=name, storage=storage)
+    return optuna.create_study(
+        study_name=name,
+        storage=storage,
+        directions=["minimize", "maximize"],
+        load_if_exists=True,
+    )
+
+
 @contextmanager
-def _lock(path: Path, name: str) -> Iterator[None]:
-    with path.open("w") as file:
+def _lock(path: Path, name: str) -> Iterator[str]:
+    """Be the only process that runs the study ``name``; gives the key that is kept in the lock."""
+    with path.open("a+", encoding="ascii") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -237,4 +246,11 @@ def _lock(path: Path, name: str) -> Iterator[None]:
                 f"study {name} is being run by another process: wait for it, "
                 "or give this run its own study.name"
             ) from error
-        yield
+        file.seek(0)
+        key = file.read()
+        if re.fullmatch("[0-9a-f]{32}", key) is None:  # it is new, or its maker was killed
+            key = uuid.uuid4().hex
+            file.truncate(0)
+            file.write(key)
+            file.flush()
+        yield key

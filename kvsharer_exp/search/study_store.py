@@ -29,9 +29,11 @@ HeldOut = tuple[dict[str, float], dict[str, list[float]]]
 
 # The attributes of a trial.
 _RESULT, _CACHED, _ORIGIN = "result", "cached_from", "origin"
-# The attributes of a study. Held-out scores and the MLflow run of a map have names made below.
+# The attributes of a study. The names of held-out scores are made below. The name of the MLflow run
+# of a map ends in the map's digest.
 _VERSION, _IDENTITY, _RUN, _FRONT = "version", "identity", "mlflow_run_id", "front"
 _SEEDS, _FINALS = "seeds", "finals"
+_MAP_RUN = "run "
 
 
 def result_of(trial: FrozenTrial) -> TrialResult | None:
@@ -63,13 +65,17 @@ def origin_attributes(origin: str) -> dict[str, str]:
 class StudyStore:
     """The attributes of one study, which only this process uses (see `study.open_study`)."""
 
-    def __init__(self, study: optuna.Study) -> None:
+    def __init__(self, study: optuna.Study, key: str = "") -> None:
         """Take a study that this version can read.
+
+        ``key``: a text that tells the study from every other one, also from one of the same name.
+        A study that is made afresh has that of the old one.
 
         Raises:
             InputError: a newer version of this project wrote the study.
         """
         self.study = study
+        self.key = key
         held = study.user_attrs.get(_VERSION, VERSION)
         if held > VERSION:
             raise InputError(
@@ -123,14 +129,19 @@ class StudyStore:
     def mlflow_run_id(self, run_id: str) -> None:
         self._set(_RUN, run_id)
 
+    def map_runs(self) -> dict[str, str]:
+        """By the digest of a map, the id of its MLflow run."""
+        held = self.study.user_attrs.items()
+        return {k.removeprefix(_MAP_RUN): run for k, run in held if k.startswith(_MAP_RUN)}
+
     def map_run(self, sharing_map: SharingMap) -> str:
         """The id of the MLflow run of a map; empty if it has none."""
-        return str(self._get(_map_run(sharing_map), ""))
+        return str(self._get(_MAP_RUN + sharing_map.digest, ""))
 
     def keep_map_run(self, sharing_map: SharingMap, run_id: str) -> None:
         """Keep the id of the MLflow run of a map."""
         # Each map has an attribute, because one dictionary would be written whole every time.
-        self._set(_map_run(sharing_map), run_id)
+        self._set(_MAP_RUN + sharing_map.digest, run_id)
 
     @property
     def front_runs(self) -> list[str]:
@@ -176,7 +187,3 @@ class StudyStore:
 
     def _set(self, name: str, value: Any) -> None:
         self.study.set_user_attr(name, value)
-
-
-def _map_run(sharing_map: SharingMap) -> str:
-    return f"run {sharing_map.digest}"

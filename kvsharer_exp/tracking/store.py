@@ -1,6 +1,6 @@
 """Open an MLflow store: make it if it is not there, refuse it in one line if it cannot be used.
 
-`Tracker` and `Runs` open their store here. The command ``ui`` checks its store here too.
+`Tracker` and `Runs` open their store here. The command ``ui`` prepares its store here too.
 """
 
 from __future__ import annotations
@@ -14,10 +14,16 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from kvsharer_exp.tracking.interrupts import UninterruptedClient
+from kvsharer_exp.tracking.local_store import (
+    database_file,
+    find_artifacts,
+    has_content,
+    make_database,
+)
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.text import clip
 
-_LOCAL = "sqlite:///"
 _MESSAGE = 200  # the most characters of an error message
 
 
@@ -25,11 +31,10 @@ def open_store(uri: str, experiment: str, artifacts: str) -> tuple[Any, str]:
     """Open the store for `Tracker.open` and `Runs.open`; returns (client, experiment id).
 
     Raises:
-        InputError: the store cannot be opened or written, or the experiment was deleted.
+        InputError: the store cannot be opened or written, its files are gone, or the experiment was
+            deleted.
     """
-    check_writable(uri)
-    # No usage data goes to MLflow's makers unless the user allows it; MLflow reads this at import.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    prepare_store(uri, experiment, artifacts)
     with _impatient(), _store_errors(uri), quiet(logging.CRITICAL):
         from mlflow.tracking import MlflowClient
 
@@ -38,37 +43,56 @@ def open_store(uri: str, experiment: str, artifacts: str) -> tuple[Any, str]:
         client = MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            local = uri.startswith(_LOCAL)
+            local = database_file(uri) is not None
             location = (Path(artifacts).resolve() / experiment).as_uri() if local else None
-            return client, client.create_experiment(experiment, artifact_location=location)
+            found = _make_experiment(client, experiment, location)
         if found.lifecycle_stage != "active":
             raise InputError(
                 f"MLflow experiment {experiment} is deleted: run `mlflow experiments restore "
                 f"-x {found.experiment_id}`, or give another tracking.experiment"
             )
-        return client, found.experiment_id
+        # A server finishes its transactions by itself, and may keep us waiting for minutes.
+        served = uri.startswith("http")
+        return client if served else UninterruptedClient(client), found.experiment_id
 
 
-def check_writable(uri: str) -> None:
-    """Make the folder of a local database, and check that SQLite can write to the file.
+def _make_experiment(client: Any, name: str, place: str | None) -> Any:
+    """Make an experiment, unless another process has just made it; returns it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_experiment(name, artifact_location=place)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return client.get_experiment_by_name(name)
+
+
+def prepare_store(uri: str, experiment: str, artifacts: str) -> None:
+    """Make a local database if it is not there, check it, and see to it that its files are found.
 
     This comes before MLflow opens the store. MLflow tries ten times in 100 s to open what is no
     file, and does not notice when it reads from a file that it cannot write.
 
     Raises:
-        InputError: the folder or file is read-only, locked, or no database.
+        InputError: the folder or file is read-only, locked, or no database, or its files are gone.
     """
-    if not uri.startswith(_LOCAL):
+    # No usage data goes to MLflow's makers unless the user allows it; MLflow reads this at import.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    file, folder = database_file(uri), Path(artifacts).resolve()
+    if file is None:
         return
-    file = Path(uri.partition("?")[0].removeprefix(_LOCAL))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         for path in (file.parent, file):
             if path.exists() and not os.access(path, os.W_OK):
                 raise PermissionError(f"{path.name} is read-only")
-        if file.exists():
-            with closing(sqlite3.connect(file)) as database:  # waits 5 s for a lock
-                database.execute("begin immediate")
+        if not has_content(file):
+            with _store_errors(uri), quiet(logging.CRITICAL):
+                make_database(file, folder)
+        with closing(sqlite3.connect(file)) as database:  # waits 5 s for a lock
+            database.execute("begin immediate")
+        find_artifacts(file, folder, experiment)
     except (sqlite3.Error, OSError) as error:
         raise _refusal(uri, str(error)) from error
 

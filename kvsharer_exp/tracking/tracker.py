@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kvsharer_exp.tracking.leftovers import close_children, close_study, delete_trials
 from kvsharer_exp.tracking.server import UI, runs_page
 from kvsharer_exp.tracking.store import open_store, quiet
 from kvsharer_exp.tracking.system import AFTER_SECONDS, SystemMetrics
@@ -66,17 +67,18 @@ class Tracker:
         run_id: str | None = None,
     ) -> str:
         """Begin a new run, or continue ``run_id``, whose params keep their first value."""
+        known = run_id
         if run_id is None:
             run = self._client.create_run(self._experiment_id, run_name=name, tags=dict(tags))
             run_id = run.info.run_id
-        else:
+        self._sampled[run_id] = SystemMetrics(
+            self._client.tracking_uri, run_id, self._sample_after_seconds
+        )
+        if known:
             self._client.update_run(run_id, status="RUNNING")
             self.set_tags(run_id, tags)
         held = self._client.get_run(run_id).data.params
         self._log(run_id, params=[param for param in params_of(params) if param.key not in held])
-        self._sampled[run_id] = SystemMetrics(
-            self._client.tracking_uri, run_id, self._sample_after_seconds
-        )
         return run_id
 
     def log_trial(
@@ -227,10 +229,26 @@ class Tracker:
         return runs_page(self._host, self._experiment_id, **options)
 
     def finish(self, run_id: str, status: str = "FINISHED") -> None:
-        """End the run as FINISHED, FAILED or KILLED."""
+        """End the run as FINISHED, FAILED or KILLED; a child run that is still open is KILLED."""
         if run_id in self._sampled:
             self._sampled.pop(run_id).stop()
+        if status != "FINISHED":
+            close_children(self._client, self._experiment_id, run_id)
         self._client.set_terminated(run_id, status)
+
+    def finish_all(self, status: str) -> None:
+        """End every run that this tracker has started and not ended, as `finish` does."""
+        for run_id in list(self._sampled):
+            self.finish(run_id, status)
+
+    def close_left_open(self, key: str, run_id: str, trials: Collection[str]) -> None:
+        """Put in order what killed processes left of the study ``key``, which now runs as `run_id`.
+
+        Their open runs are ended as KILLED. Of the child runs of ``run_id``, those that are not in
+        ``trials`` are deleted: nobody knows whether they are complete.
+        """
+        close_study(self._client, self._experiment_id, key, but=run_id)
+        delete_trials(self._client, self._experiment_id, run_id, trials)
 
     def exists(self, run_id: str) -> bool:
         """Whether the store holds the run and it is not deleted."""

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.tracking.server import runs_page, ui_command
-from kvsharer_exp.tracking.store import check_writable, is_outdated
+from kvsharer_exp.tracking.store import is_outdated, prepare_store
 from kvsharer_exp.values.errors import InputError
 
 
@@ -32,7 +32,7 @@ def run(config: Config) -> None:
             f"tracking.uri={uri[:80]} is a server, which has its own UI: open it in a browser"
         )
     _check_port(port)
-    check_writable(uri)
+    prepare_store(uri, config.tracking.experiment, config.tracking.artifacts)
     log = Path(HydraConfig.get().runtime.output_dir) / "server.log"
     host = f"http://127.0.0.1:{port}"
     arguments, environment = ui_command(uri, port)

@@ -16,12 +16,13 @@ from types import TracebackType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 from rich.text import Text
 
+from kvsharer_exp.cli.config.compose import to_yaml
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.first_run import first_run
 from kvsharer_exp.cli.session.result_file import head, write_result
+from kvsharer_exp.cli.stopping import undisturbed
 from kvsharer_exp.cli.terminal import make_console
 from kvsharer_exp.data.passages import TextParts
 from kvsharer_exp.tracking.environment import environment
@@ -42,9 +43,11 @@ class RunLog:
         self.config = config
         self.folder = Path(HydraConfig.get().runtime.output_dir)
         self.console = make_console()
-        # A first download or conversion takes a while, and the loggers of `model` say so.
+        # A first download or conversion takes a while, and the loggers of `model` say so. That of
+        # `load_passages` says how it read a text file.
         level = logging.WARNING if config.quiet else logging.INFO
-        logging.getLogger("kvsharer_exp.model").setLevel(level)
+        for name in ("kvsharer_exp.model", "kvsharer_exp.data.load"):
+            logging.getLogger(name).setLevel(level)
         if not config.quiet:
             for line in first_run(config):
                 self.console.print(line, markup=False)
@@ -65,10 +68,10 @@ class RunLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.run_id:
-            stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-            status = "FINISHED" if error is None else "KILLED" if stopped else "FAILED"
-            self.tracker.finish(self.run_id, status)
+        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+        status = "FINISHED" if error is None else "KILLED" if stopped else "FAILED"
+        with undisturbed():
+            self.tracker.finish_all(status)
 
     @property
     def seconds(self) -> float:
@@ -111,9 +114,7 @@ class RunLog:
             self.run_id,
             {part: (texts.sources[part], digest) for part, digest in self._texts.items()},
         )
-        self.tracker.log_text(
-            self.run_id, OmegaConf.to_yaml(OmegaConf.structured(config)), "config.yaml"
-        )
+        self.tracker.log_text(self.run_id, to_yaml(config), "config.yaml")
 
     def keep(self, name: str, content: bytes | str) -> None:
         """Write ``content`` as the file ``name`` of the run folder, and keep it in MLflow too."""

@@ -5,7 +5,7 @@ The coordinator (`study.run_search`) calls `SweepProgress.add` with every new re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -50,7 +50,16 @@ class SweepProgress:
 
     @contextmanager
     def shown(self) -> Iterator[SweepProgress]:
-        """Show the bar on the terminal for the block."""
+        """Show the bar on the terminal for the block.
+
+        First the results are logged that the study has and MLflow has not, because an earlier start
+        was killed between the two.
+        """
+        logged = self._store.map_runs()
+        stored = zip(self._found, self._front.volumes, strict=True)
+        for count, (result, volume) in enumerate(stored, start=1):
+            if result.sharing_map.digest not in logged:
+                self._keep(result, {"hypervolume": volume}, count)
         with self._bar:
             yield self
 
@@ -58,22 +67,14 @@ class SweepProgress:
         """Log a new result to MLflow and show it; returns whether the search may end."""
         self._found.append(result)
         volume, count = self._front.add(result), len(self._found)
-        size = size_of(result)
-        run_id = self._log.tracker.log_trial(
-            self._log.run_id,
-            result,
-            {"hypervolume": volume},
-            name=f"{self._config.model.name} · {size} shared · {_short(result)}",
-        )
-        self._store.keep_map_run(result.sharing_map, run_id)
         charts = {"hypervolume": volume, "trials_per_minute": self._rate()}
         if self._best.add(result) and result.score is not None:
             charts[f"best_loss/{result.num_shared}"] = -result.score
-        self._log.log_metrics(charts, step=count)
+        self._keep(result, charts, count)
         self._bar.update(self._task, advance=1, state=self._state(volume))
         if not self._log.console.is_terminal:
             self._log.say(
-                f"{count}{f'/{self._wanted}' if self._wanted else ''}  {size} shared  "
+                f"{count}{f'/{self._wanted}' if self._wanted else ''}  {size_of(result)} shared  "
                 f"{_short(result)}  {result.origin}  hypervolume {volume:.4f}"
             )
         patience = self._config.study.patience
@@ -85,6 +86,17 @@ class SweepProgress:
     def is_used_up(self, found: Sequence[TrialResult]) -> bool:
         """Whether the search ended below its number of maps, and not because it was flat."""
         return not self._flat and self._wanted is not None and len(found) < self._wanted
+
+    def _keep(self, result: TrialResult, charts: Mapping[str, float], count: int) -> None:
+        """Log the result and the points of its charts, and tell the study when both are logged."""
+        self._log.log_metrics(charts, step=count)
+        run_id = self._log.tracker.log_trial(
+            self._log.run_id,
+            result,
+            {"hypervolume": charts["hypervolume"]},
+            name=f"{self._config.model.name} · {size_of(result)} shared · {_short(result)}",
+        )
+        self._store.keep_map_run(result.sharing_map, run_id)
 
     def _rate(self) -> float:
         """Maps scored per minute by this run."""

@@ -25,6 +25,7 @@ from kvsharer_exp.search.spaces.registry import make_space
 from kvsharer_exp.search.stages import StagedScorer
 from kvsharer_exp.search.study import Search
 from kvsharer_exp.search.study_store import Seed, StudyStore
+from kvsharer_exp.tracking.leftovers import STUDY_KEY
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.sharing_map import SharingMap
 
@@ -57,11 +58,16 @@ def study_name(config: Config, identity: dict[str, Any]) -> str:
 
 
 def start_sweep(log: RunLog, loaded: LoadedModel, windows: Windows, store: StudyStore) -> None:
-    """Begin the MLflow run, or continue the run of the study if it has one."""
+    """Begin the MLflow run, or continue the run of the study if it has one.
+
+    What earlier starts of the study left open in MLflow is ended, because they were killed.
+    """
     before = store.mlflow_run_id
     known = before if before and log.tracker.exists(before) else None
-    log.start(loaded.description, windows.texts, run_id=known, study=store.name)
+    tags = {"study": store.name, STUDY_KEY: store.key}
+    log.start(loaded.description, windows.texts, run_id=known, **tags)
     store.mlflow_run_id = log.run_id
+    log.tracker.close_left_open(store.key, log.run_id, store.map_runs().values())
     if known:
         log.say(f"continuing study {store.name}: {len(store.results())} maps known")
 

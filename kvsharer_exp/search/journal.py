@@ -1,0 +1,94 @@
+"""Open the journal file of a study, whatever a killed process has left in it and beside it.
+
+`study.open_study` opens its file here. A process can be killed at any moment, also while it writes.
+Optuna's own locks are files, which a killed process leaves behind, and for a relative path the next
+process waits for ever (https://github.com/optuna/optuna/issues/5921). `JournalLock` is a lock of
+the operating system on the journal itself, which ends with the process that holds it. The last
+record may be half written too. Optuna would append the next record to it, and could read neither.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from pathlib import Path
+from typing import IO
+
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+_log = logging.getLogger(__name__)
+
+_RECORD = b'{"op_code":'  # every record of Optuna's begins so
+
+
+class JournalLock(JournalFileOpenLock):
+    """The right to write to a journal, which several studies may share.
+
+    It is held for the milliseconds of one record. No file is made for it, so none is left behind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), grace_period=None)
+        self._path = path
+        self._held: IO[bytes] | None = None
+
+    def acquire(self) -> bool:
+        """Wait until no living process holds the lock, and take it."""
+        file = self._path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except BaseException:
+            file.close()
+            raise
+        self._held = file
+        return True
+
+    def release(self) -> None:
+        """Let the lock go."""
+        assert self._held is not None, "the lock is not held"
+        self._held.close()
+        self._held = None
+
+
+def open_journal(path: Path) -> JournalStorage:
+    """Open the journal ``path``; it and its folder are made if they are not there.
+
+    If its last record is half written, that record is cut off, and a warning says so.
+
+    Raises:
+        OSError: the file cannot be read, written or locked.
+        ValueError: it is no journal.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = JournalLock(path)
+    lock.acquire()
+    try:
+        _cut_half_record(path)
+    finally:
+        lock.release()
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+
+
+def _cut_half_record(path: Path) -> None:
+    """Cut off a last line that does not end, which is the beginning of a record.
+
+    After a loss of power it may be zeros from some byte on.
+
+    Raises:
+        ValueError: the line is something else, so the file is no journal.
+    """
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    half = content[whole:].rstrip(b"\0")
+    if whole == len(content):
+        return
+    if not (half.startswith(_RECORD) or _RECORD.startswith(half)):
+        raise ValueError("its last line is no record")
+    os.truncate(path, whole)
+    _log.warning(
+        "the last record of %s was half written when a run was killed: "
+        "it is cut off, and what it held is done again",
+        path,
+    )
