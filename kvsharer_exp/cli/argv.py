@@ -2,18 +2,21 @@
 
 `main` calls `translate`. Hydra knows overrides only; the bare command word is ours. So ``sweep``
 becomes ``command=sweep``. ``model=x`` and ``experiment=x`` become ``+model=x`` and
-``+experiment=x``, because Hydra composes a group without a default only with a plus. The default
-model is added. Unknown words are refused before anything is loaded.
+``+experiment=x``, because Hydra composes a group without a default only with a plus. Text is
+written as Hydra reads it (`as_typed`). The default model is added. Unknown words are refused before
+anything is loaded.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
+from kvsharer_exp.cli.config.groups import groups
 from kvsharer_exp.cli.config.model import DEFAULT_MODEL
-from kvsharer_exp.model.folders import data_dir
+from kvsharer_exp.cli.config.text_keys import expand_home
+from kvsharer_exp.cli.quoting import as_typed, pieces, value_of
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.text import shorten
 
@@ -38,8 +41,9 @@ COMMANDS = {
 """Every command, and what ``--help`` says of it. Each command is a file of ``commands/``."""
 
 _COMPLETION = "a script for your shell (bash, zsh or fish) that completes words with TAB"
+_FOLDER_FLAGS = ("--config-dir", "-cd")
 _FLAGS_WITH_VALUE = (
-    *("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd"),
+    *("--cfg", "-c", "--info", "-i", "--package", "-p", *_FOLDER_FLAGS),
     *("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun"),
 )
 _FLAGS_WITHOUT_COMMAND = ("--help", "-h", "--hydra-help", "--shell-completion", "-sc")
@@ -49,6 +53,9 @@ _FLAGS = (
 )
 _FLAG_VALUES = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}
 _LIST_CHARACTERS = 90  # the most characters of the choices that an error lists
+_ADDED = ("model", "experiment")  # the groups without a default
+_PLACE_KEYS = {"model": "model.source", "calibration": "calibration.path"}  # these take a place
+_FILES = (".yaml", ".yml", ".txt", ".jsonl", ".json", ".gguf")
 
 
 def help_lines() -> str:
@@ -62,13 +69,14 @@ def translate(arguments: Sequence[str]) -> list[str]:
 
     Raises:
         InputError: there is no command, or there are two; a command, flag, model or experiment is
-            unknown; there are two models; or a flag lacks its value, or a value its key.
+            unknown; a file is given where a name belongs; there are two models; a flag lacks its
+            value, or a value its key; or an argument is no text.
     """
     flags: list[str] = []
     overrides: list[str] = []
     words: list[str] = []
     expects_value = False
-    for argument in arguments:
+    for argument in map(_utf8, arguments):
         if argument in ("--quiet", "-q"):
             overrides.append("quiet=true")
         elif expects_value or argument.startswith("-"):
@@ -76,7 +84,7 @@ def translate(arguments: Sequence[str]) -> list[str]:
                 known("flag", argument.partition("=")[0], _FLAGS)
             elif flags[-1] in _FLAG_VALUES:
                 known(flags[-1], argument, _FLAG_VALUES[flags[-1]])
-            flags.append(argument)
+            flags.append(_expanded(argument, flags))
             expects_value = not expects_value and argument in _FLAGS_WITH_VALUE
         elif argument.startswith("command="):
             words.append(argument.removeprefix("command="))
@@ -94,9 +102,10 @@ def translate(arguments: Sequence[str]) -> list[str]:
         overrides.insert(0, f"command={known('command', words[0], COMMANDS)}")
     elif not any(flag in _FLAGS_WITHOUT_COMMAND for flag in flags):
         raise InputError(f"no command given: choose one of {', '.join(COMMANDS)}, or --help")
-    if not {"-m", "--multirun"}.intersection(flags):
-        overrides = [_run_list(override) for override in overrides]
-    overrides = [_added_group(_ids_as_text(override)) for override in overrides]
+    sweep = bool({"-m", "--multirun"}.intersection(flags)) or "hydra.mode=MULTIRUN" in overrides
+    overrides = [as_typed(override, sweep=sweep) for override in overrides]
+    choices = groups(user_folders([*flags, *overrides])[0])
+    overrides = [_group(override, choices) for override in overrides]
     models = [o.removeprefix("+model=") for o in overrides if o.startswith("+model=")]
     if len(models) > 1:
         raise InputError(f"two models given ({', '.join(models)}): give one, or a,b with -m")
@@ -105,29 +114,69 @@ def translate(arguments: Sequence[str]) -> list[str]:
     return [*flags, *overrides]
 
 
-def _run_list(override: str) -> str:
-    """Write ``run=a,b`` with the brackets that Hydra wants around a list."""
-    key, _, value = override.partition("=")
-    several = key == "run" and "," in value and value[0] not in "['\""
-    return f"run=[{value}]" if several else override
+def _utf8(argument: str) -> str:
+    """Read an argument as UTF-8, also where Python took it for ASCII because the locale is C."""
+    try:
+        return argument.encode(errors="surrogateescape").decode()
+    except UnicodeError as error:
+        key = ascii(argument.partition("=")[0])
+        raise InputError(f"{key} is given what is not UTF-8 text: give it as UTF-8") from error
 
 
-def _ids_as_text(override: str) -> str:
-    """Write ``run=1148e184`` as ``run='1148e184'``: Hydra takes such an MLflow id for a number."""
-    if override.partition("=")[0] not in ("run", "map"):
-        return override
-    return re.sub(r"(?<=[=,\[])(\d+e\d+)(?=[,\]]|$)", r"'\1'", override)
+def user_folders(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The folders with groups of the user's that ``words`` name for Hydra, and the other words."""
+    folders: list[str] = []
+    others: list[str] = []
+    flags = iter(words)
+    for word in flags:
+        name, _, value = word.partition("=")
+        if name in _FOLDER_FLAGS:
+            folders.append(expand_home(value or next(flags, "")))
+        elif name == "hydra.searchpath":
+            entries = value_of(as_typed(word, sweep=False))
+            folders += map(str, entries) if isinstance(entries, list) else []
+        else:
+            others.append(word)
+    return folders, others
 
 
-def _added_group(override: str) -> str:
+def _expanded(flag: str, before: Sequence[str]) -> str:
+    """Expand the ``~`` of ``--config-dir=~/conf``, which shells leave as it is."""
+    name, equals, value = flag.partition("=")
+    if before and before[-1] in _FOLDER_FLAGS:
+        return expand_home(flag)
+    return f"{name}={expand_home(value)}" if equals and name in _FOLDER_FLAGS else flag
+
+
+def _group(override: str, choices: Mapping[str, Sequence[str]]) -> str:
+    """Look up the choice of a group, and write the plus of a group without a default."""
     key, _, value = override.partition("=")
     group = key.lstrip("+")
-    if group not in ("model", "experiment"):
+    if group not in choices:
         return override
-    choices = sorted(path.stem for path in data_dir("conf").glob(f"{group}/*.yaml"))
-    for name in value.split(","):  # there may be several with -m
-        known(group, name, choices)
-    return f"+{group}={value}"
+    for name in pieces(value):  # there may be several with -m
+        if name not in choices[group] and _is_place(name, choices[group]):
+            raise InputError(_as_choice(group, name, choices[group]))
+        if group in _ADDED:
+            known(group, name, choices[group])
+    return f"+{group}={value}" if group in _ADDED else override
+
+
+def _is_place(name: str, choices: Sequence[str]) -> bool:
+    """Whether ``name`` is a file, a folder or an address, and not a choice with a typing error."""
+    path = Path(name)
+    return "/" in name or name[:1] == "~" or (path.suffix in _FILES and path.stem not in choices)
+
+
+def _as_choice(group: str, name: str, choices: Sequence[str]) -> str:
+    """Say how to give what is at the place ``name``: as a choice, or with another key."""
+    path, said = Path(name), f"{group}={shorten(name)} is no choice of the group {group}"
+    if path.suffix not in _FILES[:2] and group in _PLACE_KEYS:
+        return f"{said}: give {_PLACE_KEYS[group]}={shorten(name)}"
+    choice = shorten(f"my_{path.stem}" if path.stem in choices else path.stem, 30)
+    if path.parent.name == group and choice == path.stem:
+        return f"{said}: give --config-dir {shorten(path.parent.parent)} {group}={choice}"
+    return f"{said}: put it at DIR/{group}/{choice}.yaml, give --config-dir DIR {group}={choice}"
 
 
 def known(what: str, value: str, choices: Collection[str]) -> str:

@@ -2,15 +2,18 @@
 
 `main` prints the script. Every word is written into it, so nothing of this package runs when TAB is
 pressed. ``source <(kvsharer completion bash)`` in the start-up file of the shell keeps the words up
-to date (fish: ``kvsharer completion fish | source``).
+to date (fish: ``kvsharer completion fish | source``). With ``--config-dir DIR`` or
+``hydra.searchpath=[…]`` it also completes the choices of a user's folders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
 
+from kvsharer_exp.cli.argv import user_folders
+from kvsharer_exp.cli.config.groups import groups
 from kvsharer_exp.cli.config.schema import config_keys
-from kvsharer_exp.model.folders import data_dir
 from kvsharer_exp.values.errors import InputError
 
 _FLAGS = ("--help", "--quiet", "--cfg", "--multirun", "--version")
@@ -20,31 +23,30 @@ def script(words: Sequence[str], commands: Iterable[str]) -> str:
     """Return the script for the shell that is named in ``words``, which follow ``completion``.
 
     Raises:
-        InputError: no shell is named, an unknown one, or more than one word is given.
+        InputError: no shell is named, an unknown one, or more than one; or a word is given that is
+            no shell and names no folder of groups.
     """
-    if len(words) != 1 or words[0] not in _SCRIPTS:
-        said = " ".join(words) or "no shell"
+    folders, others = user_folders(words)
+    if len(others) != 1 or others[0] not in _SCRIPTS:
+        said = " ".join(others) or "no shell"
         raise InputError(f"completion for {said}: give one of {', '.join(_SCRIPTS)}")
-    choices = [f"{group}={name}" for group, names in groups().items() for name in names]
+    held = groups(folders)
+    choices = [f"{group}={name}" for group, names in held.items() for name in names]
+    choices = [
+        choice for choice in choices if re.fullmatch(r"[\w./=-]+", choice)
+    ]  # no quotes needed
     values = {
         "COMMANDS": [*commands, "completion"],
         "SHELLS": list(_SCRIPTS),
         "FLAGS": list(_FLAGS),
-        "GROUPS": [f"{group}=" for group in groups()],
+        "GROUPS": [f"{group}=" for group in held],
         "CHOICES": choices,
         "KEYS": [f"{key}=" for key in _leaves(config_keys())],
     }
-    text = _SCRIPTS[words[0]]
+    text = _SCRIPTS[others[0]]
     for name, listed in values.items():
         text = text.replace(f"@{name}@", " ".join(listed))
     return text
-
-
-def groups() -> Mapping[str, Sequence[str]]:
-    """The choices of each group, by its name: the files of ``conf/`` and ``search_spaces/``."""
-    folders = [path for path in sorted(data_dir("conf").iterdir()) if path.is_dir()]
-    named = {**{path.name: path for path in folders}, "search_space": data_dir("search_spaces")}
-    return {name: sorted(p.stem for p in folder.glob("*.yaml")) for name, folder in named.items()}
 
 
 def _leaves(keys: Sequence[str]) -> list[str]:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from kvsharer_exp.data.hub import offline_when_unreachable
+from kvsharer_exp.data.json_lines import broken_line
 from kvsharer_exp.data.passages import TextParts
 from kvsharer_exp.data.wiki_tasks import LOCAL_TASKS, items_of
 from kvsharer_exp.values.errors import InputError
@@ -60,7 +61,8 @@ def load_tasks(names: Iterable[str], parts: TextParts, *, seed: int = 0) -> dict
             try:
                 found = manager.load([task])
             except Exception as error:  # from lm-eval, datasets, the hub's clients, YAML or Jinja
-                failed[name] = error
+                broken = broken_line(task)
+                failed[name] = InputError(broken) if broken else error
                 continue
             group = next(iter(found["groups"].values()), None)
             tasks |= {group.name: group} if group and group.has_aggregation else found["tasks"]
@@ -125,9 +127,9 @@ def _find(name: str) -> tuple[Any, Any]:
 
 def _local_copy(name: str) -> dict[str, Any]:
     """The keys that make a task read its file in ``$KVSHARER_TASK_DATA``; none without a file."""
-    folder = os.environ.get(TASK_DATA)
+    folder = os.path.expanduser(os.environ.get(TASK_DATA, ""))
     for kind, suffix in (("json", "jsonl"), ("json", "json"), ("parquet", "parquet")):
-        path = Path(folder or "", f"{name}.{suffix}")
+        path = Path(folder, f"{name}.{suffix}")
         if folder and path.is_file():
             return {
                 "dataset_path": kind,
@@ -151,6 +153,8 @@ def _not_loaded(failed: Mapping[str, Exception]) -> InputError:
     if failed.keys() <= set(PAPER_TASKS):
         way = f"reach the hub, or put files into ${TASK_DATA} (fields: paper_tasks/*.yaml)"
     reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, InputError):
+        reason, way = str(error), "mend that line, or leave the task out"
     room = 185 - len(what) - len(way)
     return InputError(f"{what} ({textwrap.shorten(reason, room, placeholder=' …')}): {way}")
 
@@ -194,25 +198,30 @@ def items_digest(task: Any, limit: int | None = None) -> str:
 
 @contextmanager
 def quiet_lm_eval() -> Iterator[None]:
-    """Silence lm-eval's progress bars and its log lines below ERROR; undone at the end."""
+    """Silence progress bars, and log lines that do not end a task; undone at the end.
+
+    These are lm-eval's below ERROR. Those of the data sets' library come with an exception anyway.
+    """
     import datasets
 
     hidden = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
+    levels = {"lm_eval": logging.ERROR, "datasets": logging.CRITICAL}
+    before = {name: logging.getLogger(name).level for name in levels}
     bars = {
         name: module.tqdm
         for name, module in list(sys.modules.items())
         if name.startswith("lm_eval.") and hasattr(module, "tqdm")
     }
-    logger.setLevel(logging.ERROR)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
     for name, bar in bars.items():
         sys.modules[name].tqdm = _without_bar(bar)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
         for name, bar in bars.items():
             sys.modules[name].tqdm = bar  # type: ignore[attr-defined]
         if not hidden:

@@ -22,6 +22,7 @@ from kvsharer_exp.values.greedy import GreedyResult
 from kvsharer_exp.values.ranking import DissimilarityRanking
 from kvsharer_exp.values.sharing_map import SharingMap, SharingMapError
 from kvsharer_exp.values.text import shorten
+from kvsharer_exp.values.text_files import read_text, why_unreadable
 
 PAPER = "paper greedy"
 """The origin of the maps that the paper's own search finds."""
@@ -50,13 +51,16 @@ class SeedFile:
         """
         name = f"study.seeds={shorten(path)}"
         try:
-            held: Any = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
+            held: Any = json.loads(read_text(path))
+        except (OSError, UnicodeDecodeError) as error:
             raise InputError(
-                f"{name} cannot be read ({error.strerror}): give a JSON file"
+                f"{name} cannot be read ({why_unreadable(error)}): give a JSON file"
             ) from error
-        except ValueError as error:
-            raise InputError(f"{name} is not JSON: give a list of maps, or a front.json") from error
+        except (ValueError, RecursionError) as error:
+            line = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+            raise InputError(
+                f"{name} is not JSON{line}: give a list of maps, or a front.json"
+            ) from error
         model_id = None
         if isinstance(held, dict):
             model_id = (held.get("model") or {}).get("id")

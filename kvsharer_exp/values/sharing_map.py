@@ -22,6 +22,7 @@ from typing import Any
 
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.text import clip
+from kvsharer_exp.values.text_files import read_text, why_unreadable
 
 _EMPTY = "map is empty: give one source layer per layer, like 0_1_0_3"
 
@@ -109,11 +110,10 @@ class SharingMap:
     @classmethod
     def _read(cls, path: Path, num_shared: int | None = None) -> SharingMap:
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise SharingMapError(
-                f"map file {path} cannot be read ({reason}): "
+                f"map file {path} cannot be read ({why_unreadable(error)}): "
                 'give a JSON file like {"kv_source_layers": [0, 1, 0, 3]}'
             ) from error
         held = _several(text) or [cls.from_json(text)]
@@ -138,8 +138,9 @@ class SharingMap:
         try:
             value: Any = json.loads(text)
         except json.JSONDecodeError as error:
+            place = f"in line {error.lineno}" if "\n" in text else f"at character {error.pos}"
             raise SharingMapError(
-                f"map {clip(text)!r} is not JSON ({error.msg} at character {error.pos}): "
+                f"map {clip(text)!r} is not JSON ({error.msg} {place}): "
                 'give {"kv_source_layers": [0, 1, 0, 3]}'
             ) from error
         if isinstance(value, dict):

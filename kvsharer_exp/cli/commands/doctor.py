@@ -1,7 +1,7 @@
 """The command ``doctor``: say what works on this machine, without loading a model.
 
-It checks the device, memory, disk and results, the model hub, every model of ``conf/model/`` and
-the tasks. Nothing is downloaded.
+It checks the device, memory, disk and results, the model hub, every model of ``conf/model/`` and of
+a user's folders, and the tasks. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kvsharer_exp.cli.config.groups import group_files, group_folders
 from kvsharer_exp.cli.config.model import ModelConfig
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.result_file import head, write_result
@@ -39,6 +44,7 @@ from kvsharer_exp.model.availability import (
 )
 from kvsharer_exp.model.folders import cache_dir, data_dir
 from kvsharer_exp.tracking.environment import environment
+from kvsharer_exp.values.text import clip
 
 HUB_SECONDS = 5.0  # how long the hub may take to answer
 _LEAST_DISK = 2 * 10**9  # bytes for the embedded model, its conversion and a study
@@ -65,10 +71,12 @@ def run(config: Config) -> None:
     _show(console, "machine", machine)
     hub = _hub(_in_time({"": hub_problem})[""])
     _show(console, "model hub", [hub])
-    specs = _specs(config)
+    sources = HydraConfig.get().runtime.config_sources
+    folders = group_folders(f"{source.schema}://{source.path}" for source in sources)
+    specs, broken = _specs(config, folders)
     ids = [spec.source for spec in specs if hub.works and is_hub_id(spec.source)]
     refusals = _in_time({hub_id: partial(hub_refusal, hub_id) for hub_id in ids})
-    models = [_model(spec, hub, refusals.get(spec.source, ""), room) for spec in specs]
+    models = [_model(spec, hub, refusals.get(spec.source, ""), room) for spec in specs] + broken
     _show(console, "models: model=NAME", models)
     tasks = _tasks(config, hub)
     _show(console, "tasks: scoring.report.tasks=[NAME]", tasks)
@@ -219,12 +227,19 @@ def _hub(problem: str) -> Check:
     return Check(place, False, f"cannot be reached ({problem}): {way}")
 
 
-def _specs(config: Config) -> list[ModelConfig]:
-    """The model of this command line, and then the others that the files of conf/model name."""
-    files = sorted(data_dir("conf").glob("model/*.yaml"))
-    known = [ModelConfig(**yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files]
-    others = [spec for spec in known if spec.name != config.model.name]
-    return [config.model, *others]
+def _specs(config: Config, folders: Sequence[Traversable]) -> tuple[list[ModelConfig], list[Check]]:
+    """The model of this command line and those of the other files, and the files that hold none."""
+    specs, broken = [config.model], []
+    for name, file in group_files("model", folders).items():
+        try:
+            held = yaml.safe_load(file.read_text(encoding="utf-8"))
+            keys = held if isinstance(held, dict) else {}
+            spec: Any = OmegaConf.to_object(OmegaConf.merge(ModelConfig, keys))
+            specs += [spec] if spec.name != config.model.name else []
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+            reason = clip(str(error).strip().partition("\n")[0])
+            broken.append(Check(name, False, f"model/{name}.yaml is no model: {reason}"))
+    return specs, broken
 
 
 def _model(spec: ModelConfig, hub: Check, refusal: str, room: int) -> Check:

@@ -24,7 +24,7 @@ def run(
     """Write the model folder and ``result.json``."""
     sharing_map = read_map(config, log.tracker)
     wanted = config.export
-    path = Path(wanted.path).expanduser() if wanted.path else log.folder / "export"
+    path = Path(wanted.path) if wanted.path else log.folder / "export"
     check_destination(path, overwrite=wanted.overwrite)
     loaded.check(sharing_map)
     check_model(loaded.model)

@@ -28,6 +28,7 @@ from kvsharer_exp.model.sharing.runtime import share_kv
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.text import shorten
+from kvsharer_exp.values.text_files import read_text, why_unreadable
 
 
 def run(config: Config, log: RunLog, loaded: LoadedModel, windows: Windows) -> None:
@@ -80,14 +81,13 @@ def read_prompts(wanted: GenerateConfig) -> list[str]:
             'no prompt given: generate.prompt="…" gives one, generate.file=… one a line'
         )
     try:
-        text = Path(wanted.file).expanduser().read_text(encoding="utf-8")
+        text = read_text(Path(wanted.file))
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise InputError(
-            f"generate.file={shorten(wanted.file)} cannot be read ({reason}): "
+            f"generate.file={shorten(wanted.file)} cannot be read ({why_unreadable(error)}): "
             "give a text file with one prompt a line"
         ) from error
-    prompts = [line for line in text.splitlines() if line.strip()]
+    prompts = [line for line in text.split("\n") if line.strip()]
     if not prompts:
         raise InputError(f"generate.file={shorten(wanted.file)} is empty: give one prompt a line")
     return prompts

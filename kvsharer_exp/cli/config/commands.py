@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kvsharer_exp.cli.config.names import check_file_name
+from kvsharer_exp.cli.config.text_keys import PATH, VERBATIM
 from kvsharer_exp.values.errors import InputError, at_least
 
 
@@ -17,13 +19,18 @@ class TrackingConfig:
 
     Args:
         uri: the MLflow store. Default: a SQLite file in ``mlruns``.
-        experiment: the MLflow experiment. Default: ``kvsharer_exp``.
+        experiment: the MLflow experiment, without a slash in a local store, where it names a
+            folder. Default: ``kvsharer_exp``.
         folder: the folder of the studies, and of a local store's artifacts. Default: ``mlruns``.
     """
 
-    uri: str = "sqlite:///mlruns/mlflow.db"
+    uri: str = field(default="sqlite:///mlruns/mlflow.db", metadata=PATH)
     experiment: str = "kvsharer_exp"
-    folder: str = "mlruns"
+    folder: str = field(default="mlruns", metadata=PATH)
+
+    def __post_init__(self) -> None:
+        if self.uri.startswith("sqlite:///"):
+            check_file_name("tracking.experiment", self.experiment)
 
     @property
     def artifacts(self) -> str:
@@ -104,7 +111,7 @@ class AblateConfig:
     thresholds: list[float] = field(default_factory=list)
     distances: list[str] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
-    calibration_paths: list[str] = field(default_factory=list)
+    calibration_paths: list[str] = field(default_factory=list, metadata=PATH)
     calibration_sizes: list[int] = field(default_factory=list)
     tasks: bool = False
     every_pair: bool = False
@@ -136,7 +143,7 @@ class ExportConfig:
             is. Default: false.
     """
 
-    path: str | None = None
+    path: str | None = field(default=None, metadata=PATH)
     overwrite: bool = False
 
 
@@ -152,8 +159,8 @@ class GenerateConfig:
             Default: false, which takes the text as it is.
     """
 
-    prompt: str | None = None
-    file: str | None = None
+    prompt: str | None = field(default=None, metadata=VERBATIM)
+    file: str | None = field(default=None, metadata=PATH)
     max_new_tokens: int = 64
     chat: bool = False
 

@@ -1,7 +1,8 @@
 """Turn the configuration that Hydra composes into a checked `Config`.
 
-`main` calls `register` before Hydra composes, and `to_config` after. `explain` turns what OmegaConf
-says of a wrong key or value into one line.
+`main` calls `register` before Hydra composes, and `to_config` after. `to_yaml` writes a `Config` so
+that `to_config` can read it again. `explain` turns what OmegaConf says of a wrong key or value into
+one line.
 """
 
 from __future__ import annotations
@@ -11,28 +12,30 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kvsharer_exp.cli.argv import help_lines
+from kvsharer_exp.cli.config.names import file_name
 from kvsharer_exp.cli.config.schema import Config, config_keys
+from kvsharer_exp.cli.config.text_keys import TextKey, expand_home, literal, text_keys
 from kvsharer_exp.values.errors import InputError
 
 
 def register(search_spaces: Path) -> None:
     """Put the schema and every file of the folder ``search_spaces`` in Hydra's store.
 
-    The two resolvers that ``conf/config.yaml`` uses are registered as well: ``pid``, and
+    The resolvers that ``conf/config.yaml`` uses are registered as well: ``pid``, ``file_name``, and
     ``commands`` for the list in ``--help``.
     """
-    for name, resolve in (("pid", os.getpid), ("commands", help_lines)):
-        if not OmegaConf.has_resolver(name):
-            OmegaConf.register_new_resolver(name, resolve)
+    for resolver in (("pid", os.getpid), ("commands", help_lines), ("file_name", file_name)):
+        OmegaConf.register_new_resolver(*resolver, replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for path in sorted(search_spaces.glob("*.yaml")):
@@ -43,19 +46,49 @@ def register(search_spaces: Path) -> None:
 def to_config(composed: DictConfig) -> Config:
     """Return ``composed`` as a `Config` whose keys, types and ranges are checked.
 
+    References like ``${seed}`` are resolved, and the ``~`` of every path is expanded.
+
     Raises:
         InputError: a key is unknown (also one added with ``+``), or a value has the wrong type, is
             out of range or is not finite.
     """
     try:
-        plain = OmegaConf.to_container(composed, resolve=True)
-        merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
+        plain: Any = OmegaConf.to_container(composed, resolve=True)
+        merged = OmegaConf.merge(OmegaConf.structured(Config), _settled(plain))
         for key, number in _floats(OmegaConf.to_container(merged)):
             if not math.isfinite(number):
                 raise InputError(f"{key}={number}: give a finite number")
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+        config = OmegaConf.to_object(merged)
+        assert isinstance(config, Config)
     except OmegaConfBaseException as error:
         raise InputError(explain(error)) from error
+    for key, kind in _TEXT.items():
+        group, _, name = key.rpartition(".")
+        if kind.verbatim and plain.get(group, {}).get(name) == MISSING:
+            setattr(getattr(config, group), name, MISSING)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """Write ``config`` as YAML that `to_config` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.create(_settled(asdict(config))))
+
+
+_TEXT, _PLAIN = text_keys(Config), TextKey()
+
+
+def _settled(node: Any, key: str = "") -> Any:
+    """Return ``node`` with the ``~`` of its paths expanded, and every text as it is meant.
+
+    What was resolved before may hold ``${``, which is text now.
+    """
+    if isinstance(node, dict):
+        return {name: _settled(inner, f"{key}.{name}".lstrip(".")) for name, inner in node.items()}
+    if isinstance(node, list):
+        return [_settled(inner, key) for inner in node]
+    if not isinstance(node, str):
+        return node
+    return literal(expand_home(node) if _TEXT.get(key, _PLAIN).path else node)
 
 
 def _floats(node: Any, key: str = "") -> Iterator[tuple[str, float]]:

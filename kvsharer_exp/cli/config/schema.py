@@ -28,6 +28,7 @@ from kvsharer_exp.cli.config.search import (
     SearchConfig,
     StudyConfig,
 )
+from kvsharer_exp.cli.config.text_keys import PATH, PATHS
 from kvsharer_exp.cli.config.texts import CalibrationConfig, HeldoutConfig
 from kvsharer_exp.values.errors import at_least
 
@@ -42,8 +43,10 @@ class Config:
     seed: int = 0
     debug: bool = False
     quiet: bool = False  # true does what --quiet does
-    map: Any = None  # a map as text or list, the path of a .json, or an MLflow run id
-    run: Any = None  # for report and reproduce: one or a list of MLflow run ids or run folders
+    # A map as text or list, the path of a .json, or an MLflow run id.
+    map: Any = field(default=None, metadata=PATH)
+    # For report and reproduce: one or a list of MLflow run ids or run folders.
+    run: Any = field(default=None, metadata=PATHS)
     model: ModelConfig = field(default_factory=ModelConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     heldout: HeldoutConfig = field(default_factory=HeldoutConfig)

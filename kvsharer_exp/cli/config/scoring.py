@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvsharer_exp.cli.config.text_keys import PATH
 from kvsharer_exp.values.errors import InputError, at_least
 
 
@@ -21,7 +22,7 @@ class TasksConfig:
         limit: how many of the first items of each task are scored, at least 1. Default: all.
     """
 
-    tasks: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list, metadata=PATH)
     limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -61,7 +62,7 @@ class ScoringConfig:
     memory_budget_gib: float = 4.0
     search: TasksConfig = field(default_factory=TasksConfig)
     report: TasksConfig = field(default_factory=TasksConfig)
-    allow_overlap: list[str] = field(default_factory=list)
+    allow_overlap: list[str] = field(default_factory=list, metadata=PATH)
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():

@@ -11,6 +11,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from kvsharer_exp.cli.config.names import check_file_name
+from kvsharer_exp.cli.config.text_keys import PATH
 from kvsharer_exp.cli.config.texts import one_of
 from kvsharer_exp.values.errors import InputError, at_least
 
@@ -102,10 +104,10 @@ class StudyConfig:
     n_trials: int = 55
     minutes: float | None = None
     final_windows: int | None = None
-    storage: str | None = None
+    storage: str | None = field(default=None, metadata=PATH)
     fresh: bool = False
     patience: int | None = None
-    seeds: str | None = None
+    seeds: str | None = field(default=None, metadata=PATH)
     screen_windows: list[int] = field(default_factory=lambda: [2, 8])
     margin: float | None = None
 
@@ -124,5 +126,5 @@ class StudyConfig:
             at_least("study.patience", self.patience, 1)
         if self.margin is not None and self.margin < 0:
             raise InputError(f"study.margin={self.margin:g}: give at least 0")
-        if self.name is not None and (not self.name or "/" in self.name):
-            raise InputError(f"study.name={self.name!r}: give a name without a slash")
+        if self.name is not None:
+            check_file_name("study.name", self.name)

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from kvsharer_exp.cli.config.text_keys import PATH
 from kvsharer_exp.values.errors import InputError, at_least, did_you_mean
 
 
@@ -17,8 +18,9 @@ class CalibrationConfig:
     The windows of the fitness are cut from the same text; `ScoringConfig` says how many.
 
     Args:
-        path: ``wikipedia`` (the default), ``news``, a ``.txt`` with one passage a line, a
-            ``.jsonl`` with "text", or ``hub:<dataset>[/<config>][:<split>]``.
+        path: ``wikipedia`` (the default), ``news``, a ``.txt`` with one passage a line or with
+            wrapped paragraphs, a ``.jsonl`` with "text", or
+            ``hub:<dataset>[/<config>][:<split>]``.
         num_windows: the number of windows, at least 1. Default: 30.
         window_tokens: the tokens of each window, at least 2. Default: 64.
         distance: what ranks the pairs of layers: a distance of their mean KV, ``euclidean_flat``
@@ -28,7 +30,7 @@ class CalibrationConfig:
             values ``v``. It has no effect on ``block_output``.
     """
 
-    path: str = "wikipedia"
+    path: str = field(default="wikipedia", metadata=PATH)
     num_windows: int = 30
     window_tokens: int = 64
     distance: str = "euclidean_flat"
@@ -56,7 +58,7 @@ class HeldoutConfig:
         window_tokens: the tokens of each window, at least 2. Default: 256.
     """
 
-    path: str = "wikipedia"
+    path: str = field(default="wikipedia", metadata=PATH)
     num_windows: int = 8
     window_tokens: int = 256
 

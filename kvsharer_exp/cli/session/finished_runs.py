@@ -19,6 +19,7 @@ from kvsharer_exp.reporting.measured import FinishedRun
 from kvsharer_exp.tracking.runs import Runs, StoredRun
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.text import shorten
+from kvsharer_exp.values.text_files import read_text
 
 _LOCAL = "sqlite:///"
 
@@ -161,7 +162,7 @@ def _without_result(run: StoredRun) -> InputError:
 
 
 def _read(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    return read_text(path) if path.is_file() else None
 
 
 def _config(text: str | None) -> dict[str, Any]:

@@ -1,0 +1,31 @@
+"""Read a text file as text editors do; every part that reads a file of the user's reads it here.
+
+Editors take the byte-order mark at the start for what it is, and know UTF-16 by it. They end a line
+at LF, CR LF or CR, and at nothing else: U+2028 and a form feed stand inside a line.
+"""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+
+def read_text(path: Path) -> str:
+    """Read a file of UTF-8, or of UTF-16 with a byte-order mark; its lines end with ``\\n``.
+
+    Raises:
+        OSError: the file cannot be read.
+        UnicodeDecodeError: it is no such text; `why_unreadable` names the line.
+    """
+    data = path.read_bytes()
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = data.decode("utf-16" if wide else "utf-8-sig").replace("\r\n", "\n")
+    return text if "\n" in text else text.replace("\r", "\n")
+
+
+def why_unreadable(error: OSError | UnicodeDecodeError) -> str:
+    """Say in some words why `read_text` failed."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    line = error.object[: error.start].count(b"\n") + 1
+    return f"line {line} is not {error.encoding.upper()}"
