@@ -90,15 +90,15 @@ class Sweeps:
         if whole:
             os.truncate(self.journal, rng.randrange(whole.rfind(b"\n", 0, -1) + 1, len(whole)))
 
-    def client(self) -> MlflowClient:
-        return MlflowClient(tracking_uri=f"sqlite:///{self.folder}/mlruns/mlflow.db")
-
     def running(self) -> set[str]:
         return {run.info.run_id for run in self.runs() if run.info.status == "RUNNING"}
 
     def runs(self) -> list:
         """Every run, also the deleted ones."""
-        client = self.client()
+        file = self.folder / "mlruns" / "mlflow.db"
+        if not file.exists():  # a client would make it
+            return []
+        client = MlflowClient(tracking_uri=f"sqlite:///{file}")
         experiment = client.get_experiment_by_name("kvsharer_exp")
         if experiment is None:
             return []

@@ -224,6 +224,50 @@ def test_a_second_owner_is_refused(tmp_path) -> None:
         assert store.count_trials() == 0
 
 
+def _open_in_a_new_database(url: str, folder, name: str, ready) -> None:
+    ready.wait()
+    with open_study(name, storage=url, folder=folder) as store:
+        assert store.name == name
+
+
+def test_studies_that_begin_at_once_may_make_one_database(tmp_path) -> None:
+    """Public fault 7, for `study.storage`: Optuna's tables were made by each process at once."""
+    spawn = multiprocessing.get_context("spawn")
+    ready = spawn.Barrier(3)
+    three = [
+        spawn.Process(
+            target=_open_in_a_new_database,
+            args=(f"sqlite:///{tmp_path}/study.db", tmp_path, name, ready),
+        )
+        for name in "abc"
+    ]
+    for process in three:
+        process.start()
+    for process in three:
+        process.join()
+    assert [process.exitcode for process in three] == [0, 0, 0]
+
+
+def test_a_study_keeps_its_key_whatever_becomes_of_its_journal(tmp_path) -> None:
+    keys = []
+    for fresh in (False, False, True):
+        with open_study("s", storage=None, folder=tmp_path, fresh=fresh) as store:
+            keys.append(store.key)
+    (tmp_path / "s.journal").unlink()
+    with open_study("s", storage=None, folder=tmp_path) as store:
+        keys.append(store.key)
+    assert len(keys[0]) == 32
+    assert set(keys) == {keys[0]}
+    with open_study("t", storage=None, folder=tmp_path) as store:
+        assert store.key not in keys
+    for half in ("", keys[0][:9], "\0" * 32):  # its maker was killed
+        (tmp_path / "s.lock").write_text(half)
+        with open_study("s", storage=None, folder=tmp_path) as store:
+            assert len(store.key) == 32
+            assert store.key != keys[0]
+            assert (tmp_path / "s.lock").read_text() == store.key
+
+
 def test_fresh_forgets(tmp_path) -> None:
     search(tmp_path, Scorer(), 5)
     with open_study("s", storage=None, folder=tmp_path, fresh=True) as store:

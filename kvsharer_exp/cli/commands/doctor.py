@@ -33,6 +33,7 @@ from kvsharer_exp.cli.config.model import ModelConfig
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.result_file import head, write_result
 from kvsharer_exp.cli.terminal import make_console
+from kvsharer_exp.data.wiki_tasks import LOCAL_TASKS
 from kvsharer_exp.model.assets import ASSETS
 from kvsharer_exp.model.availability import (
     download_of,
@@ -277,12 +278,13 @@ def _tasks(config: Config, hub: Check) -> list[Check]:
     text = config.heldout.path
     download = download_of(text) if text in ASSETS else None
     how = f"; {download.megabytes} MB fetched at first use" if download else ""
-    made = Check("wiki_cloze, wiki_next, wiki_ppl", True, f"made from {text}{how}")
+    local = ", ".join(sorted(name for name, task in LOCAL_TASKS.items() if task.part == "report"))
+    made = Check(local, True, f"made from {text}{how}")
     files = sorted(data_dir("conf").glob("scoring/*.yaml"))
     scorings = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
     named = {task for s in scorings for side in ("search", "report") for task in s[side]["tasks"]}
     named |= {*config.scoring.search.tasks, *config.scoring.report.tasks}
-    foreign = ", ".join(sorted(task for task in named if not task.startswith("wiki_")))
+    foreign = ", ".join(sorted(task for task in named if task not in LOCAL_TASKS))
     fetched = sorted(
         path.name.removeprefix("datasets--").replace("--", "/")
         for path in Path(constants.HF_HUB_CACHE).glob("datasets--*")

@@ -86,7 +86,12 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("kind", KILLS)
+QUICKLY = ("in the middle of a trial's run", "before the study knows its run")
+
+
+@pytest.mark.parametrize(
+    "kind", [k if k in QUICKLY else pytest.param(k, marks=pytest.mark.slow) for k in KILLS]
+)
 def test_the_next_start_leaves_every_trial_once_and_nothing_open(
     kill, sweep, client, tmp_path, store, kind: str
 ) -> None:
@@ -128,6 +133,7 @@ def test_a_study_that_is_made_afresh_ends_the_run_of_the_old_one(
     assert "KILLED" in {client.get_run(run_id).info.status for run_id in old}
 
 
+@pytest.mark.slow
 def test_a_study_of_the_same_name_in_another_folder_is_left_alone(
     kill, sweep, client, tmp_path
 ) -> None:
