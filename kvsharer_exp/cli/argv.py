@@ -10,6 +10,7 @@ anything is loaded.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -52,6 +53,7 @@ _FLAGS = (
     *(*_FLAGS_WITH_VALUE, *_FLAGS_WITHOUT_COMMAND),
 )
 _FLAG_VALUES = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}
+_LINE_CHARACTERS = 180  # the most characters of an error that holds a command
 _LIST_CHARACTERS = 90  # the most characters of the choices that an error lists
 _ADDED = ("model", "experiment")  # the groups without a default
 _PLACE_KEYS = {"model": "model.source", "calibration": "calibration.path"}  # these take a place
@@ -175,7 +177,11 @@ def _as_choice(group: str, name: str, choices: Sequence[str]) -> str:
         return f"{said}: give {_PLACE_KEYS[group]}={shorten(name)}"
     choice = shorten(f"my_{path.stem}" if path.stem in choices else path.stem, 30)
     if path.parent.name == group and choice == path.stem:
-        return f"{said}: give --config-dir {shorten(path.parent.parent)} {group}={choice}"
+        # It is there to be copied, so it is given whole or not at all.
+        folder = re.sub(r"([^\w~./@%+:,-])", r"\\\1", str(path.parent.parent))  # for a shell
+        line = f"{said}: give --config-dir {folder} {group}={choice}"
+        if len(line) <= _LINE_CHARACTERS:
+            return line
     return f"{said}: put it at DIR/{group}/{choice}.yaml, give --config-dir DIR {group}={choice}"
 
 
