@@ -51,15 +51,28 @@ def arrived(override: str) -> Any:
     return OmegaConf.to_container(OmegaConf.create({"value": value}), resolve=True)["value"]
 
 
-@settings(max_examples=2000, deadline=None)
-@given(key=st.sampled_from(SINGLE), text=TEXTS)
-def test_every_text_arrives_as_typed(key: str, text: str) -> None:
-    """Public fault 11: all text keys, by the parser that Hydra uses. What is left out has a meaning
-    that the key goes on having: Hydra's own quotes, ``null``, and lists and references in map=."""
+def check_arrives(key: str, text: str) -> None:
+    """What is left out has a meaning that the key goes on having: Hydra's own quotes, ``null``, and
+    lists and references in map=."""
     assume(not IN_QUOTES.fullmatch(text))
     assume(KEYS[key].verbatim or text.lower() != "null")
     assume(KEYS[key].only or not (text.startswith("[") or "${" in text))
     assert arrived(typed(key, text)) == text
+
+
+@settings(max_examples=2000, deadline=None)
+@given(key=st.sampled_from(SINGLE), text=TEXTS)
+def test_every_text_arrives_as_typed(key: str, text: str) -> None:
+    """Public fault 11: all text keys, by the parser that Hydra uses."""
+    check_arrives(key, text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", SINGLE)
+@settings(max_examples=2000, deadline=None)
+@given(text=TEXTS)
+def test_every_text_arrives_at_each_key(key: str, text: str) -> None:
+    check_arrives(key, text)
 
 
 @settings(max_examples=500, deadline=None)
