@@ -53,7 +53,7 @@ _FLAGS = (
     *(*_FLAGS_WITH_VALUE, *_FLAGS_WITHOUT_COMMAND),
 )
 _FLAG_VALUES = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}
-_LINE_CHARACTERS = 180  # the most characters of an error that holds a command
+_LINE_CHARACTERS = 190  # the most characters of an error that holds a command
 _LIST_CHARACTERS = 90  # the most characters of the choices that an error lists
 _ADDED = ("model", "experiment")  # the groups without a default
 _PLACE_KEYS = {"model": "model.source", "calibration": "calibration.path"}  # these take a place
@@ -174,15 +174,19 @@ def _as_choice(group: str, name: str, choices: Sequence[str]) -> str:
     """Say how to give what is at the place ``name``: as a choice, or with another key."""
     path, said = Path(name), f"{group}={shorten(name)} is no choice of the group {group}"
     if path.suffix not in _FILES[:2] and group in _PLACE_KEYS:
-        return f"{said}: give {_PLACE_KEYS[group]}={shorten(name)}"
-    choice = shorten(f"my_{path.stem}" if path.stem in choices else path.stem, 30)
-    if path.parent.name == group and choice == path.stem:
-        # It is there to be copied, so it is given whole or not at all.
-        folder = re.sub(r"([^\w~./@%+:,-])", r"\\\1", str(path.parent.parent))  # for a shell
-        line = f"{said}: give --config-dir {folder} {group}={choice}"
-        if len(line) <= _LINE_CHARACTERS:
-            return line
-    return f"{said}: put it at DIR/{group}/{choice}.yaml, give --config-dir DIR {group}={choice}"
+        ways = [f"give {_PLACE_KEYS[group]}={place}" for place in (name, "PLACE")]
+    else:
+        choice = f"my_{path.stem}" if path.stem in choices else path.stem
+        ways = [
+            f"put it at DIR/{group}/{called}.yaml, give --config-dir DIR {group}={called}"
+            for called in (choice, "NAME")
+        ]
+        if path.parent.name == group and choice == path.stem:
+            folder = re.sub(r"([^\w~./@%+:,-])", r"\\\1", str(path.parent.parent))  # for a shell
+            ways.insert(0, f"give --config-dir {folder} {group}={choice}")
+    # A way is there to be copied. So nothing in it is shortened; what is too long gets a stand-in.
+    room = _LINE_CHARACTERS - len(f"{said}: ")
+    return f"{said}: {next((way for way in ways if len(way) <= room), ways[-1])}"
 
 
 def known(what: str, value: str, choices: Collection[str]) -> str:

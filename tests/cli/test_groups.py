@@ -126,6 +126,9 @@ PATHS = {
     "model=my.gguf": "give model.source=my.gguf",
     "model=tiny.yaml": "did you mean tiny?",
     f"model={'long/' * 60}mine.yaml": "--config-dir DIR model=mine",
+    f"search_space=/x/{'y' * 80}.yaml": "DIR/search_space/NAME.yaml, give --config-dir DIR search_",
+    f"model={'long/' * 20}weights": "give model.source=PLACE",
+    f"model={'long/' * 8}weights": f"give model.source={'long/' * 8}weights",
 }
 
 
