@@ -32,15 +32,13 @@ def script(words: Sequence[str], commands: Iterable[str]) -> str:
         raise InputError(f"completion for {said}: give one of {', '.join(_SCRIPTS)}")
     held = groups(folders)
     choices = [f"{group}={name}" for group, names in held.items() for name in names]
-    choices = [
-        choice for choice in choices if re.fullmatch(r"[\w./=-]+", choice)
-    ]  # no quotes needed
+    bare = [choice for choice in choices if re.fullmatch(r"[\w./=-]+", choice)]  # need no quotes
     values = {
         "COMMANDS": [*commands, "completion"],
         "SHELLS": list(_SCRIPTS),
         "FLAGS": list(_FLAGS),
         "GROUPS": [f"{group}=" for group in held],
-        "CHOICES": choices,
+        "CHOICES": bare,
         "KEYS": [f"{key}=" for key in _leaves(config_keys())],
     }
     text = _SCRIPTS[others[0]]

@@ -36,9 +36,9 @@ def run(config: Config) -> None:
     log = Path(HydraConfig.get().runtime.output_dir) / "server.log"
     host = f"http://127.0.0.1:{port}"
     arguments, environment = ui_command(uri, port)
-    # Either signal ends this command and the server, also if this is a background job.
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, signal.default_int_handler)
+    # Ctrl-C ends this command and the server, also if this is a background job. `main` sees to it
+    # that SIGTERM does the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with (
         log.open("wb") as out,
         subprocess.Popen(arguments, env=environment, stdout=out, stderr=out) as server,
