@@ -5,13 +5,14 @@ An `Evaluator` uses this to resume a forward in the middle, for one map or for s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
 from kvsharer_exp.model.sharing.architectures import AttentionLayer
+from kvsharer_exp.model.sharing.exchange import KeyValue
 
 
 def forward(
@@ -38,10 +39,11 @@ def forward(
 
 def repeated(value: Any, times: int) -> Any:
     """Repeat what a block returned, or the KV an owner left, for ``times`` as many windows."""
-    if times == 1 or value is None:
-        return value
     if isinstance(value, tuple):
-        return tuple(repeated(item, times) for item in value)
+        items = [repeated(item, times) for item in value]
+        return type(value)(*items) if isinstance(value, KeyValue) else tuple(items)
+    if times == 1 or not isinstance(value, torch.Tensor):
+        return value
     return value.repeat(times, *[1] * (value.ndim - 1))
 
 
@@ -52,6 +54,12 @@ def part_of(value: Any, part: int, parts: int) -> Any:
     if isinstance(value, tuple):
         return tuple(part_of(item, part, parts) for item in value)
     return value.chunk(parts)[part].clone()
+
+
+def num_bytes(tensors: Sequence[torch.Tensor]) -> int:
+    """Count the bytes that ``tensors`` hold in memory; memory that they share counts once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 @contextmanager

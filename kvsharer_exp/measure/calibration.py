@@ -56,7 +56,8 @@ def layer_means(model: nn.Module, windows: torch.Tensor, *, batch_size: int = 8)
     for batch in windows.split(batch_size):
         with install(layers, [identity], keep=True) as states:
             model.base_model(batch.to(device), use_cache=False)  # type: ignore[operator]
-        for index, (key, value) in states.items():
+        for index, handed in states.items():
+            key, value, _ = handed[None]
             keys[index] += key.float().sum(0).cpu()
             values[index] += value.float().sum(0).cpu()
     for kind, totals in (("keys", keys), ("values", values)):
@@ -93,28 +94,28 @@ def block_errors(
         calls: dict[int, tuple[Any, Any, Any]] = {}
         with ExitStack() as undo:
             for layer in layers:
-                remember = partial(_remember, calls, layer.index)
-                handle = layer.block.register_forward_hook(remember, with_kwargs=True)
+                hook = partial(remember, calls, layer.index)
+                handle = layer.block.register_forward_hook(hook, with_kwargs=True)
                 undo.callback(handle.remove)
             with install(layers, [identity], keep=True) as states:
                 model.base_model(batch.to(device), use_cache=False)  # type: ignore[operator]
         for target in layers:
             args, kwargs, returned = calls[target.index]
-            own = _output(returned)
+            own = output_of(returned)
             for source in layers:
                 if not may_share(target, source):
                     continue
                 pair = identity.share(target.index, source.index)
                 handed = {source.index: states[source.index]}
                 with install(layers, [pair], handed=handed, keep=True):
-                    changed = _output(target.block(*args, **kwargs))
+                    changed = output_of(target.block(*args, **kwargs))
                 error = (changed - own).square().sum(-1) / own.square().sum(-1)
                 total = error.mean(-1).sum().item()
                 totals[target.index][source.index] += total if math.isfinite(total) else math.inf
     return [[total / len(windows) for total in row] for row in totals]
 
 
-def _remember(
+def remember(
     calls: dict[int, tuple[Any, Any, Any]], index: int, block: nn.Module, *call: Any
 ) -> None:
     """Keep a block's ``call``: the args and kwargs it was given, and what it returned."""
@@ -122,6 +123,6 @@ def _remember(
     calls[index] = args, kwargs, returned
 
 
-def _output(returned: Any) -> torch.Tensor:
+def output_of(returned: Any) -> torch.Tensor:
     """The hidden states (batch, tokens, hidden_size) in what a block returned, float32."""
     return (returned[0] if isinstance(returned, tuple) else returned).float()

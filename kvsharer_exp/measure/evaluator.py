@@ -1,4 +1,4 @@
-"""Score a candidate map against the full cache, computing only the layers that the map changes.
+"""Score a candidate plan against the full cache, computing only the layers that the map changes.
 
 Searches and ablations score their maps with an `Evaluator`. The full model's outputs on a batch of
 windows are computed when first needed, and kept. A candidate starts from the hidden states, keys
@@ -18,18 +18,23 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from kvsharer_exp.measure.blocks import forward, part_of, recorded, repeated, skipped
+from kvsharer_exp.measure.blocks import forward, num_bytes, part_of, recorded, repeated, skipped
 from kvsharer_exp.measure.memory_plan import plan_memory
 from kvsharer_exp.measure.overflow import overflow
-from kvsharer_exp.measure.prefix_states import LayerState, PrefixStates, layers_in_common, num_bytes
+from kvsharer_exp.measure.prefix_states import LayerState, PrefixStates, kept_by, layers_in_common
 from kvsharer_exp.measure.window_scores import cosines, first_not_finite, losses
-from kvsharer_exp.model.sharing.architectures import attention_layers, check_map
+from kvsharer_exp.model.actions.check import check_plan
+from kvsharer_exp.model.fitted_plan import FittedPlan
+from kvsharer_exp.model.sharing.architectures import attention_layers
+from kvsharer_exp.model.sharing.exchange import Handed
 from kvsharer_exp.model.sharing.runtime import install
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.finite import NotFiniteError
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.scores import CandidateScores
 from kvsharer_exp.values.sharing_map import SharingMap
 
+AnyPlan = FittedPlan | KVPlan | SharingMap
 Accept = Callable[[CandidateScores, int], bool | None]
 """Says from the scores so far and the number of windows left whether to accept a map.
 
@@ -88,7 +93,7 @@ class Evaluator:
         self._states = [
             PrefixStates(plan.state_bytes * len(batch) // len(windows)) for batch in self._batches
         ]
-        self._full = SharingMap.identity(self.num_layers)
+        self._full = FittedPlan(KVPlan.full(self.num_layers))
         self._references: dict[int, _Reference] = {}  # made when their batch is first scored
 
     @property
@@ -114,39 +119,46 @@ class Evaluator:
     @torch.inference_mode()
     def score(
         self,
-        sharing_map: SharingMap,
+        plan: AnyPlan,
         *,
         windows: slice = slice(None),
         logits: bool = True,
     ) -> CandidateScores:
-        """Score ``sharing_map`` on ``windows``, all by default.
+        """Score ``plan`` on ``windows``, all by default.
 
         ``logits=False`` leaves the head out, so that only the cosine is measured.
 
         Raises:
             ValueError: ``windows`` begin or end within a batch.
+            InputError: the plan does not fit the model, or has stand-ins without fits.
         """
-        return self.score_together([sharing_map], windows=windows, logits=logits)[0]
+        return self.score_together([plan], windows=windows, logits=logits)[0]
 
     @torch.inference_mode()
     def score_together(
         self,
-        maps: Sequence[SharingMap],
+        plans: Sequence[AnyPlan],
         *,
         windows: slice = slice(None),
         logits: bool = True,
     ) -> list[CandidateScores]:
-        """`score` each of ``maps``, all in one forward per batch of windows.
+        """`score` each of ``plans``, all in one forward per batch of windows.
 
-        The forward starts after the first layers that all maps have in common and whose states are
-        kept. This pays where one map alone leaves the device idle.
+        The forward starts after the first layers that all plans have in common and whose states are
+        kept. This pays where one plan alone leaves the device idle.
         """
-        scores = [CandidateScores(())] * len(maps)
+        fitted = [self._fitted(plan) for plan in plans]
+        scores = [CandidateScores(())] * len(plans)
         for index in self._batches_of(windows):
-            for number, (more, states) in enumerate(self._score(index, maps, logits)):
-                self._states[index].keep(maps[number], states)
+            for number, (more, states) in enumerate(self._score(index, fitted, logits)):
+                self._states[index].keep(fitted[number], states)
                 scores[number] += more
         return scores
+
+    def _fitted(self, plan: AnyPlan) -> FittedPlan:
+        fitted = FittedPlan.of(plan)
+        check_plan(fitted.plan, self._layers)
+        return fitted
 
     def _batches_of(self, windows: slice) -> list[int]:
         asked, found, begin = range(self.num_windows)[windows], [], 0
@@ -159,15 +171,16 @@ class Evaluator:
         return found
 
     @torch.inference_mode()
-    def advance(self, sharing_map: SharingMap, accept: Accept) -> tuple[CandidateScores, bool]:
+    def advance(self, plan: AnyPlan, accept: Accept) -> tuple[CandidateScores, bool]:
         """Score by cosine, batch by batch, until ``accept`` decides.
 
-        Returns the scores so far and whether the map is accepted. The states of the map are kept
+        Returns the scores so far and whether the plan is accepted. The states of the plan are kept
         only if it is.
         """
+        fitted = self._fitted(plan)
         scores, kept, accepted = CandidateScores(()), [], None
         for index in range(len(self._batches)):
-            ((more, states),) = self._score(index, [sharing_map], False)
+            ((more, states),) = self._score(index, [fitted], False)
             scores += more
             kept.append(states)
             accepted = accept(scores, self.num_windows - len(scores.cosines))
@@ -175,7 +188,7 @@ class Evaluator:
                 break
         if accepted:
             for known, states in zip(self._states, kept, strict=False):
-                known.keep(sharing_map, states)
+                known.keep(fitted, states)
         return scores, bool(accepted)
 
     def reset(self) -> None:
@@ -184,17 +197,17 @@ class Evaluator:
             states.forget_all_but(self._full)
 
     def _score(
-        self, index: int, maps: Sequence[SharingMap], logits: bool
+        self, index: int, plans: Sequence[FittedPlan], logits: bool
     ) -> list[tuple[CandidateScores, list[LayerState]]]:
-        """For each map, its scores on one batch and the states to keep."""
+        """For each plan, its scores on one batch and the states to keep."""
         self._refer(index)  # first, because candidates start from its states
         scored = []
-        for number, (hidden, raw, states) in enumerate(self._run(index, maps, logits)):
+        for number, (hidden, raw, states) in enumerate(self._run(index, plans, logits)):
             scored.append((self._compare(index, hidden, raw), states))
-            self._check(index, maps[number], scored[-1][0])
+            self._check(index, plans[number], scored[-1][0])
         return scored
 
-    def _check(self, index: int, sharing_map: SharingMap, scores: CandidateScores) -> None:
+    def _check(self, index: int, plan: FittedPlan, scores: CandidateScores) -> None:
         """Refuse scores that are not finite: nothing may be compared with them.
 
         Raises:
@@ -202,46 +215,43 @@ class Evaluator:
         """
         row = first_not_finite(scores)
         if row is not None:
-            raise self._overflow(index, row, sharing_map)
+            raise self._overflow(index, row, plan)
 
-    def _overflow(self, index: int, row: int, sharing_map: SharingMap) -> NotFiniteError:
-        """The error for one window of a batch, which is not finite under ``sharing_map``."""
+    def _overflow(self, index: int, row: int, plan: FittedPlan) -> NotFiniteError:
+        """The error for one window of a batch, which is not finite under ``plan``."""
         before = sum(len(batch) for batch in self._batches[:index])
-        with install(self._layers, [sharing_map]):
+        with install(self._layers, [plan]):
             return overflow(self._model, self._layers, self._batches[index][row], before + row)
 
     def _run(
-        self, index: int, maps: Sequence[SharingMap], logits: bool
+        self, index: int, plans: Sequence[FittedPlan], logits: bool
     ) -> list[tuple[torch.Tensor, torch.Tensor | None, list[LayerState]]]:
-        """Run one batch once for each map, from the first layer on whose state is not kept or is
-        not the same for all maps. Returns hidden states, logits and states to keep, by map."""
-        for sharing_map in maps:
-            check_map(sharing_map, self._layers)
-        start = self._states[index].longest(maps[0])[: layers_in_common(maps)]
+        """Run one batch once for each plan, from the first layer on whose state is not kept or is
+        not the same for all plans. Returns hidden states, logits and states to keep, by plan."""
+        start = self._states[index].longest(plans[0])[: layers_in_common(plans)]
         first, new = len(start), self._layers[len(start) : self._kept_layers]
-        self.layers_run += len(maps) * (self.num_layers - first)
-        read = {source for m in maps for source in m.kv_source_layers[first:]}
-        handed = {
-            i: repeated(state.key_value, len(maps))
+        self.layers_run += len(plans) * (self.num_layers - first)
+        read = {s for p in plans for s in (*p.plan.key_sources, *p.plan.value_sources)[first:]}
+        handed: Handed = {
+            i: {None: repeated(state.key_value, len(plans))}
             for i, state in enumerate(start)
             if state.key_value is not None and i in read
         }
         outputs: dict[int, Any] = {}
         with ExitStack() as stack:
             if start:
-                before = repeated(start[-1].output, len(maps))
+                before = repeated(start[-1].output, len(plans))
                 stack.enter_context(skipped(self._layers[:first], before))
-            stack.enter_context(install(self._layers, maps, handed=handed, keep=bool(new)))
+            stack.enter_context(install(self._layers, plans, handed=handed, keep=bool(new)))
             stack.enter_context(recorded(new, outputs))
-            hidden, raw = forward(self._model, self._batches[index].repeat(len(maps), 1), logits)
+            hidden, raw = forward(self._model, self._batches[index].repeat(len(plans), 1), logits)
         runs = []
-        for part, sharing_map in enumerate(maps):
-            mine = partial(part_of, part=part, parts=len(maps))
-            sources = sharing_map.kv_source_layers
+        for part, plan in enumerate(plans):
+            mine = partial(part_of, part=part, parts=len(plans))
             states = [
                 LayerState(
                     mine(outputs[layer.index]),
-                    mine(handed[layer.index]) if sources[layer.index] == layer.index else None,
+                    kept_by(plan, layer.index, handed, (part, len(plans))),
                 )
                 for layer in new
             ]

@@ -33,7 +33,7 @@ def predict(
     """
     layers = attention_layers(model)
     targets = sharing_map.targets
-    held = [batch * kv_bytes_per_sequence(model, layer, context) for layer in layers]
+    held = [batch * kv_bytes_per_sequence(layer, context) for layer in layers]
     shared = sum(held[owner] for owner in sharing_map.owners)
     features = sum(sum(layers[target].kv_shape[1:]) for target in targets)
     hidden = text_config(model).hidden_size
@@ -58,18 +58,12 @@ def predict(
     }
 
 
-def kv_bytes_per_sequence(model: nn.Module, layer: AttentionLayer, context: int) -> int:
+def kv_bytes_per_sequence(layer: AttentionLayer, context: int) -> int:
     """Bytes that a `DynamicCache` keeps of ``context`` tokens in one layer.
 
     A sliding layer keeps at most one token fewer than its window.
     """
-    config = text_config(model)
-    window = None
-    if layer.attention_type == "chunked_attention":
-        window = getattr(config, "attention_chunk_size", None)
-    elif layer.attention_type != "full_attention" or not getattr(config, "layer_types", None):
-        window = getattr(config, "sliding_window", None)
-    return layer.kv_bytes_per_token * (context if window is None else min(context, window - 1))
+    return layer.kv_bytes_per_token * (context - layer.first_read(context))
 
 
 def calculate(
@@ -83,7 +77,7 @@ def calculate(
     counted.
     """
     layers = attention_layers(model)
-    per_layer = [kv_bytes_per_sequence(model, layer, context) for layer in layers]
+    per_layer = [kv_bytes_per_sequence(layer, context) for layer in layers]
     weights = [layer.kv_parameter_bytes for layer in layers]
     kept = 1 - num_shared / len(layers)
     full, weights_saved = sum(per_layer), round(sum(weights) * (1 - kept))

@@ -1,7 +1,8 @@
-"""Keep what layers returned under maps scored before, so that an `Evaluator` can resume from it.
+"""Keep what layers returned under plans scored before, so that an `Evaluator` can resume from it.
 
-What a layer returns depends only on the sources of the layers up to this layer. Maps that agree up
-to a layer therefore share its state, and a state is kept under that prefix of the map. The states
+What a layer returns depends only on the actions of the layers up to this layer, and on the fits of
+its stand-ins. Plans that agree up to a layer therefore share its state, and a state is kept under
+that prefix of the plan's keys (`FittedPlan.keys`). The states
 form a tree, as the KV of prompts does in RadixAttention. If there are too many, the least recently
 used are dropped first. RadixAttention: https://arxiv.org/abs/2312.07104.
 """
@@ -16,15 +17,16 @@ from typing import Any
 
 import torch
 
-from kvsharer_exp.model.sharing.cache import KeyValue
-from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.measure.blocks import num_bytes
+from kvsharer_exp.model.fitted_plan import FittedPlan
+from kvsharer_exp.model.sharing.exchange import Handed, KeyValue, take
 
 
 @dataclass(frozen=True, slots=True)
 class LayerState:
     """What the block of one layer returned, and the layer's KV.
 
-    ``key_value`` is None for a target, which reads the KV of another layer.
+    ``key_value`` is None for a layer that keeps none of its own.
     """
 
     output: Any
@@ -33,7 +35,10 @@ class LayerState:
     @property
     def tensors(self) -> list[torch.Tensor]:
         output = self.output[0] if isinstance(self.output, tuple) else self.output
-        return [output, *(self.key_value or ())]
+        if self.key_value is None:
+            return [output]
+        key, value, columns = self.key_value
+        return [output, key, value, *([] if columns is None else (columns.index, columns.visible))]
 
 
 class PrefixStates:
@@ -41,59 +46,65 @@ class PrefixStates:
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
-        self._states: OrderedDict[tuple[int, ...], LayerState] = OrderedDict()
+        self._states: OrderedDict[tuple[str, ...], LayerState] = OrderedDict()
         self.nbytes = 0
 
-    def longest(self, sharing_map: SharingMap) -> list[LayerState]:
-        """Find the states of the first layers of ``sharing_map``, as far as they are kept."""
-        sources = sharing_map.kv_source_layers
+    def longest(self, plan: FittedPlan) -> list[LayerState]:
+        """Find the states of the first layers of ``plan``, as far as they are kept."""
+        keys = plan.keys
         found: list[LayerState] = []
-        for depth in range(1, len(sources) + 1):
-            state = self._states.get(sources[:depth])
+        for depth in range(1, len(keys) + 1):
+            state = self._states.get(keys[:depth])
             if state is None:
                 break
             found.append(state)
-        self._touch(sources, len(found))
+        self._touch(keys, len(found))
         return found
 
-    def keep(self, sharing_map: SharingMap, states: Sequence[LayerState]) -> None:
-        """Keep ``states``, which are those of the first layers of ``sharing_map`` without a gap.
+    def keep(self, plan: FittedPlan, states: Sequence[LayerState]) -> None:
+        """Keep ``states``, which are those of the first layers of ``plan`` without a gap.
 
         States beyond the budget are dropped, the least recently used first.
         """
-        sources = sharing_map.kv_source_layers
+        keys = plan.keys
         for depth, state in enumerate(states, start=1):
-            if sources[:depth] not in self._states:
-                self._states[sources[:depth]] = state
+            if keys[:depth] not in self._states:
+                self._states[keys[:depth]] = state
                 self.nbytes += num_bytes(state.tensors)
-        self._touch(sources, len(states))
+        self._touch(keys, len(states))
         while self.nbytes > self._budget:
             _, state = self._states.popitem(last=False)
             self.nbytes -= num_bytes(state.tensors)
 
-    def forget_all_but(self, sharing_map: SharingMap) -> None:
-        """Drop all states except those of ``sharing_map``."""
-        sources = sharing_map.kv_source_layers
-        for prefix in [p for p in self._states if sources[: len(p)] != p]:
+    def forget_all_but(self, plan: FittedPlan) -> None:
+        """Drop all states except those of ``plan``."""
+        keys = plan.keys
+        for prefix in [p for p in self._states if keys[: len(p)] != p]:
             self.nbytes -= num_bytes(self._states.pop(prefix).tensors)
 
-    def _touch(self, sources: tuple[int, ...], depth: int) -> None:
+    def _touch(self, keys: tuple[str, ...], depth: int) -> None:
         """Mark the first ``depth`` layers as used, the first layer last.
 
         So no layer is dropped before the layers after it, whose states are of no use without it.
         """
         for end in range(depth, 0, -1):
-            self._states.move_to_end(sources[:end])
+            self._states.move_to_end(keys[:end])
 
 
-def num_bytes(tensors: Sequence[torch.Tensor]) -> int:
-    """Count the bytes that ``tensors`` hold in memory; memory that they share counts once."""
-    storages = (tensor.untyped_storage() for tensor in tensors)
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def layers_in_common(maps: Sequence[SharingMap]) -> int:
-    """The number of first layers whose sources are the same under all ``maps``."""
-    by_layer = zip(*(sharing_map.kv_source_layers for sharing_map in maps), strict=True)
-    alike = (len(set(sources)) == 1 for sources in by_layer)
+def layers_in_common(plans: Sequence[FittedPlan]) -> int:
+    """The number of first layers that do the same under all ``plans``."""
+    by_layer = zip(*(plan.keys for plan in plans), strict=True)
+    alike = (len(set(keys)) == 1 for keys in by_layer)
     return sum(1 for _ in takewhile(bool, alike))
+
+
+def kept_by(plan: FittedPlan, layer: int, handed: Handed, part: tuple[int, int]) -> KeyValue | None:
+    """What ``layer`` keeps in one ``part`` (number, count) of a batch that runs under ``plan``.
+
+    It is copied, so that the rest of the batch can go; None if the layer keeps nothing.
+    """
+    if layer not in (plan.plan.key_sources[layer], plan.plan.value_sources[layer]):
+        return None
+    own = take(handed, layer, part)
+    assert own is not None
+    return own if part[1] == 1 else KeyValue(own.key.clone(), own.value.clone(), own.columns)

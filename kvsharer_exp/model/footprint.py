@@ -1,7 +1,7 @@
-"""The memory of a map: predicted from shapes, and counted on a cache that exists.
+"""The memory of a plan: predicted from shapes, and counted on a cache that exists.
 
-``sweep``, ``evaluate``, ``export``, ``bench`` and ``ablate`` predict the memory of their maps here.
-``evaluate`` and ``export`` also count it after a prefill.
+``sweep``, ``evaluate``, ``export``, ``bench`` and ``ablate`` predict the memory of their plans
+here. ``evaluate`` and ``export`` also count it after a prefill.
 """
 
 from __future__ import annotations
@@ -9,32 +9,43 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from kvsharer_exp.model.actions.sizes import kv_bytes, kv_fraction, parameter_bytes_saved
+from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.cache import cache_bytes
-from kvsharer_exp.model.sharing.runtime import share_kv
+from kvsharer_exp.model.sharing.runtime import apply_plan
 from kvsharer_exp.values.footprint import Footprint, MeasuredFootprint
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 
+CONTEXT = 4096
+"""The number of tokens at which memory is compared, where nothing else is said."""
 
-def footprint(model: nn.Module, sharing_map: SharingMap) -> Footprint:
-    """Predict the memory of ``sharing_map`` from the shapes in ``model``.
 
-    That is the KV bytes per token of the owners, the same as a fraction of all layers' KV bytes,
-    and the bytes of the projections that targets drop.
+def footprint(model: nn.Module, plan: KVPlan | SharingMap, *, context: int = CONTEXT) -> Footprint:
+    """Predict the memory of ``plan`` from the shapes in ``model``, for one sequence of ``context``.
+
+    That is the bytes that a cache holds, their fraction of the full cache's (both counted in 16
+    bits where they are not quantised), and the bytes of the parameters that the plan does without.
     """
-    layers = attention_layers(model)
-    kept = sum(layers[owner].kv_bytes_per_token for owner in sharing_map.owners)
-    full = sum(layer.kv_bytes_per_token for layer in layers)
-    saved = sum(layers[target].kv_parameter_bytes for target in sharing_map.targets)
-    return Footprint(kept, kept / full, saved)
+    layers, plan = attention_layers(model), KVPlan.of(plan)
+    held = kv_bytes(plan, layers, context)
+    per_token = held // context if held % context == 0 else held / context
+    return Footprint(
+        per_token,
+        kv_fraction(plan, layers, context),
+        parameter_bytes_saved(plan, layers),
+        context=context,
+        kv_bytes=held,
+    )
 
 
 @torch.inference_mode()
 def measured_footprint(
-    model: nn.Module, sharing_map: SharingMap, tokens: torch.Tensor
+    model: nn.Module, plan: FittedPlan | KVPlan | SharingMap, tokens: torch.Tensor
 ) -> MeasuredFootprint:
     """Run a prefill of ``tokens`` (batch, sequence) and count the bytes the cache then holds."""
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]
-    with share_kv(model, sharing_map):
+    with apply_plan(model, FittedPlan.of(plan)):
         output = model.base_model(tokens.to(device), use_cache=True)  # type: ignore[operator]
     return MeasuredFootprint(cache_bytes(output.past_key_values), tokens.numel())

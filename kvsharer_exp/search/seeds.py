@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvsharer_exp.model.sharing.architectures import AttentionLayer, check_map
+from kvsharer_exp.model.actions.check import check_plan
+from kvsharer_exp.model.sharing.architectures import AttentionLayer
 from kvsharer_exp.model.sharing.projections import SharingError
 from kvsharer_exp.search.paper.arms import Walker
 from kvsharer_exp.search.paper.greedy import adjacent_pairs, num_targets, trailing_layers
@@ -87,7 +88,7 @@ class SeedFile:
             )
         for sharing_map in self.maps:
             try:
-                check_map(sharing_map, layers)
+                check_plan(sharing_map, layers)
             except SharingError as error:
                 raise InputError(
                     f"study.seeds={shorten(self.path)} holds a map that does not fit "

@@ -1,4 +1,4 @@
-"""The memory of one map: predicted from shapes, and counted on a cache that exists.
+"""The memory of one plan: predicted from shapes, and counted on a cache that exists.
 
 `footprint` and `measured_footprint` make these values.
 """
@@ -20,13 +20,18 @@ class MeasuredFootprint(Record):
 
 @dataclass(frozen=True, slots=True)
 class Footprint(Record):
-    """The memory of one map, as its shapes predict it, with ``measured`` if it was also counted.
+    """The memory of one plan, as its shapes predict it, with ``measured`` if it was also counted.
 
-    ``kv_fraction`` is the map's KV bytes per token divided by those of the full cache.
-    ``parameter_bytes_saved`` is the size of the key and value projections that targets drop.
+    ``kv_bytes`` is what a cache holds of one sequence of ``context`` tokens, and
+    ``kv_bytes_per_token`` its quotient. ``kv_fraction`` is the plan's share of the full cache's
+    bytes, where what is not quantised counts as 16 bits. ``parameter_bytes_saved`` is the size of
+    the parameters that the plan does without, less that of its stand-ins, so it may be negative.
+    Results of earlier versions lack ``context`` and ``kv_bytes``.
     """
 
-    kv_bytes_per_token: int
+    kv_bytes_per_token: float
     kv_fraction: float
     parameter_bytes_saved: int
     measured: MeasuredFootprint | None = None
+    context: int = 0
+    kv_bytes: int = 0

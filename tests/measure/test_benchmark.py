@@ -131,7 +131,7 @@ def test_the_calculator_says_when_layers_are_not_alike() -> None:
     model = tiny_model("gemma3_text")
     row = calculate(model, 3, batch=1, context=20, memory_bytes=2**30)
     layers = attention_layers(model)
-    held = sum(kv_bytes_per_sequence(model, layer, 20) for layer in layers)
+    held = sum(kv_bytes_per_sequence(layer, 20) for layer in layers)
     assert not row["exact"]
     assert row["kv_bytes"] == {"full": held, "shared": round(held / 2)}
 

@@ -2,11 +2,15 @@
 
 import torch
 
-from kvsharer_exp.measure.prefix_states import LayerState, PrefixStates, num_bytes
-from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.measure.blocks import num_bytes
+from kvsharer_exp.measure.prefix_states import LayerState, PrefixStates
+from kvsharer_exp.model.fitted_plan import FittedPlan
+from kvsharer_exp.model.sharing.exchange import KeyValue
+from kvsharer_exp.values.plan import KVPlan
 
-IDENTITY = SharingMap.identity(4)
-LAST, MIDDLE = IDENTITY.share(3, 0), IDENTITY.share(2, 1)
+IDENTITY, LAST, MIDDLE, BOTH = (
+    FittedPlan(KVPlan.parse(text)) for text in ("0_1_2_3", "0_1_2_0", "0_1_1_3", "0_1_1_0")
+)
 
 
 def states(count: int) -> list[LayerState]:
@@ -20,7 +24,7 @@ def test_maps_that_agree_up_to_a_layer_share_its_state() -> None:
     assert kept.longest(LAST) == first[:3]
     kept.keep(MIDDLE, [*first[:2], *second])
     assert kept.longest(MIDDLE) == [*first[:2], *second]
-    assert kept.longest(MIDDLE.share(3, 0)) == [*first[:2], second[0]]
+    assert kept.longest(BOTH) == [*first[:2], second[0]]
     assert kept.nbytes == 6 * 4
 
 
@@ -50,5 +54,5 @@ def test_nothing_fits_no_budget_and_one_map_can_be_left() -> None:
 
 def test_bytes_are_those_held_and_shared_ones_count_once() -> None:
     fused = torch.zeros(10)
-    state = LayerState((torch.zeros(2), None), (fused[:3], fused[3:6]))
+    state = LayerState((torch.zeros(2), None), KeyValue(fused[:3], fused[3:6]))
     assert num_bytes(state.tensors) == 2 * 4 + 10 * 4

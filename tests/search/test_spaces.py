@@ -15,8 +15,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from kvsharer_exp.measure.calibration import layer_means
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.measure.ranking import distance_matrix, rank
+from kvsharer_exp.model.actions.check import check_plan
 from kvsharer_exp.model.folders import data_dir
-from kvsharer_exp.model.sharing.architectures import attention_layers, check_map
+from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.search.paper.greedy import adjacent_pairs, trailing_layers
 from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.spaces.base import SearchSpace
@@ -128,7 +129,7 @@ def test_any_parameters_decode_to_a_valid_map_and_back(name: str, where: str) ->
         assert 0 < len(decoded.targets) <= params["num_shared"] <= MAX_SHARED
         assert {(t, decoded.kv_source_layers[t]) for t in decoded.targets} <= allowed
         if where in ARCHITECTURES:
-            check_map(decoded, attention_layers(tiny_model(where)))
+            check_plan(decoded, attention_layers(tiny_model(where)))
         assert check_encoded(space, decoded)
 
     check()

@@ -8,9 +8,10 @@ from typing import Any
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.model.actions.check import check_plan
 from kvsharer_exp.model.describe import adds_bos, describe
 from kvsharer_exp.model.load import load
-from kvsharer_exp.model.sharing.architectures import AttentionLayer, attention_layers, check_map
+from kvsharer_exp.model.sharing.architectures import AttentionLayer, attention_layers
 from kvsharer_exp.model.spec import ModelSpec
 from kvsharer_exp.values.sharing_map import SharingMap
 
@@ -68,4 +69,4 @@ class LoadedModel:
             SharingError: the number of layers differs, or a target and its source differ in KV
                 shape or attention type.
         """
-        check_map(sharing_map, self.layers)
+        check_plan(sharing_map, self.layers)

@@ -1,7 +1,7 @@
 """Find the decoder layers of a model that can share their KV, without naming architectures.
 
-Whatever runs, ranks or scores maps gets its layers from `attention_layers`, and `check_map` tells
-whether a map fits them.
+Whatever runs, ranks or scores plans gets its layers from `attention_layers`, and `check_plan` tells
+whether a plan fits them.
 
 A layer can share when its attention module has a ``layer_idx``, receives the cache as an argument,
 and projects keys and values in a way that `projections` knows. Every transformers model that is
@@ -19,9 +19,10 @@ from typing import Any
 from torch import nn
 
 from kvsharer_exp.model.sharing.projections import Projections, SharingError, find_projections
-from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.model.sharing.stand_in import StandIn
 
 # What transformers calls the cache argument of an attention module's forward.
+MASK = "attention_mask"
 _CACHE_ARGUMENTS = ("past_key_values", "layer_past", "past_key_value")
 # The architectures that pass every test of the contract; tests/tiny.py holds the same list. Any
 # other model that is built the same way is accepted too.
@@ -36,18 +37,23 @@ _LATENT_KV = ("kv_b_proj", "kv_a_proj_with_mqa")  # multi-head latent attention 
 class AttentionLayer:
     """One decoder layer: where its attention is, and what it caches per token.
 
-    The ``decoder`` is the module that runs the blocks one after the other.
+    The ``decoder`` is the module that runs the blocks one after the other. ``name`` is that of the
+    attention in its block. ``window`` is that of a sliding layer, in tokens.
     ``attention_type`` is what transformers calls it: ``full_attention``, ``sliding_attention``, ….
     """
 
     index: int
     decoder: nn.Module
     block: nn.Module
+    name: str
     attention: nn.Module
     cache_argument: str
     cache_position: int
+    mask_position: int
     projections: Projections
     attention_type: str
+    window: int | None
+    hidden_size: int
 
     @property
     def kv_shape(self) -> tuple[int, int, int]:
@@ -59,18 +65,26 @@ class AttentionLayer:
         return self.attention.get_submodule(name)
 
     @property
+    def element_size(self) -> int:
+        """Bytes of one number of this layer's keys and values."""
+        # Any parameter of the attention tells; under a plan the projections are not there.
+        dtype = next(self.attention.parameters()).dtype
+        return dtype.itemsize if dtype.is_floating_point else 2  # quantised weights: 16-bit KV
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes that this layer's keys and values take per cached token, in the model's dtype."""
         own = self.projections
-        # Any parameter of the attention tells; under a map the projections are not there.
-        dtype = next(self.attention.parameters()).dtype
-        size = dtype.itemsize if dtype.is_floating_point else 2  # quantised weights: 16-bit KV
-        return (own.key_features + own.value_features) * size
+        return (own.key_features + own.value_features) * self.element_size
+
+    def first_read(self, context: int) -> int:
+        """The first of ``context`` tokens that the next token may read: 0 but for a window."""
+        return 0 if self.window is None else max(0, context - self.window + 1)
 
     @property
     def kv_parameter_bytes(self) -> int:
         """Bytes of the weights and biases that make this layer's keys and values."""
-        return self.projections.kv_parameter_bytes
+        return self.projections.parameter_bytes()
 
 
 def attention_layers(model: nn.Module) -> tuple[AttentionLayer, ...]:
@@ -102,13 +116,22 @@ def attention_layers(model: nn.Module) -> tuple[AttentionLayer, ...]:
             index=index,
             decoder=_decoder(modules, name),
             block=modules[name.rpartition(".")[0]],
+            name=name.rpartition(".")[2],
             attention=module,
             cache_argument=cache_argument[0],
             cache_position=cache_argument[1],
+            mask_position=cache_argument[2],
             projections=projections,
             attention_type=types[index] if 0 <= index < len(types) else "",
+            window=_window(config, types[index]) if 0 <= index < len(types) else None,
+            hidden_size=config.hidden_size,
         )
     reason = _why_not(config, modules, types, sorted(found) == list(range(num_layers)))
+    if reason and any(isinstance(module, StandIn) for module in modules.values()):
+        raise SharingError(
+            "the model runs under a plan already: leave that apply_plan block first, "
+            "or load the original (make_plan is for good)"
+        )
     if reason:
         name = config.model_type[:24]
         some = WORKING[:80].rpartition(" ")[0]
@@ -127,11 +150,26 @@ def _decoder(modules: dict[str, nn.Module], attention: str) -> nn.Module:
 
 
 @cache
-def _cache_argument(forward: Callable[..., Any]) -> tuple[str, int] | None:
-    """Find the cache argument of ``forward``: its name and position. Kept: inspecting is slow."""
+def _cache_argument(forward: Callable[..., Any]) -> tuple[str, int, int] | None:
+    """Find the cache argument of ``forward``: its name, its position and that of the mask.
+
+    Kept: inspecting is slow.
+    """
     arguments = list(inspect.signature(forward).parameters)[1:]
     name = next((a for a in _CACHE_ARGUMENTS if a in arguments), None)
-    return None if name is None else (name, arguments.index(name))
+    if name is None:
+        return None
+    mask = arguments.index(MASK) if MASK in arguments else len(arguments)
+    return name, arguments.index(name), mask
+
+
+def _window(config: Any, attention_type: str) -> int | None:
+    """The sliding window of a layer, as transformers' caches take it from ``config``."""
+    if attention_type == "chunked_attention":
+        return getattr(config, "attention_chunk_size", None)
+    if attention_type != "full_attention" or not getattr(config, "layer_types", None):
+        return getattr(config, "sliding_window", None)
+    return None
 
 
 def _why_not(config: Any, modules: dict[str, nn.Module], types: list[str], complete: bool) -> str:
@@ -152,31 +190,3 @@ def may_share(target: AttentionLayer, source: AttentionLayer) -> bool:
         and source.kv_shape == target.kv_shape
         and source.attention_type == target.attention_type
     )
-
-
-def check_map(sharing_map: SharingMap, layers: tuple[AttentionLayer, ...]) -> None:
-    """Refuse a map that does not fit the model.
-
-    Raises:
-        SharingError: the numbers of layers differ, or a target and its source differ in KV shape
-            or attention type. The message then names both layers.
-    """
-    if sharing_map.num_layers != len(layers):
-        raise SharingError(
-            f"map has {sharing_map.num_layers} layers but the model has {len(layers)}: "
-            "give one source per layer"
-        )
-    for target in sharing_map.targets:
-        source = sharing_map.kv_source_layers[target]
-        reader, owner = layers[target], layers[source]
-        if reader.kv_shape != owner.kv_shape:
-            raise SharingError(
-                f"layer {target} cannot read layer {source}: their KV shapes differ "
-                f"(heads, key and value features {reader.kv_shape} against {owner.kv_shape}), "
-                "choose another"
-            )
-        if reader.attention_type != owner.attention_type:
-            raise SharingError(
-                f"layer {target} cannot read layer {source}: {reader.attention_type} against "
-                f"{owner.attention_type}; choose a source of the same attention type"
-            )

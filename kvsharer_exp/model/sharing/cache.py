@@ -1,6 +1,7 @@
-"""What an attention layer sees instead of the cache while a map is in force.
+"""What an attention layer sees instead of the cache while a plan is in force.
 
-`hooks` gives each source a `SourceView` of the cache, and each target a `TargetView`.
+The hooks of `site` give each attention that stores, hands over or reads KV for a plan a `LayerView`
+of the cache.
 
 Every transformers attention calls ``cache.update(key, value, layer_idx)`` once per forward and
 attends to what the call returns: keys and values after RoPE, with those of the past, whatever the
@@ -11,50 +12,29 @@ static, sliding, quantised, offloaded), and so does no cache at all.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from transformers.cache_utils import DummyLayer
 
+from kvsharer_exp.model.packed.columns import Columns
+from kvsharer_exp.model.packed.layer import PackedLayer
+from kvsharer_exp.model.sharing.exchange import Handed, KeyValue, put, take
 from kvsharer_exp.model.sharing.projections import QueryRows, SharingError
 
-KeyValue = tuple[torch.Tensor, torch.Tensor]
-"""Keys and values, each (batch, num_key_value_heads, sequence, head_dim)."""
 
+class LayerView:
+    """The cache as one layer sees it; everything but ``update`` goes to the real cache.
 
-class _LayerView:
-    """The cache as one layer sees it; everything but ``update`` goes to the real cache."""
-
-    def __init__(self, cache: Any, handed: dict[int, KeyValue]) -> None:
-        self._cache = cache
-        self._handed = handed
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
-
-    def get_seq_length(self, *args: Any) -> int:
-        return 0 if self._cache is None else self._cache.get_seq_length(*args)
-
-
-class SourceView(_LayerView):
-    """Stores KV as usual, and hands it over to the layers that read it."""
-
-    def update(
-        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> KeyValue:
-        if self._cache is not None:
-            key, value = self._cache.update(key, value, layer_idx, *args, **kwargs)
-        self._handed[layer_idx] = (key, value)
-        return key, value
-
-
-class TargetView(_LayerView):
-    """Stores nothing and returns the KV of the source; ``was_read`` proves that attention used it.
+    An instance serves one forward of one attention. ``was_read`` proves that attention used it.
 
     Args:
-        sources: one source per map, each for an equal part of the batch. It is the layer itself
-            under a map that lets the layer own its KV.
+        cache: the real cache, or None.
+        handed: where KV is handed over.
+        part: the part of the batch that runs, and the number of parts; None for the whole batch.
+        sources: the layers whose keys and values are read.
+        hands_over: whether others read what this layer keeps.
         done: sources that no layer after this one reads, so that their KV can go.
         rows: the stub of a fused projection, which is told what its zeros became.
     """
@@ -62,72 +42,110 @@ class TargetView(_LayerView):
     def __init__(
         self,
         cache: Any,
-        handed: dict[int, KeyValue],
-        sources: tuple[int, ...],
+        handed: Handed,
+        part: tuple[int, int] | None,
+        *,
+        sources: tuple[int, int],
+        hands_over: bool,
         done: Collection[int] = (),
         rows: QueryRows | None = None,
     ) -> None:
-        super().__init__(cache, handed)
-        self._sources = sources
-        self._done = done
-        self._rows = rows
+        self._cache, self._handed, self._part = cache, handed, part
+        self._sources, self._hands_over = sources, hands_over
+        self._done, self._rows = done, rows
         self.was_read = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def get_seq_length(self, *args: Any) -> int:
+        return 0 if self._cache is None else self._cache.get_seq_length(*args)
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> KeyValue:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep what the layer owns of ``key`` and ``value``; return what its attention reads."""
         self.was_read = True
         if self._rows is not None:
             self._rows.confirm(layer_idx, key, value)
-        if layer_idx in self._sources:  # the layer is an owner under some of the maps
-            self._handed[layer_idx] = (key, value)
+        own = KeyValue(key, value)
+        if layer_idx in self._sources:
+            own = self.keep(own, layer_idx, *args, **kwargs)
         else:
-            _vacate(self._cache, layer_idx)
-        missing = [source for source in self._sources if source not in self._handed]
-        if missing:
-            raise SharingError(
-                f"layer {layer_idx} runs without layer {missing[0]}, whose KV it reads: run the "
-                "whole model, and checkpoint by model.gradient_checkpointing_enable only"
-            )
-        given = _parts([self._handed[source] for source in self._sources], self._sources)
+            vacate(self._cache, layer_idx)
+        if self._hands_over:
+            put(self._handed, layer_idx, self._part, own)
+        keys, values = (
+            own if source == layer_idx else self._of(source, layer_idx) for source in self._sources
+        )
         for source in self._done:
             del self._handed[source]
         # Under a device map the source may be on another device; on one device this does nothing.
-        return given[0].to(key.device), given[1].to(key.device)
+        read = values.value.to(key.device)
+        if keys.columns is not None:
+            read = keys.columns.values(read)
+        return keys.key.to(key.device), read
+
+    def columns(
+        self, layer: int, hidden: torch.Tensor, pads: torch.Tensor | None
+    ) -> Columns | None:
+        """The columns of the keys that will be read, before the attention of ``layer`` runs.
+
+        None: one column a token, as the model's mask has it. ``hidden`` is the attention's input
+        (batch, tokens, hidden_size), and ``pads`` (batch,) the padding in front of each row.
+        """
+        source = self._sources[0]
+        return None if source == layer else self._of(source, layer).columns
+
+    def keep(self, own: KeyValue, layer_idx: int, *args: Any, **kwargs: Any) -> KeyValue:
+        """Store what the layer made; return it with what was stored before."""
+        if self._cache is None:
+            return own
+        return KeyValue(*self._cache.update(own.key, own.value, layer_idx, *args, **kwargs))
+
+    def _of(self, source: int, layer: int) -> KeyValue:
+        found = take(self._handed, source, self._part)
+        if found is None:
+            raise SharingError(
+                f"layer {layer} runs without layer {source}, whose KV it reads: run the "
+                "whole model, and checkpoint by model.gradient_checkpointing_enable only"
+            )
+        return found
 
 
-def _parts(given: Sequence[KeyValue], sources: tuple[int, ...]) -> KeyValue:
-    """Take each of the equal parts of the batch from its own source."""
-    if len(set(sources)) == 1:
-        return given[0]
-    keys = [key.chunk(len(given))[part] for part, (key, _) in enumerate(given)]
-    values = [value.chunk(len(given))[part] for part, (_, value) in enumerate(given)]
-    return torch.cat(keys), torch.cat(values)
-
-
-def _vacate(cache: Any, layer: int) -> None:
+def vacate(cache: Any, layer: int) -> None:
     """Put transformers' `DummyLayer` at ``layer`` of ``cache``, unless the layer holds KV.
 
-    There are three reasons. An empty sliding layer cannot be cropped, because that reads the length
-    of keys that are not there. A preallocated layer wastes memory. And a cache that was filled
-    under a map must not pass for a full one later. A `DummyLayer` is right in all three cases.
+    There are four reasons. transformers asks the first layer that is no dummy for the length of
+    the text. An empty sliding layer cannot be cropped, because that reads the length of keys that
+    are not there. A preallocated layer wastes memory. And a cache that was filled under a plan must
+    not pass for a full one later. A `DummyLayer` is right in all four cases.
     """
-    layers: list[Any] = getattr(cache, "layers", [])
-    if layer < len(layers) and not isinstance(layers[layer], DummyLayer):
-        held = layers[layer]
-        if not held.is_initialized or not int(held.get_seq_length()):
-            layers[layer] = DummyLayer()
+    layers: list[Any] | None = getattr(cache, "layers", None)
+    if layers is None or layer > len(layers):
+        return
+    if layer == len(layers):  # the cache makes its layers when they are first updated
+        layers.append(DummyLayer())
+    held = layers[layer]
+    if not isinstance(held, DummyLayer) and not (
+        held.is_initialized and int(held.get_seq_length())
+    ):
+        layers[layer] = DummyLayer()
 
 
 def cache_bytes(cache: Any) -> int:
     """Count the bytes of the keys and values that ``cache`` holds, on its tensors.
 
-    A quantised layer counts as it is stored: the quantised tensor with its scale, and the residual.
+    A quantised layer counts as it is stored: codes with their scales, and what is kept in full.
     """
     names = ("keys", "values", "_quantized_keys", "_quantized_values")
-    return sum(
-        _tensor_bytes(getattr(layer, name, None)) for layer in cache.layers for name in names
-    )
+    total = 0
+    for layer in cache.layers:
+        if isinstance(layer, PackedLayer):
+            total += sum(map(_tensor_bytes, layer.tensors))
+        else:
+            total += sum(_tensor_bytes(getattr(layer, name, None)) for name in names)
+    return total
 
 
 def _tensor_bytes(stored: Any) -> int:

@@ -6,7 +6,7 @@ KV that a block reads becomes an input of the checkpointed function, and the KV 
 becomes an output. torch then keeps the one and sends gradients through both, whichever of its two
 ways of checkpointing is used.
 
-`hooks` puts a `CheckpointHook` before the forward of the module that runs the blocks. There each
+`connect` puts a `CheckpointHook` before the forward of the module that runs the blocks. There each
 block holds the function that checkpoints it, from ``model.gradient_checkpointing_enable`` on.
 Method: https://docs.pytorch.org/docs/stable/checkpoint.html
 """
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kvsharer_exp.model.sharing.exchange import Exchange, Handover
+from kvsharer_exp.model.sharing.exchange import Exchange, Handover, KeyValue
 
 _FUNCTION = "_gradient_checkpointing_func"  # transformers' name for it, in every block
 
@@ -55,22 +55,23 @@ class _Checkpoint:
             nonlocal returns_tuple
             own, read = args_and_kv[: len(args)], args_and_kv[len(args) :]
             pairs = zip(read[::2], read[1::2], strict=True)
-            inside = Handover(dict(zip(kv.sources, pairs, strict=True)))
+            given = (KeyValue(*pair) for pair in pairs)
+            inside = Handover({s: {None: one} for s, one in zip(kv.sources, given, strict=True)})
             with kv.exchange.within(inside):
                 output = function(*own)
             if not kv.hands_over:
                 return output
             returns_tuple = isinstance(output, tuple)
-            return (*(output if returns_tuple else (output,)), *inside.handed[kv.layer])
+            return (*(output if returns_tuple else (output,)), *inside.handed[kv.layer][None][:2])
 
-        read = (tensor for source in kv.sources for tensor in handed[source])
+        read = (tensor for source in kv.sources for tensor in handed[source][None][:2])
         output = self.plain(run, *args, *read)
         for source in kv.done:
             del handed[source]
         if not kv.hands_over:
             return output
         *output, key, value = output
-        handed[kv.layer] = (key, value)
+        handed[kv.layer] = {None: KeyValue(key, value)}
         return tuple(output) if returns_tuple else output[0]
 
 

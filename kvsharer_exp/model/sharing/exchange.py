@@ -1,6 +1,6 @@
 """The places where the layers of one model find the KV that one forward hands over.
 
-`share_kv` makes a `OneThread` and `make_shared` an `EachThread`. The hooks in `hooks` look there
+`share_kv` makes a `OneThread` and `make_shared` an `EachThread`. The hooks of `site` look there
 for KV, and `checkpointing` gives a block that may run a second time a `Handover` of its own.
 """
 
@@ -10,19 +10,61 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 
-from kvsharer_exp.model.sharing.cache import KeyValue, TargetView
+from kvsharer_exp.model.packed.columns import Columns
 from kvsharer_exp.model.sharing.projections import SharingError
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of one layer, each (batch, num_key_value_heads, tokens, head_dim).
+
+    Of a quantised owner, ``key`` has the columns that ``columns`` lays out, ``value`` the tokens.
+    """
+
+    key: torch.Tensor
+    value: torch.Tensor
+    columns: Columns | None = None
+
+
+Handed = dict[int, dict[int | None, KeyValue]]
+"""By layer, the KV that it hands over: of each part of the batch, or, under None, of all of it."""
+
+
+def put(handed: Handed, layer: int, part: tuple[int, int] | None, kv: KeyValue) -> None:
+    """Hand over the ``kv`` of ``layer`` for one ``part`` (number, count) of the batch, or all."""
+    if part is None:
+        handed[layer] = {None: kv}
+    else:
+        handed.setdefault(layer, {})[part[0]] = kv
+
+
+def take(handed: Handed, layer: int, part: tuple[int, int] | None) -> KeyValue | None:
+    """What ``layer`` handed over for one ``part`` of the batch, or for all; None if nothing."""
+    held = handed.get(layer, {})
+    whole = held.get(None)
+    if part is None or (whole is None and part[0] in held):
+        return whole if part is None else held[part[0]]
+    if whole is None:
+        return None
+    number, count = part
+    key, value = (tensor.chunk(count)[number] for tensor in whole[:2])
+    return KeyValue(key, value, whole.columns)
 
 
 @dataclass(slots=True)
 class Handover:
-    """The KV that one forward hands over, by source layer, and the views its targets were given."""
+    """What the layers of one forward tell each other.
 
-    handed: dict[int, KeyValue] = field(default_factory=dict)
-    views: dict[int, TargetView] = field(default_factory=dict)
+    ``views`` are those that the attentions were given, and ``pads`` (batch,) the padding tokens in
+    front of each row, where the model was given a mask.
+    """
+
+    handed: Handed = field(default_factory=dict)
+    views: dict[int, Any] = field(default_factory=dict)
+    pads: torch.Tensor | None = None
 
 
 class Exchange:

@@ -1,7 +1,7 @@
 """Where an attention module makes its queries, keys and values, and what stands there for a target.
 
 A target needs no keys and values of its own, so a stub that computes none replaces its projections.
-`architectures` finds the projections with `find_projections`, and `hooks` puts the stubs in place.
+`architectures` finds the projections with `find_projections`, and `site` puts the stubs in place.
 
 Two ways of projecting are known. They are told apart by the names of the submodules:
 
@@ -114,10 +114,9 @@ class SeparateProjections:
     value_features: int
     num_key_value_heads: int
 
-    @property
-    def kv_parameter_bytes(self) -> int:
+    def parameter_bytes(self, *, key: bool = True, value: bool = True) -> int:
         """Bytes of the weights and biases that make keys and values; a target drops them."""
-        modules = (self.attention.get_submodule(name) for name in ("k_proj", "v_proj"))
+        modules = (self.attention.get_submodule(name) for name in _named(key, value))
         return sum(_bytes(module.parameters()) for module in modules)
 
     @property
@@ -125,12 +124,13 @@ class SeparateProjections:
         """Whether stubs have replaced the projections already."""
         return isinstance(self.attention.k_proj, NoProjection)
 
-    def stubs(self) -> dict[str, nn.Module]:
-        """Make the stubs for a target, by the name of the submodule that each one replaces."""
-        return {
-            "k_proj": NoProjection(self.key_features),
-            "v_proj": NoProjection(self.value_features),
-        }
+    def stubs(self, *, key: bool = True, value: bool = True) -> dict[str, nn.Module]:
+        """Make the stubs for a target, by the name of the submodule that each one replaces.
+
+        ``key`` and ``value`` say which of the two the target does not need.
+        """
+        features = {"k_proj": self.key_features, "v_proj": self.value_features}
+        return {name: NoProjection(features[name]) for name in _named(key, value)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +152,12 @@ class FusedProjection:
     def value_features(self) -> int:
         return self.groups * self.kv_rows // 2
 
-    @property
-    def kv_parameter_bytes(self) -> int:
-        """Bytes of the rows that make keys and values (weights and biases); a target drops them."""
-        if self.replaced:
+    def parameter_bytes(self, *, key: bool = True, value: bool = True) -> int:
+        """Bytes of the rows that make keys and values (weights and biases); a target drops them.
+
+        They are all dropped or none: a layer that needs one of the two projects both.
+        """
+        if self.replaced or not (key and value):
             return 0
         whole = _bytes(self.attention.get_submodule(self.name).parameters())
         return whole * self.kv_rows // (self.query_rows + self.kv_rows)
@@ -164,7 +166,9 @@ class FusedProjection:
     def replaced(self) -> bool:
         return isinstance(self.attention.get_submodule(self.name), QueryRows)
 
-    def stubs(self) -> dict[str, nn.Module]:
+    def stubs(self, *, key: bool = True, value: bool = True) -> dict[str, nn.Module]:
+        if not (key and value):
+            return {}
         fused = self.attention.get_submodule(self.name)
         return {self.name: QueryRows(fused, self.groups, self.query_rows, self.kv_rows)}
 
@@ -217,6 +221,10 @@ def _find_fused(
         kv_rows=2 * kv_heads // groups * head_dim,
         num_key_value_heads=kv_heads,
     )
+
+
+def _named(key: bool, value: bool) -> list[str]:
+    return [name for name, named in (("k_proj", key), ("v_proj", value)) if named]
 
 
 def _rows(fused: nn.Module) -> torch.Tensor:

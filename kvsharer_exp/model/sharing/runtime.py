@@ -1,12 +1,14 @@
-"""Run a model under a sharing map: ``with share_kv(model, sharing_map): …``
+"""Run a model under a plan: ``with apply_plan(model, plan): …``; of a map: ``share_kv``.
 
-Commands and users call `share_kv`. The evaluator and the calibration call `install`, which can also
-run several maps at once and give out the KV of every owner.
+Commands and users call the two. The evaluator and the calibration call `install`, which can also
+run several plans at once and give out the KV of every owner.
 
 Three parts, each testable alone, make a target share. (a) *Substitution*: the view of the cache
 that a target gets returns the keys and values of its source. (b) *Cache*: the same view stores
 nothing for a target. Both are in `cache.py`. (c) *No projection*: stubs that compute no KV replace
-the projections of a target, in `projections.py`. An identity map installs nothing.
+the projections of a target, in `projections.py`. Quantised owners keep their KV in a
+`packed.layer.PackedLayer`, and a `stand_in.StandIn` is put where an attention was. Layers that keep
+their KV as it is are left alone, so the plan of the full cache installs nothing.
 
 Method: https://arxiv.org/abs/2410.18517 §3.3
 """
@@ -20,11 +22,13 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from kvsharer_exp.model.sharing.architectures import AttentionLayer, attention_layers, check_map
-from kvsharer_exp.model.sharing.cache import KeyValue
-from kvsharer_exp.model.sharing.exchange import Handover, OneThread
-from kvsharer_exp.model.sharing.hooks import connect
+from kvsharer_exp.model.actions.check import check_plan
+from kvsharer_exp.model.fitted_plan import FittedPlan
+from kvsharer_exp.model.sharing.architectures import AttentionLayer, attention_layers
+from kvsharer_exp.model.sharing.connect import connect
+from kvsharer_exp.model.sharing.exchange import Handed, Handover, OneThread
 from kvsharer_exp.model.sharing.projections import SharingError
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 
 # The first attention module of each model that runs under a map, and the thread it runs in.
@@ -33,40 +37,57 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def share_kv(model: nn.Module, sharing_map: SharingMap) -> Iterator[nn.Module]:
-    """Run ``model`` under ``sharing_map`` inside the block; it is undone also after an exception.
+def apply_plan(model: nn.Module, plan: FittedPlan | KVPlan) -> Iterator[nn.Module]:
+    """Run ``model`` under ``plan`` inside the block; it is undone also after an exception.
 
-    It works for scoring, prefill, decode and ``generate`` (greedy, sampled, beam, assisted), with
-    any cache or none. A cache that was filled inside the block belongs to the map: the stock model
-    refuses it. Use it for inference: no gradient reaches a fused projection of a target.
+    It works for scoring, prefill, decode and ``generate`` (greedy, sampled, beam), with any cache
+    or none; assisted decoding and static caches only where no layer is quantised. A cache that was
+    filled inside the block belongs to the plan: the stock model refuses it. Use it for inference:
+    no gradient reaches a fused projection of a target, or goes through quantised KV.
+
+    Raises:
+        SharingError: the plan does not fit, or the model cannot share or already runs under a plan.
+        InputError: the plan has stand-ins without fits; make them with ``fit_plan``.
+    """
+    layers = attention_layers(model)
+    fitted = FittedPlan.of(plan)
+    check_plan(fitted.plan, layers)
+    with install(layers, [fitted]):
+        yield model
+
+
+@contextmanager
+def share_kv(model: nn.Module, sharing_map: SharingMap) -> Iterator[nn.Module]:
+    """Run ``model`` under ``sharing_map`` inside the block, as `apply_plan`.
+
+    Assisted decoding and static caches work too.
 
     Raises:
         SharingError: the map does not fit, the model cannot share, or it is already sharing.
     """
-    layers = attention_layers(model)
-    check_map(sharing_map, layers)
-    with install(layers, [sharing_map]):
+    with apply_plan(model, KVPlan.of(sharing_map)):
         yield model
 
 
 @contextmanager
 def install(
     layers: tuple[AttentionLayer, ...],
-    maps: Sequence[SharingMap],
+    plans: Sequence[FittedPlan | KVPlan | SharingMap],
     *,
-    handed: dict[int, KeyValue] | None = None,
+    handed: Handed | None = None,
     keep: bool = False,
-) -> Iterator[dict[int, KeyValue]]:
-    """Do as `share_kv` on layers found before; yield the KV that is handed over, by layer.
+) -> Iterator[Handed]:
+    """Do as `apply_plan` on layers found before; yield the KV that is handed over, by layer.
 
     Args:
-        maps: an equal part of the batch runs under each. Give several only where there is no cache.
+        plans: an equal part of the batch runs under each. Give several only where there is no
+            cache and no padding.
         handed: KV by layer that is there from the start, for sources that will not run.
         keep: every owner hands its KV over, and the KV stays there after its last reader. This is
             for calibration and for resuming a forward in the middle.
 
     Raises:
-        SharingError: the model is already sharing.
+        SharingError: the model already runs under a plan.
     """
     handed = {} if handed is None else handed
     thread = threading.get_ident()
@@ -75,7 +96,8 @@ def install(
             refuse_if_sharing(layers)
             undo.callback(_active.pop, layers[0].attention, None)
             _active[layers[0].attention] = thread
-        connect(layers, maps, OneThread(Handover(handed)), undo, keep=keep)
+        fitted = [FittedPlan.of(plan) for plan in plans]
+        connect(layers, fitted, OneThread(Handover(handed)), undo, keep=keep)
         yield handed
 
 

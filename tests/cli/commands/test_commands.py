@@ -11,9 +11,11 @@ from mlflow.tracking import MlflowClient
 from kvsharer_exp.cli import main as cli
 from kvsharer_exp.cli.main import main
 from kvsharer_exp.measure.evaluator import Evaluator
+from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.folders import data_dir
 from kvsharer_exp.search import finals
 from kvsharer_exp.search.study import MAX_REPEATS
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 
 LAYERS = 6
@@ -159,9 +161,10 @@ def test_more_text_decides_between_the_best_of_each_size(run, store, monkeypatch
 
     score = Evaluator.score
 
-    def only_the_full_cache(self, sharing_map, **more):
-        assert not sharing_map.targets, "scored again"
-        return score(self, sharing_map, **more)
+    def only_the_full_cache(self, plan, **more):
+        fitted = FittedPlan.of(plan)
+        assert fitted.plan == KVPlan.full(fitted.plan.num_layers), "scored again"
+        return score(self, plan, **more)
 
     monkeypatch.setattr(Evaluator, "score", only_the_full_cache)
     again = run(*sweep, "study.final_windows=16")

@@ -113,7 +113,7 @@ def test_generate_equals_a_search_without_cache(model, sharing_map, form, beams:
 
 def test_the_cache_holds_exactly_the_predicted_bytes(model, sharing_map, form) -> None:
     ids = tokens(length=6)  # shorter than every sliding window
-    size = footprint(model, sharing_map)
+    size = footprint(model, sharing_map, context=6)
     with running(model, sharing_map, form) as shared:
         own = shared(ids, use_cache=True).past_key_values
         given = DynamicCache(config=model.config)
@@ -124,8 +124,9 @@ def test_the_cache_holds_exactly_the_predicted_bytes(model, sharing_map, form) -
             ids, max_new_tokens=1, return_dict_in_generate=True, do_sample=False
         ).past_key_values
     for cache in (own, given, bare, generated):
+        assert cache_bytes(cache) == size.kv_bytes * len(ids)
         assert cache_bytes(cache) == size.kv_bytes_per_token * ids.numel()
-    full = footprint(model, IDENTITY)
+    full = footprint(model, IDENTITY, context=6)
     assert size.kv_fraction == size.kv_bytes_per_token / full.kv_bytes_per_token
     assert size.kv_fraction == 1 - len(sharing_map.targets) / NUM_LAYERS
 

@@ -1,0 +1,27 @@
+"""Tells whether a plan fits a model."""
+
+from __future__ import annotations
+
+from kvsharer_exp.model.actions.registry import runner_of
+from kvsharer_exp.model.sharing.architectures import AttentionLayer
+from kvsharer_exp.model.sharing.projections import SharingError
+from kvsharer_exp.values.plan import KVPlan
+from kvsharer_exp.values.sharing_map import SharingMap
+
+
+def check_plan(plan: KVPlan | SharingMap, layers: tuple[AttentionLayer, ...]) -> None:
+    """Refuse a plan, or a map, that does not fit the model of ``layers``.
+
+    Raises:
+        SharingError: the numbers of layers differ, or a layer cannot do its action. The message
+            then names the layer.
+    """
+    plan = KVPlan.of(plan)
+    if plan.num_layers != len(layers):
+        kind, rule = ("plan", "action") if plan.sharing_map is None else ("map", "source")
+        raise SharingError(
+            f"{kind} has {plan.num_layers} layers but the model has {len(layers)}: "
+            f"give one {rule} per layer"
+        )
+    for layer, action in zip(layers, plan.actions, strict=True):
+        runner_of(action).check(layer, layers)

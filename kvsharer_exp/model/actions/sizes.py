@@ -1,0 +1,37 @@
+"""How many bytes a plan keeps and saves: sums over what the runners of its actions say."""
+
+from __future__ import annotations
+
+from kvsharer_exp.model.actions.registry import runner_of
+from kvsharer_exp.model.sharing.architectures import AttentionLayer
+from kvsharer_exp.values.plan import KVPlan
+
+BUDGET_SIZE = 2
+"""Bytes of a number in 16 bits: budgets and fractions count KV that is not quantised like this."""
+
+
+def kv_bytes(
+    plan: KVPlan, layers: tuple[AttentionLayer, ...], context: int, size: int | None = None
+) -> int:
+    """Bytes that a cache holds of one sequence of ``context`` tokens.
+
+    ``size``: bytes of a number that is not quantised; None: as the model's dtype has it.
+    """
+    return sum(
+        runner_of(action).kv_bytes(layer, context, size or layer.element_size)
+        for layer, action in zip(layers, plan.actions, strict=True)
+    )
+
+
+def kv_fraction(plan: KVPlan, layers: tuple[AttentionLayer, ...], context: int) -> float:
+    """The bytes of the plan divided by those of the full cache, in 16 bits, at a context."""
+    full = kv_bytes(KVPlan.full(plan.num_layers), layers, context, BUDGET_SIZE)
+    return kv_bytes(plan, layers, context, BUDGET_SIZE) / full
+
+
+def parameter_bytes_saved(plan: KVPlan, layers: tuple[AttentionLayer, ...]) -> int:
+    """Bytes of the parameters that the plan does without, less those of its stand-ins."""
+    return sum(
+        runner_of(action).parameter_bytes(layer)
+        for layer, action in zip(layers, plan.actions, strict=True)
+    )

@@ -1,0 +1,45 @@
+"""Runs the stand-ins: actions that put a module in place of an attention.
+
+``drop``, ``constant`` and ``affine`` differ in what the module adds to the hidden states.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from kvsharer_exp.model.actions.base import ActionRunner
+from kvsharer_exp.model.branch import branches_of, check_stand_in
+from kvsharer_exp.model.sharing.architectures import AttentionLayer
+from kvsharer_exp.model.sharing.site import Site
+from kvsharer_exp.model.sharing.stand_in import StandIn
+
+
+class StandInRunner(ActionRunner):
+    """Base of their runners; ``tensors`` names what their fits hold."""
+
+    tensors: ClassVar[tuple[str, ...]] = ()
+
+    def check(self, layer: AttentionLayer, layers: tuple[AttentionLayer, ...]) -> None:
+        check_stand_in(branches_of(layers)[layer.index])
+
+    def parameters_needed(self, hidden_size: int) -> int:
+        """How many numbers the stand-in has."""
+        return 0
+
+    def parameter_bytes(self, layer: AttentionLayer) -> int:
+        held = list(layer.attention.parameters())
+        saved = sum(p.numel() * p.element_size() for p in held)
+        size = held[0].element_size() if held[0].is_floating_point() else 2
+        return saved - self.parameters_needed(layer.hidden_size) * size
+
+    def install(self, site: Site) -> None:
+        layer, fit = site.layer, site.fit
+        held = {} if fit is None else {name: fit.tensors[name] for name in self.tensors}
+        own = next(layer.attention.parameters())
+        dtype = own.dtype if own.dtype.is_floating_point else torch.get_default_dtype()
+        device = "cpu" if own.is_meta else own.device
+        held = {name: tensor.to(device, dtype) for name, tensor in held.items()}
+        stand_in = StandIn(layer.index, layer.cache_argument, layer.cache_position, **held)
+        site.replace(stand_in, None if fit is None else fit.norm)

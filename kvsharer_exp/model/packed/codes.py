@@ -1,0 +1,60 @@
+"""Quantise numbers to a few bits, and pack the codes without a gap.
+
+The store of quantised owners (`layer`) uses it. Numbers that lie along the last axis of a tensor
+share a scale and a minimum, which are rounded to 16 bits before the codes are made. So what is read
+is always what was stored: ``code * scale + minimum``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Quantised(NamedTuple):
+    """Codes (…, n) in uint8, packed or not, with scale and minimum (…) in float16."""
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    minimum: torch.Tensor
+
+
+def quantise(numbers: torch.Tensor, bits: int) -> Quantised:
+    """Code ``numbers`` (…, n) in ``bits`` each; they are taken in float32."""
+    numbers = numbers.float()
+    minimum = numbers.amin(-1)
+    scale = ((numbers.amax(-1) - minimum) / (2**bits - 1)).half()
+    minimum = minimum.half()
+    step = scale.float().unsqueeze(-1)
+    codes = (numbers - minimum.float().unsqueeze(-1)) / torch.where(step == 0, 1, step)
+    return Quantised(codes.round_().clamp_(0, 2**bits - 1).byte(), scale, minimum)
+
+
+def dequantise(stored: Quantised, dtype: torch.dtype) -> torch.Tensor:
+    """The numbers (…, n) that unpacked codes stand for, computed in float32."""
+    codes, scale, minimum = stored
+    return (codes * scale.float().unsqueeze(-1)).add_(minimum.float().unsqueeze(-1)).to(dtype)
+
+
+def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Pack codes (…, n), n a multiple of 8, into (…, n * bits / 8) bytes.
+
+    Eight codes become ``bits`` bytes, of which byte j holds bit j of each.
+    """
+    if bits == 8:
+        return codes
+    planes = codes.unflatten(-1, (-1, 1, 8)) >> _counting(bits, codes).unsqueeze(-1) & 1
+    return (planes << _counting(8, codes)).sum(-1, dtype=torch.uint8).flatten(-2)
+
+
+def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """Undo `pack`: (…, m) bytes become codes (…, m * 8 / bits)."""
+    if bits == 8:
+        return packed
+    planes = packed.unflatten(-1, (-1, bits, 1)) >> _counting(8, packed) & 1
+    return (planes << _counting(bits, packed).unsqueeze(-1)).sum(-2, dtype=torch.uint8).flatten(-2)
+
+
+def _counting(count: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.arange(count, dtype=torch.uint8, device=like.device)

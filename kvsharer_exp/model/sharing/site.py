@@ -1,0 +1,163 @@
+"""Where an action is put into a model: one layer, for the whole batch or for a part of it.
+
+`connect` makes a `Site` for each layer that an action changes. The classes of ``model/actions/``
+call its `stub`, `hook` and `replace`.
+
+Hooks are objects, not closures. So a deep copy of a model that runs under a plan for good has hooks
+of its own, and its layers hand over KV only among themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from kvsharer_exp.model.fitted_plan import Fit
+from kvsharer_exp.model.packed.columns import Columns
+from kvsharer_exp.model.sharing.architectures import MASK, AttentionLayer
+from kvsharer_exp.model.sharing.cache import LayerView
+from kvsharer_exp.model.sharing.exchange import Exchange
+from kvsharer_exp.model.sharing.projections import QueryRows, SharingError
+from kvsharer_exp.model.sharing.stand_in import StandIn
+
+ViewMaker = Callable[..., LayerView]
+"""`LayerView`, or a subclass of it with its first arguments."""
+
+
+@dataclass(slots=True)
+class AttentionHook:
+    """Before an attention: swaps its cache for a view, its mask for that of the view's columns.
+
+    After it (`check`): makes sure that the view was used; else the plan would silently not hold.
+    """
+
+    layer: int
+    cache_argument: str
+    cache_position: int
+    mask_position: int
+    exchange: Exchange
+    view: ViewMaker
+    options: dict[str, Any]
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if kwargs.get("cache") is not None:
+            raise SharingError(
+                "continuous batching stores every layer's KV by itself: "
+                "a map cannot be honoured there, use generate"
+            )
+        handover = self.exchange.here()
+        held = args[self.cache_position] if len(args) > self.cache_position else None
+        cache = held if held is not None else kwargs.get(self.cache_argument)
+        view = self.view(cache, handover.handed, **self.options)
+        handover.views[self.layer] = view
+        hidden = args[0] if args else kwargs["hidden_states"]
+        columns = view.columns(self.layer, hidden, handover.pads)
+        if columns is not None:
+            args, kwargs = self._masked(module, args, kwargs, hidden, columns)
+        if len(args) > self.cache_position:
+            at = self.cache_position
+            return (*args[:at], view, *args[at + 1 :]), kwargs
+        return args, {**kwargs, self.cache_argument: view}
+
+    def _masked(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        hidden: torch.Tensor,
+        columns: Columns,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        kind = module.config._attn_implementation  # type: ignore[union-attr]
+        if kind not in ("sdpa", "eager"):
+            raise SharingError(
+                f"layer {self.layer} reads quantised KV, which {kind} attention cannot mask: "
+                "use model.attn_implementation=sdpa or eager"
+            )
+        if module.training and torch.is_grad_enabled():
+            raise SharingError(
+                f"layer {self.layer} reads quantised KV, which has no gradient: "
+                "give the layers 16 bits while training"
+            )
+        at = self.mask_position
+        mask = args[at] if len(args) > at else kwargs.get(MASK)
+        mask = columns.mask(mask, kind == "eager", hidden.dtype)
+        if len(args) > at:
+            return (*args[:at], mask, *args[at + 1 :]), kwargs
+        return args, {**kwargs, MASK: mask}
+
+    def check(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self.exchange.here().views.pop(self.layer).was_read:
+            raise SharingError(
+                f"layer {self.layer} ({type(module).__name__}) did not read its source's KV: "
+                "its attention does not call cache.update; leave it out of the map"
+            )
+
+
+@dataclass(slots=True)
+class Site:
+    """One layer, and what the actions of the other layers want of it.
+
+    ``hands_over``: others read what this layer keeps. ``done``: sources that no layer after this
+    one reads. ``fit``: the numbers of a stand-in. Closing ``undo`` takes everything out again.
+    """
+
+    layer: AttentionLayer
+    exchange: Exchange
+    undo: ExitStack
+    hands_over: bool = False
+    done: frozenset[int] = frozenset()
+    fit: Fit | None = None
+    part: tuple[int, int] | None = None
+
+    def stub(self, key: bool, value: bool) -> QueryRows | None:
+        """Put stubs where keys and values are projected; return a fused one, to be confirmed."""
+        rows = None
+        for name, stub in self.layer.projections.stubs(key=key, value=value).items():
+            stub.train(self.layer.attention.training)
+            self._set(self.layer.attention, name, stub)
+            rows = stub if isinstance(stub, QueryRows) else None
+        return rows
+
+    def hook(
+        self,
+        view: ViewMaker,
+        sources: tuple[int, int],
+        rows: QueryRows | None = None,
+    ) -> None:
+        """Give the attention a ``view`` of the cache that reads keys and values of ``sources``."""
+        hook = self._hook(view, sources, rows)
+        attention = self.layer.attention
+        self.undo.callback(attention.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        self.undo.callback(attention.register_forward_hook(hook.check).remove)
+
+    def _hook(
+        self, view: ViewMaker, sources: tuple[int, int], rows: QueryRows | None
+    ) -> AttentionHook:
+        layer = self.layer
+        options = {
+            "part": self.part,
+            "sources": sources,
+            "hands_over": self.hands_over,
+            "done": self.done,
+            "rows": rows,
+        }
+        places = (layer.cache_argument, layer.cache_position, layer.mask_position)
+        return AttentionHook(layer.index, *places, self.exchange, view, options)
+
+    def replace(self, stand_in: StandIn, norm: str | None = None) -> None:
+        """Put ``stand_in`` in place of the attention, and of the ``norm`` after it if named."""
+        stand_in.train(self.layer.attention.training)
+        self._set(self.layer.block, self.layer.name, stand_in)
+        if norm is not None:
+            self._set(self.layer.block, norm, nn.Identity())
+
+    def _set(self, parent: nn.Module, name: str, module: nn.Module) -> None:
+        self.undo.callback(setattr, parent, name, parent.get_submodule(name))
+        setattr(parent, name, module)

@@ -1,0 +1,154 @@
+"""Read the plan that a file or a folder holds, or one of the several plans of a front.
+
+`KVPlan.parse` reads ``.json`` paths here, and `load_plan` folders. Both get the JSON of one plan,
+which `KVPlan.from_json` reads. Files that hold several plans are ``front.json`` and the
+``result.json`` of a sweep or a search.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.text import clip, shorten
+from kvsharer_exp.values.text_files import read_text, why_unreadable
+
+PLAN, FITS = "plan.json", "fits.safetensors"
+"""The files of a folder that keep its plan, and the numbers of the plan's stand-ins."""
+
+_KEYS = ("actions", "plan", "kv_plan", "kv_source_layers")
+_IN_FOLDERS = (PLAN, "config.json", "result.json")  # an export's, then a run's
+
+
+class PlanFileError(InputError):
+    """A file holds no such plan; the message names the file, the rule and the way out."""
+
+
+def json_of_text(text: str) -> str | None:
+    """The JSON of the plan that ``text`` names: ``FILE.json`` or ``FILE.json:CHOICE``.
+
+    None if ``text`` has no such form.
+
+    Raises:
+        PlanFileError: see `json_of_file`.
+    """
+    found = re.fullmatch(r"(.+\.json)(?::([\d.]+))?", text.strip())
+    return None if found is None else json_of_file(Path(found[1]), found[2])
+
+
+def json_of_file(path: Path, choice: str | None = None) -> str:
+    """The JSON of the one plan of a file, or of the one that ``choice`` names.
+
+    A choice with a decimal point, like ``0.25``, names the best plan of those that keep at most
+    this fraction of the KV. One without, like ``4``, names the map with this many shared layers.
+
+    Raises:
+        PlanFileError: the file cannot be read, or holds no plan of this choice.
+    """
+    try:
+        text = read_text(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanFileError(
+            f"plan file {shorten(path)} cannot be read ({why_unreadable(error)}): "
+            'give a JSON file like {"plan": "0_1q4_0_3"}'
+        ) from error
+    try:
+        entries = _several(json.loads(text))
+    except json.JSONDecodeError:
+        return text  # `KVPlan.from_json` says what is wrong with it
+    if entries is None:
+        return text
+    if choice is None and len(entries) == 1:
+        return _json(entries[0])
+    if choice is not None and "." in choice:
+        return _json(_best(entries, choice, path))
+    sizes = {_shared(e["kv_source_layers"]): e for e in reversed(entries) if _is_map(e)}
+    if choice is None or int(choice) not in sizes:
+        listed = ", ".join(map(str, sorted(sizes))) or "no number of"
+        raise PlanFileError(
+            f"plan file {shorten(path.name, 24)} holds maps of {clip(listed, 24)} shared layers: "
+            "name one like :4 behind the file, or like :0.5 what keeps at most half of the KV"
+        )
+    return _json(sizes[int(choice)])
+
+
+def json_of_folder(folder: Path) -> str:
+    """The JSON of the plan of an export or of a run.
+
+    Raises:
+        PlanFileError: the folder has no file with a plan.
+    """
+    for name in _IN_FOLDERS:
+        if (folder / name).is_file():
+            text = json_of_file(folder / name)
+            if name == PLAN or _holds_plan(text):
+                return text
+    raise PlanFileError(
+        f"folder {shorten(folder)} has no plan: give an export, or the folder of a run that has "
+        f"{PLAN} or result.json"
+    )
+
+
+def _several(value: Any) -> list[Mapping[str, Any]] | None:
+    """The entries of a front, or of results at several ratios; None for anything else."""
+    if isinstance(value, Mapping):
+        value = value.get("front") or value.get("results")
+    if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
+        return None
+    return [entry for entry in value if _has_plan(entry)] or None
+
+
+def _best(entries: Sequence[Mapping[str, Any]], choice: str, path: Path) -> Mapping[str, Any]:
+    name = shorten(path.name, 30)
+    try:
+        most = float(choice)
+    except ValueError as error:
+        raise PlanFileError(f"{name}:{choice} is no number: give a fraction like 0.25") from error
+    known = [entry for entry in entries if isinstance(entry.get("kv_fraction"), (int, float))]
+    fitting = [entry for entry in known if entry["kv_fraction"] <= most]
+    if not fitting:
+        least = min((entry["kv_fraction"] for entry in known), default=math.nan)
+        raise PlanFileError(
+            f"no plan of {name} keeps at most {choice} of the KV: give {least:.4g} or more"
+            if known
+            else f"{name} does not say how much KV its plans keep: name one by shared layers, :4"
+        )
+    return max(fitting, key=_goodness)
+
+
+def _goodness(entry: Mapping[str, Any]) -> tuple[float, float]:
+    """What is largest for the best entry: its score, minus its KL, or else the KV it keeps."""
+    scores = entry.get("scores") or {}
+    score = entry.get("score")
+    if score is None and "kl" in scores:
+        score = -scores["kl"]
+    return (-math.inf if score is None else float(score), float(entry["kv_fraction"]))
+
+
+def _has_plan(entry: Mapping[str, Any]) -> bool:
+    return any(entry.get(key) is not None for key in _KEYS)
+
+
+def _is_map(entry: Mapping[str, Any]) -> bool:
+    return isinstance(entry.get("kv_source_layers"), list)
+
+
+def _shared(sources: Sequence[Any]) -> int:
+    return sum(layer != source for layer, source in enumerate(sources))
+
+
+def _holds_plan(text: str) -> bool:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return isinstance(value, Mapping) and _has_plan(value)
+
+
+def _json(entry: Mapping[str, Any]) -> str:
+    return json.dumps({key: entry[key] for key in _KEYS if entry.get(key) is not None})

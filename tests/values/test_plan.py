@@ -1,0 +1,164 @@
+"""Plans: their texts, their rules, chains, and that a map is a plan."""
+
+import json
+
+import pytest
+
+from kvsharer_exp.values.actions.affine import Affine
+from kvsharer_exp.values.actions.base import Action
+from kvsharer_exp.values.actions.constant import Constant
+from kvsharer_exp.values.actions.drop import Drop
+from kvsharer_exp.values.actions.own import Own
+from kvsharer_exp.values.actions.read import Read
+from kvsharer_exp.values.actions.read_kv import ReadKV
+from kvsharer_exp.values.actions.registry import action_classes, action_from_dict, read_action
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan import KVPlan, KVPlanError
+from kvsharer_exp.values.precision import BITS, Precision
+from kvsharer_exp.values.sharing_map import SharingMap, SharingMapError
+
+EVERY = "0_1q4s4_0_a_4k0v_5_c_x_8q3g64s4_0k1v"
+
+
+def test_a_text_comes_back_and_so_does_json() -> None:
+    plan = KVPlan.parse(EVERY)
+    assert str(plan) == EVERY
+    assert KVPlan.from_json(plan.to_json()) == plan == KVPlan.parse(plan.to_json())
+    assert KVPlan.from_json(json.dumps({"plan": EVERY})) == plan
+    assert json.loads(plan.to_json())["plan"] == EVERY
+    assert [action.name for action in plan.actions[:5]] == [
+        "own", "own", "read", "affine", "read_kv",
+    ]  # fmt: skip
+    assert plan.actions[1] == Own(4, sinks=4)
+    assert plan.owners == (0, 1, 5, 8)
+    assert plan.readers == (2, 4, 9)
+    assert plan.key_sources == (0, 1, 0, None, 4, 5, None, None, 8, 0)
+    assert plan.value_sources == (0, 1, 0, None, 0, 5, None, None, 8, 1)
+    assert plan.sharing_map is None
+
+
+def test_a_map_is_a_plan_and_prints_digests_and_stores_as_one() -> None:
+    sharing_map = SharingMap.parse("0_1_0_3_1")
+    plan = KVPlan.of(sharing_map)
+    assert plan == KVPlan.parse("0_1_0_3_1") == KVPlan.parse([0, 1, 0, 3, 1])
+    assert plan.sharing_map == sharing_map
+    assert (str(plan), plan.digest, plan.to_json()) == (
+        str(sharing_map), sharing_map.digest, sharing_map.to_json(),
+    )  # fmt: skip
+    assert KVPlan.from_json(sharing_map.to_json()) == plan
+    assert KVPlan.full(3).sharing_map == SharingMap.identity(3)
+    assert plan.owners == sharing_map.owners
+    assert plan.readers == sharing_map.targets
+    assert KVPlan.parse("0_1q4_0").sharing_map is None
+
+
+@pytest.mark.parametrize(
+    ("text", "layer", "action"),
+    [
+        ("5", 5, Own()),
+        ("5q16", 5, Own()),
+        ("5q16g64s4", 5, Own()),
+        ("5q4", 5, Own(4)),
+        ("5q4g64s4", 5, Own(4, 64, 4)),
+        ("5q4g32s0", 5, Own(4)),
+        ("0", 5, Read(0)),
+        ("0k7v", 9, ReadKV(0, 7)),
+        ("0k0v", 5, Read(0)),
+        ("5k5v", 5, Own()),
+        ("5k0v", 5, ReadKV(5, 0)),
+        ("x", 5, Drop()),
+        ("c", 5, Constant()),
+        ("a", 5, Affine()),
+    ],
+)
+def test_every_text_has_one_meaning_and_one_simplest_form(text, layer, action) -> None:
+    assert read_action(text, layer) == action
+    assert read_action(action.text(layer), layer) == action
+    assert action_from_dict(action.to_dict()) == action
+
+
+@pytest.mark.parametrize(
+    "text", ["", "5Q4", "q4", "0q4", "5s4", "5g64", "k5v", "xx", "5q4s4g8", "-1"]
+)
+def test_what_is_no_text_means_nothing(text: str) -> None:
+    assert read_action(text, 5) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0_1q5", "layer 1 has '1q5': 5 bits: give one of 2, 3, 4, 8, 16"),
+        ("0_1q4g12", "a group of 12 tokens: give a multiple of 8"),
+        ("0_1q4s33", "33 sink tokens: give 0 to 32"),
+        ("0_x_1", "layer 2 reads the keys of layer 1, which has none"),
+        ("0_1q4_2_2k5v", "layer 3 reads the values of layer 5: give an earlier layer"),
+        ("0_0_2k1v", "layer 2 reads the values of layer 1, which reads those of layer 0: name 0"),
+        ("x_a_c", "no layer of the plan owns its KV"),
+        ("0k0v_x", "no layer of the plan owns|layer 1"),
+        ("0_y", "layer 1 has 'y', which is no action"),
+        ("a_1k0v", "layer 1 reads the values of layer 0, which has none"),
+    ],
+)
+def test_a_plan_that_breaks_a_rule_is_refused(text: str, message: str) -> None:
+    if text == "0k0v_x":  # layer 0 reading itself is owning
+        assert str(KVPlan.parse(text)) == "0_x"
+        return
+    with pytest.raises(KVPlanError, match=message):
+        KVPlan.parse(text)
+
+
+def test_a_map_that_breaks_a_rule_is_refused_in_the_words_of_maps() -> None:
+    with pytest.raises(SharingMapError, match="name 0 instead"):
+        KVPlan.parse("0_0_1")
+    with pytest.raises(KVPlanError, match="no sequence of actions"):
+        KVPlan(Own())  # type: ignore[arg-type]
+    with pytest.raises(KVPlanError, match="which is no action"):
+        KVPlan((Own(), 0))  # type: ignore[arg-type]
+
+
+def test_half_an_owner_holds_no_length_and_its_half_can_be_read() -> None:
+    plan = KVPlan.parse("0_1k0v_1k0v")
+    assert plan.owners == (0,)
+    assert plan.readers == (1, 2)
+    with pytest.raises(KVPlanError, match="name 0 instead"):
+        KVPlan.parse("0_1k0v_1")
+
+
+def test_replacing_resolves_chains_and_readers_follow() -> None:
+    plan = KVPlan.parse("0_1_1_3_a")
+    assert str(plan.replace(3, Read(2))) == "0_1_1_1_a"
+    assert str(plan.replace(1, Read(0))) == "0_0_0_3_a"
+    assert str(plan.replace(1, Own(4))) == "0_1q4_1_3_a"
+    assert str(plan.replace(1, ReadKV(1, 0))) == "0_1k0v_1k0v_3_a"
+    assert plan.replace(4, Own()).actions[4] == Own()
+    with pytest.raises(KVPlanError, match="layer 2 reads the keys of layer 1, which has none"):
+        plan.replace(1, Drop())
+    with pytest.raises(KVPlanError, match="layers go from 0 to 4"):
+        plan.replace(5, Drop())
+
+
+def test_the_registry_holds_every_action_once_and_refuses_others() -> None:
+    names = {name: action for name, action in action_classes().items()}
+    assert set(names) == {"own", "read", "read_kv", "drop", "constant", "affine"}
+    assert all(issubclass(action, Action) for action in names.values())
+    with pytest.raises(InputError, match="did you mean affine"):
+        action_from_dict({"action": "afine"})
+    with pytest.raises(InputError, match="does not take bits"):
+        action_from_dict({"action": "drop", "bits": 4})
+
+
+def test_bytes_of_a_precision_are_those_of_its_layout() -> None:
+    full, packed = Precision(), Precision(4, 32, 4)
+    assert (
+        full.key_bytes(100, 0, 3, 64, 2) == 100 * 3 * 64 * 2 == full.value_bytes(100, 0, 3, 64, 2)
+    )
+    # 3 groups of 32 tokens × 4 bits with 4 bytes of scale and minimum a channel, 4 sinks and 4
+    # tokens of the open group in full.
+    assert packed.key_bytes(100, 0, 3, 64, 2) == 3 * 64 * (3 * (16 + 4) + 8 * 2)
+    # Each token 64 × 4 bits and two groups of channels; 4 sinks in full.
+    assert packed.value_bytes(100, 0, 3, 64, 2) == 3 * (100 * (32 + 2 * 4) + 4 * 64 * 2)
+    for bits in BITS[:-1]:
+        precision, size = Precision(bits), 2 * 4096 * 3 * 64
+        held = precision.key_bytes(4096, 0, 3, 64, 2) + precision.value_bytes(4096, 0, 3, 64, 2)
+        assert held * 8 == size * (bits + 32 / 32)
+    assert [Precision(4, 64).channels(d) for d in (64, 80, 96, 256)] == [64, 40, 48, 64]
