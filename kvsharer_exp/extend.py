@@ -1,4 +1,4 @@
-"""The one stable import for packages that add spaces, samplers, scorers, tasks or models.
+"""The one stable import for packages that add spaces, samplers, scorers, actions, tasks or models.
 
 Every name here stays the same from version to version, wherever it lives inside the package:
 
@@ -10,6 +10,7 @@ docs/api.md documents each name; tests/plugin_example/ is a package that uses th
 from kvsharer_exp.data.passages import Passage, TextParts
 from kvsharer_exp.data.split import split_texts
 from kvsharer_exp.data.windows import token_windows
+from kvsharer_exp.model.actions.base import ActionRunner
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.spec import ModelSpec
 from kvsharer_exp.search.fitness import Fitness
@@ -23,19 +24,24 @@ from kvsharer_exp.search.spaces.base import (
 )
 from kvsharer_exp.search.strategies.map_sampler import MapSampler, Strategy
 from kvsharer_exp.search.strategies.memory import Memory
+from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.errors import InputError, at_least
 from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
 from kvsharer_exp.values.scores import CandidateScores
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import TrialResult
 
 __all__ = [
+    "Action",
+    "ActionRunner",
     "CandidateScores",
     "DissimilarityRanking",
     "Fitness",
     "Footprint",
     "InputError",
+    "KVPlan",
     "LayerPair",
     "MapSampler",
     "Memory",

@@ -25,10 +25,11 @@ COMMANDS = {
     "calibrate": "layer statistics -> distance matrix, ranking, heat map",
     "search": "the paper's greedy strategy at each compression ratio -> maps, acceptance trace",
     "sweep": "the Optuna search -> Pareto front of memory against accuracy, in MLflow",
-    "evaluate": "scores of one map (map=0_1_0_3, a .json file or an MLflow run id) beside the full "
-    "cache",
-    "bench": "memory and speed of one map beside the full cache; without map= what a ratio would "
-    "buy",
+    "evaluate": "scores of one map or plan (map=0_1_0_3, plan=0_1q4_0_a, a .json file or an MLflow "
+    "run id) beside the full cache",
+    "plan": "what a plan does (plan=0_1q4_0_a), layer by layer: KV bytes, block error, parameters",
+    "bench": "memory and speed of one map or plan beside the full cache; without one what a ratio "
+    "would buy",
     "ablate": "the paper's ablations and its reviewers' questions (+experiment=NAME), with "
     "intervals",
     "report": "finished runs (run=ID,ID; without: the newest) beside the paper: tables, figures, "

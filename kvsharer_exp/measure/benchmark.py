@@ -1,4 +1,4 @@
-"""Measure the speed and memory of a map beside the full cache, on the model's own loop.
+"""Measure the speed and memory of a plan beside the full cache, on the model's own loop.
 
 The commands ``bench`` and ``ablate`` call `measure`. `prediction` says what the shapes alone
 predict.
@@ -23,10 +23,12 @@ import torch
 from torch import nn
 
 from kvsharer_exp.measure.prediction import text_config
+from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.cache import cache_bytes
-from kvsharer_exp.model.sharing.runtime import share_kv
+from kvsharer_exp.model.sharing.runtime import apply_plan
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 
 _WARM_UP_STEPS = 3
@@ -49,7 +51,7 @@ def check_length(model: nn.Module, num_tokens: int, what: str) -> None:
 
 def measure(
     model: nn.Module,
-    sharing_map: SharingMap,
+    plan: FittedPlan | KVPlan | SharingMap,
     *,
     batch: int,
     context: int,
@@ -57,23 +59,24 @@ def measure(
     repeats: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Measure the full cache and the map in turn, prefill by prefill and step by step.
+    """Measure the full cache and the plan in turn, prefill by prefill and step by step.
 
     Both start from the same random tokens: ``batch`` sequences of ``context`` tokens. The decode
     rate of a round is that of its median step, so that a pause of the machine does not count.
     ``speedup`` is a ratio of medians over the ``repeats`` rounds, above 1 where shared is faster.
-    ``kv_projection_calls`` is how often the targets' key and value projections ran in one warm-up,
-    counted by hooks.
+    ``kv_projection_calls`` is how often the key and value projections that the plan does without
+    ran in one warm-up, counted by hooks.
     """
+    fitted = FittedPlan.of(plan)
     vocabulary = text_config(model).vocab_size
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(vocabulary, (batch, context), generator=generator)
     ids = ids.to(model.get_input_embeddings().weight.device)  # type: ignore[operator]
     sides: dict[str, Callable[[], Any]] = {
         "full": nullcontext,
-        "shared": lambda: share_kv(model, sharing_map),
+        "shared": lambda: apply_plan(model, fitted),
     }
-    with counted_projections(model, sharing_map) as ran:
+    with counted_projections(model, fitted.plan) as ran:
         warm_up = _round(model, ids, sides, _WARM_UP_STEPS, ran)
     turns = (sides, dict(reversed(sides.items())))  # neither is always the second
     rounds = [_round(model, ids, turns[i % 2], new_tokens) for i in range(repeats)]
@@ -90,17 +93,25 @@ def measure(
 
 
 @contextmanager
-def counted_projections(model: nn.Module, sharing_map: SharingMap) -> Iterator[list[str]]:
-    """Yield a list that grows by a name whenever a target's own K/V projection runs."""
-    layers, handles = attention_layers(model), []
+def counted_projections(model: nn.Module, plan: KVPlan | SharingMap) -> Iterator[list[str]]:
+    """Yield a list that grows by a name whenever a K/V projection runs that ``plan`` does without.
+
+    These are the projections of halves that are read elsewhere, and those of attentions that
+    stand-ins replace. A fused projection counts if neither half is the layer's own.
+    """
+    handles, plan = [], KVPlan.of(plan)
     seen: list[str] = []
-    for target in sharing_map.targets:
-        fused = getattr(layers[target].projections, "name", None)
-        for name in ("k_proj", "v_proj") if fused is None else (fused,):
+    for layer in attention_layers(model):
+        halves = {"k_proj": plan.key_sources, "v_proj": plan.value_sources}
+        names = [name for name, half in halves.items() if half[layer.index] != layer.index]
+        fused = getattr(layer.projections, "name", None)
+        if fused is not None:
+            names = [fused] if len(names) == 2 else []
+        for name in names:
             handles.append(
-                layers[target]
-                .projection(name)
-                .register_forward_hook(lambda *_, name=f"{target}.{name}": seen.append(name))
+                layer.projection(name).register_forward_hook(
+                    lambda *_, name=f"{layer.index}.{name}": seen.append(name)
+                )
             )
     try:
         yield seen

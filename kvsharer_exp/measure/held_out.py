@@ -15,8 +15,10 @@ import torch
 from kvsharer_exp.measure.perplexity import perplexity_of, window_losses
 from kvsharer_exp.measure.score_interval import score_intervals
 from kvsharer_exp.measure.scoring import TaskScorer
-from kvsharer_exp.model.sharing.runtime import share_kv
+from kvsharer_exp.model.fitted_plan import FittedPlan
+from kvsharer_exp.model.sharing.runtime import apply_plan
 from kvsharer_exp.values.intervals import CONFIDENCE, Interval
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.score_names import HELD_OUT_PERPLEXITY
 from kvsharer_exp.values.sharing_map import SharingMap
 
@@ -51,13 +53,13 @@ class HeldOutScorer:
         self._model, self._windows, self._tasks = model, windows, tasks
         self._batch_size, self._seed = batch_size, seed
 
-    def score(self, sharing_map: SharingMap) -> HeldOutScores:
-        """Perplexity and the tasks' scores under ``sharing_map``, with 95 % intervals.
+    def score(self, plan: FittedPlan | KVPlan | SharingMap) -> HeldOutScores:
+        """Perplexity and the tasks' scores under ``plan``, with 95 % intervals.
 
         Raises:
             RuntimeError: a score is not a finite number.
         """
-        with share_kv(self._model, sharing_map):
+        with apply_plan(self._model, FittedPlan.of(plan)):
             losses = window_losses(self._model, self._windows, self._batch_size)
             scores = {HELD_OUT_PERPLEXITY: perplexity_of(losses)}
             items = {HELD_OUT_PERPLEXITY: [-loss for loss in losses]}

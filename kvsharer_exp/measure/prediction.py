@@ -1,4 +1,4 @@
-"""Predict the memory and speed of a map beside the full cache, from the shapes alone.
+"""Predict the memory and speed of a plan beside the full cache, from the shapes alone.
 
 The commands ``bench`` and ``ablate`` put the prediction next to what `benchmark` measures. The
 bytes of KV and of weights are exact. The speed-ups hold where only the bytes moved (decode) or the
@@ -8,54 +8,106 @@ FLOPs (prefill) count. What the kernels, threads and caches of the machine make 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
+from kvsharer_exp.model.actions.registry import runner_of
+from kvsharer_exp.model.actions.sizes import kv_bytes, parameter_bytes_saved
 from kvsharer_exp.model.sharing.architectures import AttentionLayer, attention_layers
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 
 
 def predict(
-    model: nn.Module, sharing_map: SharingMap, *, batch: int, context: int
+    model: nn.Module, plan: KVPlan | SharingMap, *, batch: int, context: int
 ) -> dict[str, Any]:
     """Predict from the shapes alone, for ``batch`` sequences with ``context`` cached tokens each.
 
-    ``kv_bytes`` are exact.
+    ``kv_bytes`` are exact, and so are the bytes of the parameters saved: K/V projections of layers
+    that read, and attentions of stand-ins less what these have instead.
 
-    ``decode_speedup`` is the ratio of the bytes moved per step. These are the weights once, every
-    layer's KV for its attention (targets read KV too), and what `DynamicCache` copies to append
-    one token (all that an owner holds, read and written).
+    ``decode_speedup`` is the ratio of the bytes moved per step. These are the weights once, the KV
+    that each attention reads (readers read KV too, stand-ins none), what the cache copies to append
+    one token (all that an owner holds, read and written), and of quantised layers the codes that
+    are read and the numbers that are written out for attention.
 
     ``prefill_speedup`` is the ratio of the FLOPs. Every weight of a layer is counted once per
     token, though a mixture of experts uses fewer.
     """
-    layers = attention_layers(model)
-    targets = sharing_map.targets
-    held = [batch * kv_bytes_per_sequence(layer, context) for layer in layers]
-    shared = sum(held[owner] for owner in sharing_map.owners)
-    features = sum(sum(layers[target].kv_shape[1:]) for target in targets)
+    layers, plan = attention_layers(model), KVPlan.of(plan)
+    everything = KVPlan.full(plan.num_layers)
+    full, kept = (batch * kv_bytes(p, layers, context) for p in (everything, plan))
     hidden = text_config(model).hidden_size
     weights = _bytes(model) - _untied_embedding_bytes(model)
-    weights_saved = sum(layers[target].kv_parameter_bytes for target in targets)
-    copied = {"full": 2 * sum(held), "shared": 2 * shared}
-    moved = weights + sum(held) + copied["full"]
-    moved_shared = weights - weights_saved + sum(held) + copied["shared"]
+    saved = parameter_bytes_saved(plan, layers)
+    reads = {
+        side: batch * sum(_read(p, layers, context))
+        for side, p in (("full", everything), ("shared", plan))
+    }
+    copied = {"full": 2 * full, "shared": 2 * kept}
+    moved = weights + reads["full"] + copied["full"]
+    decoded = batch * sum(_decoded(plan, layers, context))
+    moved_shared = weights - saved + reads["shared"] + copied["shared"] + decoded
     tokens = batch * context
+    features = sum(_features_not_made(plan, layers))
     flops = _prefill_flops(model, layers, batch, context)
     flops_saved = 2 * hidden * features * tokens
+    flops_saved += _stand_in_flops_saved(model, plan, layers, batch, context)
     return {
-        "kv_bytes": {"full": sum(held), "shared": shared},
-        "kv_fraction": shared / sum(held),
+        "kv_bytes": {"full": full, "shared": kept},
+        "kv_fraction": kept / full,
         "kv_projection_flops_saved_per_token": 2 * hidden * features,
-        "kv_projection_flops_saved_in_prefill": flops_saved,
-        "kv_weight_bytes_saved": weights_saved,
-        "attention_read_bytes_per_step": {"full": sum(held), "shared": sum(held)},
+        "kv_projection_flops_saved_in_prefill": 2 * hidden * features * tokens,
+        "flops_saved_in_prefill": flops_saved,
+        "kv_weight_bytes_saved": saved,
+        "attention_read_bytes_per_step": reads,
         "concatenation_bytes_per_step": copied,
+        "dequantisation_bytes_per_step": {"full": 0, "shared": decoded},
         "decode_speedup": moved / moved_shared,
         "prefill_speedup": flops / (flops - flops_saved),
     }
+
+
+def _read(plan: KVPlan, layers: Sequence[AttentionLayer], context: int) -> Iterator[int]:
+    """The bytes of one sequence that the attention of each layer reads, keys and values apart."""
+    for half, sources in enumerate((plan.key_sources, plan.value_sources), start=1):
+        for source in sources:
+            if source is not None:
+                layer = layers[source]
+                tokens = context - layer.first_read(context)
+                yield tokens * layer.kv_shape[half] * layer.element_size
+
+
+def _decoded(plan: KVPlan, layers: Sequence[AttentionLayer], context: int) -> Iterator[int]:
+    """The bytes of one sequence that each quantised layer reads in codes and writes out in full."""
+    for layer, action in zip(layers, plan.actions, strict=True):
+        if getattr(action, "quantised", False):
+            yield runner_of(action).kv_bytes(layer, context, layer.element_size)
+            yield kv_bytes_per_sequence(layer, context)
+
+
+def _features_not_made(plan: KVPlan, layers: Sequence[AttentionLayer]) -> Iterator[int]:
+    """Key and value features that layers do not compute because they read those of another."""
+    for layer, key, value in zip(layers, plan.key_sources, plan.value_sources, strict=True):
+        _, keys, values = layer.kv_shape
+        yield 0 if key in (None, layer.index) else keys
+        yield 0 if value in (None, layer.index) else values
+
+
+def _stand_in_flops_saved(
+    model: nn.Module, plan: KVPlan, layers: Sequence[AttentionLayer], batch: int, context: int
+) -> int:
+    """FLOPs of the attentions that stand-ins replace, less those of the stand-ins."""
+    saved = 0
+    for layer, action, source in zip(layers, plan.actions, plan.key_sources, strict=True):
+        if source is None:
+            size = next(layer.attention.parameters()).element_size()
+            weights = runner_of(action).parameter_bytes(layer) // size
+            saved += 2 * weights * batch * context
+            saved += _products(model, layer) * batch * context**2
+    return saved
 
 
 def kv_bytes_per_sequence(layer: AttentionLayer, context: int) -> int:
@@ -123,13 +175,13 @@ def _untied_embedding_bytes(model: nn.Module) -> int:
 def _prefill_flops(
     model: nn.Module, layers: Sequence[AttentionLayer], batch: int, context: int
 ) -> int:
-    """Count 2 FLOPs per weight and token, and the causal half of the products of attention.
-
-    These products are queries × keys and weights × values.
-    """
-    heads = text_config(model).num_attention_heads
+    """Count 2 FLOPs per weight and token, and the causal half of the products of attention."""
     weights = sum(p.numel() for layer in layers for p in layer.block.parameters())
-    per_head = sum(
-        sum(layer.kv_shape[1:]) // layer.kv_shape[0] for layer in layers
-    )  # head_dim of keys and of values
-    return 2 * weights * batch * context + heads * per_head * batch * context**2
+    products = sum(_products(model, layer) for layer in layers)
+    return 2 * weights * batch * context + products * batch * context**2
+
+
+def _products(model: nn.Module, layer: AttentionLayer) -> int:
+    """FLOPs of queries × keys and weights × values for each pair of tokens, by the causal half."""
+    per_head = sum(layer.kv_shape[1:]) // layer.kv_shape[0]  # head_dim of keys and of values
+    return int(text_config(model).num_attention_heads * per_head)

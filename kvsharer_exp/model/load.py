@@ -153,7 +153,8 @@ def _from_disk(spec: ModelSpec, path: Path) -> tuple[Any, Any]:
 def _is_export(folder: Path) -> bool:
     """Whether ``folder`` is an export, or a copy that ``save_pretrained`` made of one."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return (folder / "sharing_map.json").is_file() or "kv_sharing" in config
+    made = {"kv_sharing", "kv_plan"} & config.keys()
+    return (folder / "sharing_map.json").is_file() or bool(made)
 
 
 def _from_hub(spec: ModelSpec, name: str | None) -> tuple[Any, Any]:

@@ -65,6 +65,11 @@ def where_from(cell: Mapping[str, Any]) -> str:
     copied, weights = copies["full"] - copies["shared"], predicted["kv_weight_bytes_saved"]
     if not copied:
         return "The map shares no layer, so nothing is saved and both columns are the same model."
+    reads = predicted["attention_read_bytes_per_step"]
+    decoded = predicted.get("dequantisation_bytes_per_step", {}).get("shared", 0)
+    read = reads["full"] - reads["shared"]
+    if read or decoded:
+        return _of_plan(cell, copied, read, weights, decoded)
     moved = copied + weights
     return (
         f"At batch {cell['batch']}, context {cell['context']} a decode step moves "
@@ -72,4 +77,22 @@ def where_from(cell: Mapping[str, Any]) -> str:
         f"copies, {weights / moved:.0%} the targets' K/V projections; attention reads stay the "
         f"same, prefill saves only {1 - 1 / predicted['prefill_speedup']:.1%} of its FLOPs, and "
         f"the memory freed holds a {1 / predicted['kv_fraction']:.2f} times larger batch."
+    )
+
+
+def _of_plan(cell: Mapping[str, Any], copied: int, read: int, weights: int, decoded: int) -> str:
+    """The sentence for a plan with stand-ins, which read no KV, or with quantised layers."""
+    parts = {
+        "the cache's copies": -copied,
+        "attention reads": -read,
+        "parameters": -weights,
+        "quantised KV written out": decoded,
+    }
+    predicted, moved = cell["predicted"], sum(parts.values())
+    listed = ", ".join(f"{name} {bytes_ / 2**20:+.2f}" for name, bytes_ in parts.items() if bytes_)
+    return (
+        f"At batch {cell['batch']}, context {cell['context']} a decode step moves "
+        f"{mib(abs(moved))} MiB {'more' if moved > 0 else 'less'} ({listed}); prefill saves "
+        f"{1 - 1 / predicted['prefill_speedup']:.1%} of its FLOPs, and the memory freed holds a "
+        f"{1 / predicted['kv_fraction']:.2f} times larger batch."
     )

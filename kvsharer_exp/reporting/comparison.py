@@ -13,7 +13,9 @@ from typing import Any
 from kvsharer_exp.reporting.beside_paper import Compared
 from kvsharer_exp.reporting.measured import Measured
 from kvsharer_exp.reporting.paper_numbers import PaperNumber
+from kvsharer_exp.reporting.plan_kinds import summary
 from kvsharer_exp.search.paper.arms import GIVEN
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.score_names import (
     CALIBRATION_PERPLEXITY,
     HELD_OUT_KL,
@@ -110,6 +112,8 @@ def number_text(value: float) -> str:
 
 
 def _size(value: Measured) -> str:
+    if value.plan:
+        return summary(KVPlan.parse(value.plan))
     found = "?" if value.num_shared is None else str(value.num_shared)
     short = value.requested not in (None, value.num_shared)
     return f"{found}/{value.num_layers}" + (f" ({value.requested} asked)" if short else "")
@@ -207,6 +211,7 @@ def to_values(compared: Sequence[Compared]) -> list[dict[str, Any]]:
             "model": one.value.model_id,
             "map": one.value.map,
             "num_shared": one.value.num_shared,
+            **({"plan": one.value.plan} if one.value.plan else {}),
             "value": one.value.value,
             "low": one.value.low,
             "high": one.value.high,

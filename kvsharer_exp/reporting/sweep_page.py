@@ -1,4 +1,4 @@
-"""Make the HTML page of a sweep: question, answer, front, pictures, and how to serve a map.
+"""Make the HTML page of a sweep: question, answer, front, pictures, and how to serve a plan.
 
 The command ``sweep`` draws the `pictures` and puts them on the `front_page`. The page needs no
 network. It holds Plotly's library once (4.8 MB); all other pictures are PNG.
@@ -13,32 +13,39 @@ from typing import Any
 from kvsharer_exp.reporting.answers import answer, most_shared
 from kvsharer_exp.reporting.figures.front import front_figure, front_html
 from kvsharer_exp.reporting.figures.maps import map_figure
+from kvsharer_exp.reporting.figures.plans import Strip, plans_figure
 from kvsharer_exp.reporting.figures.progress import progress_figure
 from kvsharer_exp.reporting.figures.ranking import distance_heatmap
 from kvsharer_exp.reporting.figures.style import save_png, spread
 from kvsharer_exp.reporting.figures.tasks import tasks_figure
 from kvsharer_exp.reporting.front_table import front_table
 from kvsharer_exp.reporting.html import STYLE, embedded, table
+from kvsharer_exp.reporting.plan_kinds import kv_percent, size_words
+from kvsharer_exp.reporting.serving import engines, serving
 from kvsharer_exp.reporting.sweep_result import SweepResult
 from kvsharer_exp.values.score_names import CALIBRATION_PERPLEXITY, KL, table_columns
-from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import FrontEntry
 
 _DRAWN = 8  # the most maps side by side in a picture
+_STRIPS = 24  # the most plans below each other
 
 
 def pictures(sweep: SweepResult) -> dict[str, Any]:
     """Draw the figures of a sweep, by file name without its ending."""
-    drawn = spread(sweep.shared, _DRAWN)
+    drawn = spread(sweep.changed, _DRAWN)
     label = sweep.score_label
     found = {
         "front": front_figure(sweep.results, sweep.front, title=sweep.title, **sweep.drawing),
         "progress": progress_figure(sweep.results, sweep.volumes, score_label=label),
         "tasks": tasks_figure(drawn, sweep.full_scores, _compared(sweep.full_scores)),
     }
-    if drawn:
-        maps = {_above(entry): SharingMap(entry.kv_source_layers) for entry in drawn}
-        found["maps"] = map_figure(maps, f"{sweep.model}: maps of the front")
+    if sweep.has_plans:
+        strips = [_strip(entry) for entry in spread(sweep.changed, _STRIPS)]
+        found["plans"] = plans_figure(strips, f"{sweep.model}: plans of the front")
+    elif drawn:
+        maps = {_above(entry): entry.kv_plan.sharing_map for entry in drawn}
+        known = {name: made for name, made in maps.items() if made is not None}
+        found["maps"] = map_figure(known, f"{sweep.model}: maps of the front")
     return found
 
 
@@ -48,8 +55,16 @@ def _compared(full_scores: Mapping[str, float]) -> list[str]:
 
 
 def _above(entry: FrontEntry) -> str:
-    kl = f"\nKL {entry.scores[KL]:.3g}" if KL in entry.scores else ""
-    return f"{entry.num_shared}/{len(entry.kv_source_layers)} shared{kl}"
+    kl = f"\n{_kl(entry)}" if _kl(entry) else ""
+    return f"{size_words(entry.kv_plan)}{kl}"
+
+
+def _strip(entry: FrontEntry) -> Strip:
+    return Strip(entry.kv_plan, entry.kv_fraction, _kl(entry))
+
+
+def _kl(entry: FrontEntry) -> str:
+    return f"KL {entry.scores[KL]:.3g}" if KL in entry.scores else ""
 
 
 def front_page(sweep: SweepResult, pngs: Mapping[str, bytes]) -> str:
@@ -75,6 +90,9 @@ def front_page(sweep: SweepResult, pngs: Mapping[str, bytes]) -> str:
             pngs["maps"],
             "Shaded layers keep their KV; a white one reads that of the layer its arc points to.",
         )
+    if "plans" in pngs:
+        maps = embedded(pngs["plans"], "What each layer does, plan by plan; most KV on top.")
+    kind = "plan" if sweep.has_plans else "map"
     title = html.escape(sweep.title)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -92,14 +110,14 @@ def front_page(sweep: SweepResult, pngs: Mapping[str, bytes]) -> str:
 <p>In brackets: what is retained of the full cache's score on the same items.</p>
 {front_html(sweep.results, sweep.front, title="", **sweep.drawing)}
 {embedded(pngs["tasks"], "Averages hide what a single task loses.")}
-<h2>Maps</h2>
-<p>One click selects a map.</p>
-<div class="wide">{_maps_table(sweep.shared)}</div>
+<h2>{kind.title()}s</h2>
+<p>One click selects a {kind}.{_at_context(sweep)}</p>
+<div class="wide">{_plans_table(sweep) if sweep.has_plans else _maps_table(sweep.changed)}</div>
 {maps}
 <h2>Serve one</h2>
 {_serving(sweep)}
 <h2>How the search went</h2>
-{embedded(pngs["progress"], "Best of each size, and the area under the front, by maps scored.")}
+{embedded(pngs["progress"], f"Best of each size, and the area under the front, by {kind}s scored.")}
 {embedded(heat, "What the search started from: how unlike the layers' mean keys and values are.")}
 <h2>Environment and seeds</h2>
 {table(["what", "value"], list(sweep.environment.items()))}
@@ -111,8 +129,8 @@ def _maps_table(shared: Sequence[FrontEntry]) -> str:
     rows = [
         [
             str(entry.num_shared),
-            str(SharingMap(entry.kv_source_layers)),
-            ", ".join(engines(SharingMap(entry.kv_source_layers))),
+            str(entry.kv_plan),
+            ", ".join(engines(entry.kv_plan)),
             entry.digest,
         ]
         for entry in shared
@@ -120,39 +138,36 @@ def _maps_table(shared: Sequence[FrontEntry]) -> str:
     return table(["shared", "kv_source_layers", "can be served by", "digest"], rows, code=1)
 
 
-def engines(sharing_map: SharingMap) -> list[str]:
-    """Name the engines that can express the map.
+def _plans_table(sweep: SweepResult) -> str:
+    """The plans with their bytes; the text of each is what ``plan=`` takes."""
+    rows = [
+        [
+            kv_percent(entry.kv_fraction, fine=True),
+            f"plan={entry.kv_plan}",
+            size_words(entry.kv_plan),
+            f"{entry.kv_bytes_per_token:,.0f}",
+            f"{entry.parameter_bytes_saved / 2**20:,.1f}",
+            ", ".join(engines(entry.kv_plan)),
+            entry.digest,
+        ]
+        for entry in sweep.changed
+    ]
+    head = ["KV", f"kvsharer evaluate model={sweep.model} …", "layers", "KV bytes per token"]
+    head += ["MiB of parameters saved", "can be served by", "digest"]
+    return table(head, rows, code=1)
 
-    transformers (with this package) and vLLM let a target read any earlier layer of its attention
-    type. SGLang and llama.cpp can only let the last layers read the last owner.
-    """
-    targets, layers = sharing_map.targets, sharing_map.num_layers
-    last_owner = layers - len(targets) - 1
-    trailing = all(sharing_map.kv_source_layers[i] == last_owner for i in targets)
-    return ["transformers", "vLLM", *(["SGLang", "llama.cpp"] if trailing else [])]
+
+def _at_context(sweep: SweepResult) -> str:
+    """At which length the KV bytes are counted, which matters where layers are quantised."""
+    contexts = {entry.footprint_context for entry in sweep.changed} - {0}
+    if not sweep.has_plans or len(contexts) != 1:
+        return ""
+    return f" KV bytes are those of one sequence of {contexts.pop():,} tokens."
 
 
 def _serving(sweep: SweepResult) -> str:
-    """Lines to copy for the map that `headline` names, or else for the map that shares least."""
-    entry = most_shared(sweep.entries, 0.95) or next(iter(sweep.shared), None)
+    """Lines to copy for the entry that `headline` names, or else for the one that saves least."""
+    entry = most_shared(sweep.entries, 0.95) or next(iter(sweep.changed), None)
     if entry is None:
         return "<p>No map of the front shares a layer.</p>"
-    sharing_map = SharingMap(entry.kv_source_layers)
-    code = f"""from kvsharer_exp import SharingMap, load_model, share_kv
-
-model, tokenizer = load_model({sweep.model!r})
-sharing_map = SharingMap.parse("{sharing_map}")
-inputs = tokenizer("The capital of France is", return_tensors="pt")
-with share_kv(model, sharing_map):
-    print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
-    shell = f"kvsharer export model={sweep.model} map={sharing_map} export.path=shared_model"
-    load = """from kvsharer_exp import load_exported
-
-model, tokenizer = load_exported("shared_model")"""
-    blocks = [f"<pre>{html.escape(text)}</pre>" for text in (code, shell, load)]
-    return f"""<p>{entry.num_shared} of {sharing_map.num_layers} layers shared, in Python:</p>
-{blocks[0]}<p>As a model folder without the weights that targets no longer need:</p>
-{blocks[1]}{blocks[2]}
-<p>vLLM expresses any of these maps: <code>Attention(…, kv_sharing_target_layer_name=…)</code> in
-the model's code lets a layer read any earlier one of the same attention type. SGLang and llama.cpp
-share trailing layers only: the last layers, reading the last one that keeps its KV.</p>"""
+    return serving(sweep.model, entry.kv_plan, size_words(entry.kv_plan))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvsharer_exp.reporting.answers import headline
+from kvsharer_exp.reporting.sharing_front import holds_plans
 from kvsharer_exp.search.fitness import axis_label
 from kvsharer_exp.values.trial import FrontEntry, TrialResult
 
@@ -25,7 +26,7 @@ class SweepResult:
         asked: what the sweep was asked, in words.
         entries: the front with its held-out scores, most KV first.
         full_scores: the scores of the full cache on the same items.
-        results: the result of every map that was scored, in that order.
+        results: the result of every plan that was scored, in that order.
         front: the results behind ``entries``.
         reference_maps: the maps that others would have chosen, by the name of their method.
         volumes: the hypervolume of the front after each of ``results``.
@@ -33,7 +34,7 @@ class SweepResult:
         distance: the name of that distance.
         environment: versions, machine, commit and seeds.
         compare_url: where the MLflow UI compares the front; empty before the view is saved.
-        intervals: between which two values a map's score lies, see `front_figure`.
+        intervals: between which two values a plan's score lies, see `front_figure`.
         beaten: the paper's maps, at the ratios asked for, that are not on the front.
         finals: what ``result.json`` says of the finals.
     """
@@ -69,9 +70,21 @@ class SweepResult:
         return axis_label(self.fitness)
 
     @property
-    def shared(self) -> list[FrontEntry]:
-        """The maps of the front that share layers, fewest first."""
-        return sorted((e for e in self.entries if e.num_shared), key=lambda e: e.num_shared)
+    def has_plans(self) -> bool:
+        """Whether the front has a plan that is no sharing map."""
+        return holds_plans(self.entries)
+
+    @property
+    def changed(self) -> list[FrontEntry]:
+        """All of the front but the full cache.
+
+        Maps come in the order of shared layers, fewest first. Plans come in the order of the KV
+        that they keep, most first.
+        """
+        found = [entry for entry in self.entries if not entry.is_full]
+        if self.has_plans:
+            return sorted(found, key=lambda entry: -entry.kv_fraction)
+        return sorted(found, key=lambda entry: entry.num_shared)
 
     @property
     def drawing(self) -> dict[str, Any]:

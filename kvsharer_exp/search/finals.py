@@ -24,10 +24,12 @@ from typing import Any
 import torch
 
 from kvsharer_exp.measure.evaluator import Evaluator
-from kvsharer_exp.search.front import kv_of, undominated
+from kvsharer_exp.model.fitted_plan import FittedPlan
+from kvsharer_exp.search.front import Rung, kv_of, undominated
 from kvsharer_exp.search.study_store import StudyStore
 from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.intervals import standard_error, t_interval
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.trial import TrialResult
 
 Batch = Callable[[TrialResult], Sequence[float]]
@@ -52,6 +54,8 @@ class Finals:
         batch_size: the number of windows in a batch.
         is_over: says whether the time for the finals has passed.
         say: tells the progress.
+        fitted: gives a plan the fits of its stand-ins.
+        rung: says which results compete for one place; those of equal KV unless said otherwise.
     """
 
     cut: Callable[[], torch.Tensor]
@@ -59,6 +63,8 @@ class Finals:
     batch_size: int
     is_over: Callable[[], bool]
     say: Callable[[str], None]
+    fitted: Callable[[KVPlan], FittedPlan] = FittedPlan.of
+    rung: Rung = kv_of
 
     def hold(
         self, store: StudyStore, found: Sequence[TrialResult], front: list[TrialResult]
@@ -69,7 +75,7 @@ class Finals:
         nats. Losses are kept in the study, so that a killed run goes on where it was. If no map
         competes with those of ``front``, or there is no text, the front stays as it is.
         """
-        maps = finalists(found, front)
+        maps = finalists(found, front, self.rung)
         if len(maps) == len(front):
             return front, {"windows": 0}
         windows = self.cut()
@@ -79,8 +85,8 @@ class Finals:
         self.say(
             f"finals: {len(maps)} maps for {len(front)} places on up to {len(windows)} windows"
         )
-        left = race(maps, self._batches(store, windows), self.is_over)
-        best = winners(maps, left)
+        left = race(maps, self._batches(store, windows), self.is_over, self.rung)
+        best = winners(maps, left, self.rung)
         seen = max(map(len, left.values()), default=0)
         self.say(f"finals: {len(left)} maps are left after {seen} windows")
         return best or front, {"windows": seen, "maps": _standing(maps, left, best)}
@@ -89,20 +95,24 @@ class Finals:
         kept = store.finals
         for begin in range(0, len(windows), self.batch_size):
             part = slice(begin, begin + self.batch_size)
-            yield partial(_losses, self.evaluator(windows[part]), part, kept)
+            yield partial(_losses, self.evaluator(windows[part]), self.fitted, part, kept)
             store.finals = kept
 
 
 def _losses(
-    evaluator: Evaluator, part: slice, kept: dict[str, list[float]], result: TrialResult
+    evaluator: Evaluator,
+    fitted: Callable[[KVPlan], FittedPlan],
+    part: slice,
+    kept: dict[str, list[float]],
+    result: TrialResult,
 ) -> list[float]:
     """The losses of a map on the windows of ``part``, which are those of ``evaluator``.
 
     Losses that are measured are kept in ``kept``.
     """
-    known = kept.setdefault(result.sharing_map.digest, [])
+    known = kept.setdefault(result.plan.digest, [])
     if len(known) <= part.start:
-        scores, full = evaluator.score(result.sharing_map), evaluator.full_scores
+        scores, full = evaluator.score(fitted(result.plan)), evaluator.full_scores
         known += [a - b for a, b in zip(scores.nlls, full.nlls, strict=True)]
     return known[part]
 
@@ -112,8 +122,9 @@ def _standing(
 ) -> list[dict[str, Any]]:
     return [
         {
-            "kv_source_layers": list(result.sharing_map.kv_source_layers),
-            "digest": result.sharing_map.digest,
+            "kv_source_layers": _sources(result),
+            "plan": str(result.plan),
+            "digest": result.plan.digest,
             "num_shared": result.num_shared,
             "loss": fmean(left[result.number]) if left.get(result.number) else None,
             "on_front": result in best,
@@ -122,36 +133,42 @@ def _standing(
     ]
 
 
-def finalists(results: Sequence[TrialResult], front: Sequence[TrialResult]) -> list[TrialResult]:
-    """The maps of ``front``, each followed by those with the same KV that are close behind."""
-    found = []
+def finalists(
+    results: Sequence[TrialResult], front: Sequence[TrialResult], rung: Rung = kv_of
+) -> list[TrialResult]:
+    """The maps of ``front``, each followed by those of the same ``rung`` that are close behind."""
+    found, leaders = [], {result.number for result in front}
     for leader in front:
         best = leader.score or 0.0
         rivals = [
             result
             for result in results
-            if kv_of(result) == kv_of(leader)
-            and result.score is not None
+            if result.score is not None
+            and rung(result) == rung(leader)
+            and result.number not in leaders
             and result.score >= best - MARGIN * abs(best)
         ]
         rivals.sort(key=lambda result: (-(result.score or 0.0), result.number))
-        found += rivals[:EACH]
-    return found
+        found += [leader, *rivals[: EACH - 1]]
+    return list({result.number: result for result in found}.values())
 
 
 def race(
-    maps: Sequence[TrialResult], batches: Iterable[Batch], is_over: Callable[[], bool]
+    maps: Sequence[TrialResult],
+    batches: Iterable[Batch],
+    is_over: Callable[[], bool],
+    rung: Rung = kv_of,
 ) -> Losses:
     """Run the race; returns the losses of the maps that are left in the end.
 
-    The race ends when one map of every KV is left, when there are no more ``batches``, or when
-    ``is_over`` says so. A batch that not all maps have had counts for none of them. A map that
+    The race ends when one map of every ``rung`` is left, when there are no more ``batches``, or
+    when ``is_over`` says so. A batch that not all maps have had counts for none of them. A map that
     overflows in the model's dtype leaves.
     """
     left: Losses = {result.number: () for result in maps}
     by_number = {result.number: result for result in maps}
     for batch in batches:
-        if len(left) == len({kv_of(by_number[number]) for number in left}):
+        if len(left) == len({rung(by_number[number]) for number in left}):
             break
         more: dict[int, Sequence[float]] = {}
         for number, losses in left.items():
@@ -161,20 +178,20 @@ def race(
                 more[number] = (*losses, *batch(by_number[number]))
             except NotFiniteError:  # it overflows where others do not: it cannot be the best
                 continue
-        left = _in_doubt(more, by_number)
+        left = _in_doubt(more, by_number, rung)
     return left
 
 
-def winners(maps: Sequence[TrialResult], losses: Losses) -> list[TrialResult]:
-    """The front by mean loss, most KV first: the winner of every KV, if it beats those with less.
+def winners(maps: Sequence[TrialResult], losses: Losses, rung: Rung = kv_of) -> list[TrialResult]:
+    """The front by mean loss, most KV first: the winner of every rung, if it beats those with less.
 
-    Of the maps of one KV, the first of ``maps`` that is left wins, because the search scored it
-    highest. Another map wins only if its loss is lower by more than a standard error, because a few
-    windows say less than the search did.
+    Of the maps of one ``rung``, the first of ``maps`` that is left wins, because the search scored
+    it highest. Another map wins only if its loss is lower by more than a standard error, because a
+    few windows say less than the search did.
     """
-    left = sorted((result for result in maps if losses.get(result.number)), key=kv_of)
+    left = sorted((result for result in maps if losses.get(result.number)), key=rung)
     first: list[TrialResult] = []
-    for _, group in groupby(left, key=kv_of):
+    for _, group in groupby(left, key=rung):
         rivals = list(group)
         best = min(rivals, key=lambda result: fmean(losses[result.number]))
         ahead = _difference(losses[rivals[0].number], losses[best.number])
@@ -184,14 +201,14 @@ def winners(maps: Sequence[TrialResult], losses: Losses) -> list[TrialResult]:
     return undominated(first, kv=kv_of, score=lambda r: -fmean(losses[r.number]))[::-1]
 
 
-def _in_doubt(losses: Losses, maps: Mapping[int, TrialResult]) -> Losses:
-    """The losses of the maps that may still be the best of their KV.
+def _in_doubt(losses: Losses, maps: Mapping[int, TrialResult], rung: Rung) -> Losses:
+    """The losses of the maps that may still be the best of their rung.
 
     While there is one window only, these are all maps.
     """
     kept: dict[int, Sequence[float]] = {}
-    ranked = sorted(losses, key=lambda number: (kv_of(maps[number]), fmean(losses[number])))
-    for _, group in groupby(ranked, key=lambda number: kv_of(maps[number])):
+    ranked = sorted(losses, key=lambda number: (rung(maps[number]), fmean(losses[number])))
+    for _, group in groupby(ranked, key=lambda number: rung(maps[number])):
         leader, *rivals = group
         kept[leader] = losses[leader]
         for number in rivals:
@@ -203,3 +220,8 @@ def _in_doubt(losses: Losses, maps: Mapping[int, TrialResult]) -> Losses:
 
 def _difference(some: Sequence[float], others: Sequence[float]) -> list[float]:
     return [a - b for a, b in zip(some, others, strict=True)]
+
+
+def _sources(result: TrialResult) -> list[int] | None:
+    sharing_map = result.sharing_map
+    return None if sharing_map is None else list(sharing_map.kv_source_layers)

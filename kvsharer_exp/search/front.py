@@ -15,6 +15,10 @@ from typing import TypeVar
 from kvsharer_exp.values.trial import TrialResult
 
 Item = TypeVar("Item")
+Rung = Callable[[TrialResult], float]
+"""Gives a number to a result; of results of the same number, the best is kept."""
+RUNGS = 64
+"""Plans compete within steps of a 64th of the full cache's bytes."""
 Point = tuple[float, float]
 """(kv_fraction, score): less of the first and more of the second is better."""
 
@@ -51,30 +55,52 @@ def is_beaten(result: TrialResult, results: Iterable[TrialResult]) -> bool:
     return best is not None and _score(best) > _score(result)
 
 
-def by_size(results: Iterable[TrialResult]) -> dict[int, list[TrialResult]]:
-    """The complete results by number of shared layers, which ascends; the best come first."""
+def num_shared(result: TrialResult) -> int:
+    """The rung of maps: how many layers read another one."""
+    return result.num_shared
+
+
+def bytes_rung(result: TrialResult) -> int:
+    """The rung of plans: the 64ths of the full cache's bytes that hold the plan's, rounded up."""
+    return math.ceil(kv_of(result) * RUNGS - 1e-9)
+
+
+def by_rung(
+    results: Iterable[TrialResult], rung: Callable[[TrialResult], int] = num_shared
+) -> dict[int, list[TrialResult]]:
+    """The complete results by ``rung``, which ascends; the best come first."""
     ranked = sorted(filter(_is_comparable, results), key=lambda r: (-_score(r), r.number))
-    sizes = sorted({result.num_shared for result in ranked})
-    return {size: [result for result in ranked if result.num_shared == size] for size in sizes}
+    found: dict[int, list[TrialResult]] = {step: [] for step in sorted({rung(r) for r in ranked})}
+    for result in ranked:
+        found[rung(result)].append(result)
+    return found
 
 
-def best_per_size(results: Iterable[TrialResult]) -> dict[int, TrialResult]:
-    """The best complete result for each number of shared layers, by ascending number."""
-    return {size: ranked[0] for size, ranked in by_size(results).items()}
+def best_per_rung(
+    results: Iterable[TrialResult], rung: Callable[[TrialResult], int] = num_shared
+) -> dict[int, TrialResult]:
+    """The best complete result of each ``rung``, by ascending rung."""
+    return {step: ranked[0] for step, ranked in by_rung(results, rung).items()}
 
 
 class BestSoFar:
-    """The best complete result of each number of shared layers, as results come in."""
+    """The best complete result of each rung, as results come in."""
 
-    def __init__(self, results: Iterable[TrialResult] = ()) -> None:
-        self.best = best_per_size(results)
+    def __init__(
+        self,
+        results: Iterable[TrialResult] = (),
+        rung: Callable[[TrialResult], int] = num_shared,
+    ) -> None:
+        self.rung = rung
+        self.best = best_per_rung(results, rung)
 
     def add(self, result: TrialResult) -> bool:
-        """Take in ``result``; returns whether it is the best of its size so far."""
-        before = self.best.get(result.num_shared)
+        """Take in ``result``; returns whether it is the best of its rung so far."""
+        step = self.rung(result)
+        before = self.best.get(step)
         if not _is_comparable(result) or (before and _score(result) <= _score(before)):
             return False
-        self.best[result.num_shared] = result
+        self.best[step] = result
         return True
 
 

@@ -15,7 +15,7 @@ Staged selection follows EvoPress, https://arxiv.org/abs/2410.14649.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import fmean, variance
@@ -27,16 +27,17 @@ from torch import nn
 
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.measure.scoring import TaskScorer
-from kvsharer_exp.model.sharing.runtime import share_kv
+from kvsharer_exp.model.fitted_plan import FittedPlan
+from kvsharer_exp.model.sharing.runtime import apply_plan
 from kvsharer_exp.search.fitness import FITNESSES, find_fitness
 from kvsharer_exp.search.front import best_within
 from kvsharer_exp.values.correlation import kendall
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.finite import NotFiniteError, finite
 from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.score_names import ScoreName, retained
 from kvsharer_exp.values.scores import CandidateScores
-from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import Status, TrialResult
 
 FIT = "fit/loss"
@@ -98,6 +99,7 @@ class StagedScorer:
             that are not below that of all windows are left out.
         margin: a map is screened out when its loss exceeds (1 + margin) × that of the best map
             with no more KV, on the same windows. None: the margin is learned (`learned_margin`).
+        fitted: gives a plan the fits of its stand-ins.
 
     Raises:
         InputError: a loss is unknown, or ``lm_eval`` is one and there are no ``tasks``.
@@ -112,6 +114,7 @@ class StagedScorer:
         tasks: TaskScorer | None = None,
         screen_windows: Sequence[int] = (),
         margin: float | None = None,
+        fitted: Callable[[KVPlan], FittedPlan] = FittedPlan.of,
     ) -> None:
         parts = {name: find_fitness(name) for name in fitness}
         if "lm_eval" in fitness and tasks is None:
@@ -121,7 +124,8 @@ class StagedScorer:
         self._model, self._evaluator, self._tasks = model, evaluator, tasks
         self._fitness, self._margin = fitness, margin
         self._screens = [count for count in screen_windows if count < evaluator.num_windows]
-        self._ahead: dict[SharingMap, CandidateScores] = {}
+        self._ahead: dict[KVPlan, CandidateScores] = {}
+        self._fitted = fitted
         # Tasks cost too much for the first stages. If nothing else counts, KL stands for them.
         cheap = [(w, parts[n].loss) for n, w in fitness.items() if parts[n].loss is not None]
         self._cheap = cheap or [(1.0, FITNESSES["kl"].loss)]
@@ -129,7 +133,7 @@ class StagedScorer:
         self._full = evaluator.full_scores
         self.full_tasks = tasks.score() if tasks is not None else {}
 
-    def look_ahead(self, maps: Sequence[SharingMap]) -> None:
+    def look_ahead(self, maps: Sequence[KVPlan]) -> None:
         """Measure the first stage of all ``maps`` in one forward, before each of them is scored.
 
         Raises:
@@ -138,7 +142,9 @@ class StagedScorer:
         if not self._screens:
             return
         try:
-            measured = self._evaluator.score_together(maps, windows=slice(self._screens[0]))
+            measured = self._evaluator.score_together(
+                [self._fitted(plan) for plan in maps], windows=slice(self._screens[0])
+            )
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"{len(maps)} maps in one forward need more memory than there is: "
@@ -148,17 +154,15 @@ class StagedScorer:
             return
         self._ahead = dict(zip(maps, measured, strict=True))
 
-    def __call__(
-        self, sharing_map: SharingMap, size: Footprint, results: Sequence[TrialResult]
-    ) -> Outcome:
+    def __call__(self, plan: KVPlan, size: Footprint, results: Sequence[TrialResult]) -> Outcome:
         """Score one map whose footprint is ``size``, given the results so far (`study.Score`)."""
-        best = best_within(results, size.kv_fraction)
+        best, fitted = best_within(results, size.kv_fraction), self._fitted(plan)
         scores: dict[str, float] = {}
-        measured = self._ahead.pop(sharing_map, CandidateScores(()))
+        measured = self._ahead.pop(plan, CandidateScores(()))
         for windows in self._screens:
             seen = len(measured.cosines)
             if seen < windows:
-                measured += self._evaluator.score(sharing_map, windows=slice(seen, windows))
+                measured += self._evaluator.score(fitted, windows=slice(seen, windows))
             name = screen(windows)
             scores[name] = self._loss(measured)
             margin = self._margin_of(windows, results)
@@ -169,7 +173,7 @@ class StagedScorer:
                 )
                 return Outcome(scores, "screened_out", _stage(name), reason=reason)
         more = slice(len(measured.cosines), None)
-        measured += self._evaluator.score(sharing_map, windows=more)
+        measured += self._evaluator.score(fitted, windows=more)
         scores |= {
             FIT: self._loss(measured),
             **measured.named(),
@@ -178,7 +182,7 @@ class StagedScorer:
         score, stage = -scores[FIT], "fit"
         on_front = best is None or (best.score or 0.0) < score
         if self._tasks is not None and ("lm_eval" in self._fitness or on_front):
-            with share_kv(self._model, sharing_map):
+            with apply_plan(self._model, fitted):
                 on_tasks = self._tasks.score()
             scores |= on_tasks
             stage = "tasks"

@@ -1,8 +1,8 @@
 """The coordinator of a sweep: asks Optuna for parameters, and scores every new map once.
 
 The command ``sweep`` opens its study with `open_study` and searches with `run_search`. Drawn
-parameters are decoded to a map. The map is scored, and Optuna is told its values. A map that is
-known already costs nothing: Optuna is told the same values again.
+parameters are decoded to a plan, which may be a map. The plan is scored, and Optuna is told its
+values. A plan that is known already costs nothing: Optuna is told the same values again.
 
 One process owns a study. The sampler works on a copy of the study in memory, where a parameter
 costs microseconds; in a file it would cost milliseconds. Every finished trial is added to the
@@ -30,7 +30,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kvsharer_exp.model.files import locked
 from kvsharer_exp.search.journal import open_journal
-from kvsharer_exp.search.spaces.base import SearchSpace
+from kvsharer_exp.search.spaces.base import SearchSpace, encoded
 from kvsharer_exp.search.stages import Outcome
 from kvsharer_exp.search.study_store import (
     Seed,
@@ -42,7 +42,7 @@ from kvsharer_exp.search.study_store import (
 )
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.footprint import Footprint
-from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.trial import TrialResult
 
 MAX_REPEATS = 200  # after so many known maps in a row, the space counts as exhausted
@@ -53,10 +53,8 @@ _STUCK = 10
 class Score(Protocol):
     """Scores one map, as `StagedScorer` does."""
 
-    def __call__(
-        self, sharing_map: SharingMap, size: Footprint, results: Sequence[TrialResult]
-    ) -> Outcome:
-        """Score ``sharing_map``, whose footprint is ``size``, given the ``results`` so far."""
+    def __call__(self, plan: KVPlan, size: Footprint, results: Sequence[TrialResult]) -> Outcome:
+        """Score ``plan``, whose footprint is ``size``, given the ``results`` so far."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +74,10 @@ class Search:
     space: SearchSpace
     sampler: BaseSampler
     score: Score
-    footprint: Callable[[SharingMap], Footprint]
+    footprint: Callable[[KVPlan], Footprint]
     seeds: Sequence[Seed] = ()
     together: int = 1
-    look_ahead: Callable[[Sequence[SharingMap]], None] | None = None
+    look_ahead: Callable[[Sequence[KVPlan]], None] | None = None
 
 
 @contextmanager
@@ -137,12 +135,13 @@ def run_search(
     """
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     study, space = store.study, search.space
-    known = {result.sharing_map.digest: result for result in store.results()}
+    known = {result.plan.digest: result for result in store.results()}
     working = optuna.create_study(directions=study.directions, sampler=search.sampler)
     working.add_trials(study.get_trials(deepcopy=False))
-    for origin, sharing_map in search.seeds:
-        params = space.encode(sharing_map)
-        if params is not None and sharing_map.digest not in known:
+    for origin, seed in search.seeds:
+        plan = KVPlan.of(seed)
+        params = encoded(space, plan)
+        if params is not None and plan.digest not in known:
             working.enqueue_trial(params, user_attrs=origin_attributes(origin))
     distributions = space.distributions()
     unstuck = RandomSampler(seed=len(working.trials))
@@ -157,23 +156,23 @@ def run_search(
         asked = []
         for _ in range(left):
             trial = working.ask(distributions)
-            asked.append((trial, space.decode(trial.params)))
-        new = dict.fromkeys(m for _, m in asked if m.digest not in known)
+            asked.append((trial, KVPlan.of(space.decode(trial.params))))
+        new = dict.fromkeys(plan for _, plan in asked if plan.digest not in known)
         started = time.perf_counter()
         if search.look_ahead is not None and len(new) > 1:
             search.look_ahead(list(new))
         share = (time.perf_counter() - started) / max(1, len(new))
-        for trial, sharing_map in asked:
-            result = known.get(sharing_map.digest)
+        for trial, plan in asked:
+            result = known.get(plan.digest)
             if result is not None:
                 repeats += 1
                 keep_cached(trial, result)
                 study.add_trial(_tell(working, trial.number, result))
                 continue
             repeats = 0
-            result = _scored(trial, sharing_map, search, list(known.values()), share)
+            result = _scored(trial, plan, search, list(known.values()), share)
             keep_result(trial, result)
-            known[sharing_map.digest] = result
+            known[plan.digest] = result
             study.add_trial(_tell(working, trial.number, result))
             if on_result is not None and on_result(result):
                 return list(known.values())
@@ -182,19 +181,19 @@ def run_search(
 
 def _scored(
     trial: optuna.Trial,
-    sharing_map: SharingMap,
+    plan: KVPlan,
     search: Search,
     so_far: Sequence[TrialResult],
     spent: float,
 ) -> TrialResult:
     """Score the map of ``trial``, on which ``spent`` seconds were spent before."""
-    size = search.footprint(sharing_map)
+    size = search.footprint(plan)
     started = time.perf_counter()
-    outcome = _attempt(search.score, sharing_map, size, so_far)
+    outcome = _attempt(search.score, plan, size, so_far)
     return TrialResult(
         number=trial.number,
         params=trial.params,
-        sharing_map=sharing_map,
+        plan=plan,
         scores=outcome.scores,
         footprint=size,
         status=outcome.status,
@@ -207,11 +206,9 @@ def _scored(
     )
 
 
-def _attempt(
-    score: Score, sharing_map: SharingMap, size: Footprint, so_far: Sequence[TrialResult]
-) -> Outcome:
+def _attempt(score: Score, plan: KVPlan, size: Footprint, so_far: Sequence[TrialResult]) -> Outcome:
     try:
-        return score(sharing_map, size, so_far)
+        return score(plan, size, so_far)
     except (RuntimeError, ArithmeticError) as error:  # out of memory, a kernel's refusal, inf
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return Outcome({}, "failed", "none", reason=reason[:500])

@@ -14,15 +14,18 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial
 
+from kvsharer_exp.search.candidates import Candidate
+from kvsharer_exp.values.actions.registry import read_action
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import SAMPLED, TrialResult
 
 VERSION = 1
 """The version of the attributes below. Raise it when one of them changes its name or type."""
 
-Seed = tuple[str, SharingMap]
-"""A map that a search starts from, with its origin in front: (origin, map)."""
+Seed = tuple[str, SharingMap | KVPlan]
+"""A map or plan that a search starts from, with its origin in front."""
 
 HeldOut = tuple[dict[str, float], dict[str, list[float]]]
 """The held-out scores of a map by name, and [low, high] of those that have an interval."""
@@ -32,7 +35,7 @@ _RESULT, _CACHED, _ORIGIN = "result", "cached_from", "origin"
 # The attributes of a study. The names of held-out scores are made below. The name of the MLflow run
 # of a map ends in the map's digest.
 _VERSION, _IDENTITY, _RUN, _FRONT = "version", "identity", "mlflow_run_id", "front"
-_SEEDS, _FINALS = "seeds", "finals"
+_SEEDS, _FINALS, _CANDIDATES = "seeds", "finals", "candidates"
 _MAP_RUN = "run "
 
 
@@ -134,14 +137,14 @@ class StudyStore:
         held = self.study.user_attrs.items()
         return {k.removeprefix(_MAP_RUN): run for k, run in held if k.startswith(_MAP_RUN)}
 
-    def map_run(self, sharing_map: SharingMap) -> str:
+    def map_run(self, plan: KVPlan) -> str:
         """The id of the MLflow run of a map; empty if it has none."""
-        return str(self._get(_MAP_RUN + sharing_map.digest, ""))
+        return str(self._get(_MAP_RUN + plan.digest, ""))
 
-    def keep_map_run(self, sharing_map: SharingMap, run_id: str) -> None:
+    def keep_map_run(self, plan: KVPlan, run_id: str) -> None:
         """Keep the id of the MLflow run of a map."""
         # Each map has an attribute, because one dictionary would be written whole every time.
-        self._set(_MAP_RUN + sharing_map.digest, run_id)
+        self._set(_MAP_RUN + plan.digest, run_id)
 
     @property
     def front_runs(self) -> list[str]:
@@ -158,11 +161,29 @@ class StudyStore:
         kept = self._get(_SEEDS, None)
         if kept is None:
             return None
-        return [(origin, SharingMap(tuple(sources))) for origin, sources in kept]
+        return [(origin, KVPlan.parse(text)) for origin, text in kept]
 
     @seeds.setter
     def seeds(self, seeds: Sequence[Seed]) -> None:
-        self._set(_SEEDS, [[origin, list(m.kv_source_layers)] for origin, m in seeds])
+        self._set(_SEEDS, [[origin, str(plan)] for origin, plan in seeds])
+
+    @property
+    def candidates(self) -> list[Candidate] | None:
+        """What a search of plans may do at each layer; None before it was measured."""
+        kept = self._get(_CANDIDATES, None)
+        if kept is None:
+            return None
+        found = []
+        for layer, text, error, kv_bytes in kept:
+            action = read_action(text, layer)
+            assert action is not None
+            found.append(Candidate(layer, action, error, kv_bytes))
+        return found
+
+    @candidates.setter
+    def candidates(self, candidates: Sequence[Candidate]) -> None:
+        kept = [[c.layer, c.action.text(c.layer), c.error, c.kv_bytes] for c in candidates]
+        self._set(_CANDIDATES, kept)
 
     @property
     def finals(self) -> dict[str, list[float]]:

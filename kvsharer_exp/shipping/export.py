@@ -1,32 +1,40 @@
-"""Ship a map: write a model folder without the weights that targets no longer need, and load it.
+"""Ship a map or plan: write a model folder without the weights that it does not need, and load it.
 
 The command ``export`` writes the folder. `load_exported` is for users of this package.
 
-The folder is an ordinary transformers one. `load_exported` builds the stock model and shares it.
-Without this package ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` does
-the same, with the code in the file beside the weights (`exported_model`).
+The folder is an ordinary transformers one. `load_exported` builds the stock model and puts the plan
+into it. Without this package ``AutoModelForCausalLM.from_pretrained(folder,
+trust_remote_code=True)`` does the same, with the code beside the weights: of a map the file
+`exported_model`, of another plan the files of `plan_code`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.load import quiet_transformers
-from kvsharer_exp.model.sharing.permanent import make_shared
-from kvsharer_exp.model.sharing.projections import QueryRows
+from kvsharer_exp.model.sharing.permanent import make_plan
 from kvsharer_exp.shipping.shipped_code import ship_code
+from kvsharer_exp.shipping.stored import fill_fused, read_fits, read_plan
+from kvsharer_exp.values.actions.registry import OURS
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.text import shorten
+
+_PLAN_FILES = ("sharing_map.json", "kv_plan.json")
+
+
+def plan_file(plan: KVPlan) -> str:
+    """The name of the file in an export that holds ``plan``."""
+    return _PLAN_FILES[0 if plan.sharing_map is not None else 1]
 
 
 def check_destination(path: Path, *, overwrite: bool) -> None:
@@ -45,10 +53,10 @@ def check_destination(path: Path, *, overwrite: bool) -> None:
             f"export.path={shorten(path)} is not empty: give another export.path, or "
             "export.overwrite=true to replace an earlier export"
         )
-    if not (path / "sharing_map.json").is_file():
+    if not any((path / name).is_file() for name in _PLAN_FILES):
         raise InputError(
-            f"export.path={shorten(path)} holds something that is no export (no sharing_map.json): "
-            "give another export.path"
+            f"export.path={shorten(path)} holds something that is no export "
+            f"(no {' or '.join(_PLAN_FILES)}): give another export.path"
         )
 
 
@@ -66,28 +74,45 @@ def check_model(model: Any) -> None:
         )
 
 
+def check_actions(plan: KVPlan) -> None:
+    """Refuse a plan with an action of another package.
+
+    Raises:
+        InputError: there is one; its export would need code that is not ours to ship.
+    """
+    for layer, action in enumerate(plan.actions):
+        if type(action) not in OURS:
+            raise InputError(
+                f"layer {layer} has the action {action.name} of another package, whose code an "
+                "export cannot hold: give it another action"
+            )
+
+
 def write_export(
     model: Any,
     tokenizer: Any,
-    sharing_map: SharingMap,
+    plan: FittedPlan | KVPlan | SharingMap,
     path: Path,
     *,
     card: str,
     overwrite: bool = False,
 ) -> int:
-    """Make ``model`` share for good and write it to ``path``; returns the bytes of its weights.
+    """Put ``plan`` into ``model`` for good and write it to ``path``; returns the weights' bytes.
 
     The folder is written beside ``path`` and then renamed, so that a run which is killed leaves no
     half-written export there.
 
     Raises:
-        InputError: see `check_destination` and `check_model`.
-        SharingError: the map does not fit the model.
+        InputError: see `check_destination`, `check_model` and `check_actions`; or the plan has
+            stand-ins without fits.
+        SharingError: the plan does not fit the model.
     """
     check_destination(path, overwrite=overwrite)
     check_model(model)
-    make_shared(model, sharing_map)
-    ship_code(model)
+    fitted = FittedPlan.of(plan)
+    check_actions(fitted.plan)
+    make_plan(model, fitted)
+    ship_code(model, fitted)
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.partial-"
     with (
@@ -100,7 +125,8 @@ def write_export(
         tokenizer.save_pretrained(folder)
         for weights in folder.glob("*.safetensors"):  # only their owner can read them
             weights.chmod((folder / "config.json").stat().st_mode)
-        (folder / "sharing_map.json").write_text(sharing_map.to_json() + "\n", encoding="utf-8")
+        text = fitted.plan.to_json() + "\n"
+        (folder / plan_file(fitted.plan)).write_text(text, encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
         if path.is_dir() and any(path.iterdir()):
             os.replace(path, Path(partial) / "old")
@@ -109,17 +135,17 @@ def write_export(
 
 
 def load_exported(folder: str | Path) -> tuple[Any, Any]:
-    """Load (model, tokenizer) from an export: the stock model, sharing for good.
+    """Load (model, tokenizer) from an export: the stock model, under its plan for good.
 
     No code from the folder is run. The model is in eval mode, on the CPU, in the dtype in which it
     was exported.
 
     Raises:
         InputError: ``folder`` is not an export, or its weights do not fit its model exactly.
-        SharingError: the map in ``folder`` does not fit its model.
+        SharingError: the map or plan in ``folder`` does not fit its model.
     """
     folder = Path(folder).expanduser()
-    sharing_map = _read_map(folder)
+    plan, norms = read_plan(folder)
     with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -129,7 +155,7 @@ def load_exported(folder: str | Path) -> tuple[Any, Any]:
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # `_fill_fused` fills the targets' fused projections
+                ignore_mismatched_sizes=True,  # `fill_fused` fills the targets' fused projections
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:80]
@@ -138,15 +164,16 @@ def load_exported(folder: str | Path) -> tuple[Any, Any]:
             ) from error
     model, info = loaded
     stock = set(model.state_dict())
-    model = make_shared(model.eval().requires_grad_(False), sharing_map)
-    ship_code(model)
-    held, missing = set(model.state_dict()), set(info["missing_keys"])
-    rows, filled = _fill_fused(model, folder)
+    fitted, fits = read_fits(model, plan, norms, folder)
+    model = make_plan(model.eval(), fitted).requires_grad_(False)
+    ship_code(model, fitted)
+    held, missing = set(model.state_dict()), set(info["missing_keys"]) - fits
+    rows, filled = fill_fused(model, folder)
     mismatched = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
     wrong = {
         "lacks": missing & held,
         "has the wrong shape of": (mismatched & held - rows) | (rows - filled - missing),
-        "has besides": set(info["unexpected_keys"]) | (stock - held - missing),
+        "has besides": (set(info["unexpected_keys"]) - fits) | (stock - held - missing),
     }
     for what, keys in wrong.items():
         if keys:
@@ -155,40 +182,3 @@ def load_exported(folder: str | Path) -> tuple[Any, Any]:
                 f"({len(keys)} such); export it again"
             )
     return model, tokenizer
-
-
-def _read_map(folder: Path) -> SharingMap:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise InputError(f"{shorten(folder)} is no export, there is no config.json: give one")
-    sources = json.loads(path.read_text(encoding="utf-8")).get("kv_source_layers")
-    if sources is None:
-        raise InputError(
-            f"{shorten(folder)} is no export: its config.json has no kv_source_layers; "
-            "use load_model for other models"
-        )
-    return SharingMap.parse(sources)
-
-
-def _fill_fused(model: Any, folder: Path) -> tuple[set[str], set[str]]:
-    """Read the query rows of targets' fused projections, for which the stock model has no place.
-
-    Returns:
-        The names of all such parameters, and of those that were found in ``folder``.
-    """
-    stubs = {name: m for name, m in model.named_modules() if isinstance(m, QueryRows)}
-    parameters = {
-        f"{name}.{part}": value
-        for name, stub in stubs.items()
-        for part, value in stub.named_parameters()
-    }
-    filled = set()
-    for path in sorted(folder.glob("*.safetensors")) if parameters else ():
-        with safe_open(path, "pt") as weights:
-            for name in parameters.keys() & set(weights.keys()):
-                stored = weights.get_tensor(name)
-                if stored.shape == parameters[name].shape:
-                    with torch.no_grad():
-                        parameters[name].copy_(stored)
-                    filled.add(name)
-    return set(parameters), filled

@@ -102,7 +102,7 @@ def _text(value: Any) -> str:
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if key == "kv_source_layers":
+            if key == "kv_source_layers" and item is not None:
                 yield f"{path}.{key}".lstrip("."), "_".join(map(str, item))
             elif key not in _LEFT_OUT and "seconds" not in key:
                 yield from _leaves(item, f"{path}.{key}".lstrip("."))

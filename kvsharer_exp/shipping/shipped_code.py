@@ -1,9 +1,10 @@
 """Send the code with the weights: whatever saves a model that shares KV writes how to load it too.
 
 `write_export` and `load_exported` call `ship_code`. From then on ``model.save_pretrained``, and so
-``model.push_to_hub``, writes the file `exported_model` beside the weights, with the model's own
-class in it, and names that file in config.json. A model that transformers has loaded from that file
-needs no help: transformers copies the file whenever it saves such a model.
+``model.push_to_hub``, writes code beside the weights, with the model's own class in it, and names
+it in config.json. The code of a map is the file `exported_model`. A plan that does more than a map
+needs the files of `plan_code`. A model that transformers has loaded from such files needs no help:
+transformers copies them whenever it saves the model.
 """
 
 from __future__ import annotations
@@ -13,22 +14,31 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.projections import FusedProjection
+from kvsharer_exp.shipping.plan_code import PLAN_CLASS, PLAN_CODE, plan_files
 
-_CODE, _CLASS = "modeling_kv_shared.py", "KVSharedForCausalLM"
+_CODE, _CLASS = "modeling_kv_shared", "KVSharedForCausalLM"
 _STOCK_LINE = "from transformers import LlamaForCausalLM as StockForCausalLM"
 _OF_THE_HUB = ("repo_id", "commit_message", "create_pr", "private")
 
 
-def ship_code(model: Any) -> None:
+def ship_code(model: Any, plan: FittedPlan) -> None:
     """Make whatever saves ``model`` write the code and the configuration that load it again.
 
-    Call it on a model of a transformers class that shares for good, or is about to.
+    Call it on a model of a transformers class that runs under ``plan`` for good.
     """
-    model.config.kv_sharing = _how(model)
-    model.config.auto_map = {"AutoModelForCausalLM": f"{_CODE.removesuffix('.py')}.{_CLASS}"}
-    model.save_pretrained = _SaveWithCode(model)
+    is_map = plan.plan.sharing_map is not None
+    if is_map:
+        model.config.kv_sharing = _how(model)
+    else:
+        without = {i for i, source in enumerate(plan.plan.key_sources) if source is None}
+        norms = {layer: plan.fits[layer].norm for layer in sorted(without & plan.fits.keys())}
+        model.config.kv_plan_norms = {str(layer): norm for layer, norm in norms.items() if norm}
+    code, name = (_CODE, _CLASS) if is_map else (PLAN_CODE, PLAN_CLASS)
+    model.config.auto_map = {"AutoModelForCausalLM": f"{code}.{name}"}
+    model.save_pretrained = _SaveWithCode(model, is_map)
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +49,7 @@ class _SaveWithCode:
     """
 
     model: Any
+    is_map: bool
 
     def __call__(
         self,
@@ -55,7 +66,9 @@ class _SaveWithCode:
         stock.save_pretrained(self.model, save_directory, is_main_process, *args, **options)
         folder = Path(save_directory)
         if is_main_process:
-            (folder / _CODE).write_text(_code(stock.__name__), encoding="utf-8")
+            code = _map_files if self.is_map else plan_files
+            for name, text in code(stock.__name__).items():
+                (folder / name).write_text(text, encoding="utf-8")
         if push_to_hub:  # saves again, to a folder of its own, and uploads all of that
             upload.setdefault("repo_id", folder.name)
             self.model.push_to_hub(**upload, token=options.get("token"))
@@ -80,10 +93,11 @@ def _how(model: Any) -> dict[str, Any]:
     return how
 
 
-def _code(stock_class: str) -> str:
-    """The text of `exported_model`, with ``stock_class`` as the class it builds on."""
+def _map_files(stock_class: str) -> dict[str, str]:
+    """The file `exported_model` by name, with ``stock_class`` as the class it builds on."""
     text = (resources.files("kvsharer_exp.shipping") / "exported_model.py").read_text(
         encoding="utf-8"
     )
     assert text.count(_STOCK_LINE) == 1
-    return text.replace(_STOCK_LINE, _STOCK_LINE.replace("LlamaForCausalLM", stock_class))
+    line = _STOCK_LINE.replace("LlamaForCausalLM", stock_class)
+    return {f"{_CODE}.py": text.replace(_STOCK_LINE, line)}

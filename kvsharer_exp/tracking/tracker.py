@@ -9,19 +9,20 @@ create it, one batch, and one call to end it. https://mlflow.org/docs/latest/tra
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kvsharer_exp.tracking.leftovers import close_children, close_study, delete_trials
+from kvsharer_exp.tracking.logged_models import model_of
 from kvsharer_exp.tracking.server import UI, runs_page
 from kvsharer_exp.tracking.store import open_store, quiet
 from kvsharer_exp.tracking.system import AFTER_SECONDS, SystemMetrics
 from kvsharer_exp.tracking.values import TAG, metrics_of, not_finite, params_of, tags_of
 from kvsharer_exp.tracking.views import VIEW_TAG, envelope, front_view
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import TrialResult
 
@@ -84,27 +85,28 @@ class Tracker:
     def log_trial(
         self, parent_id: str, result: TrialResult, more: Mapping[str, float], *, name: str = ""
     ) -> str:
-        """Write a child run with the map, scores and footprint of one trial; returns its id.
+        """Write a child run with the plan, scores and footprint of one trial; returns its id.
 
         ``more`` holds further metrics. What the sampler drew is one tag, because a param per layer
         would bury the few params that are worth comparing. The run is FAILED only if its trial
         failed. A trial that was screened out did what it was asked.
         """
-        sharing_map = result.sharing_map
+        plan, sharing_map = result.plan, result.sharing_map
         metrics = {
             **result.scores,
             "kv_fraction": result.footprint.kv_fraction,
             "kv_bytes_per_token": result.footprint.kv_bytes_per_token,
-            "num_shared": len(sharing_map.targets),
+            "num_shared": result.num_shared,
             "seconds": result.seconds,
             **({} if result.score is None else {"score": result.score}),
             **more,
         }
         tags = {
             "mlflow.parentRunId": parent_id,
-            "digest": sharing_map.digest,
-            "kv_source_layers": str(sharing_map),
-            "num_shared": str(len(sharing_map.targets)),
+            "digest": plan.digest,
+            "kv_source_layers": str(sharing_map or ""),
+            "plan": str(plan),
+            "num_shared": str(result.num_shared),
             "trial": str(result.number),
             "drawn": json.dumps(dict(result.params), separators=(",", ":"), default=str),
             "status": result.status,
@@ -116,10 +118,10 @@ class Tracker:
         }
         run_id = self._client.create_run(
             self._experiment_id,
-            run_name=name or f"{len(sharing_map.targets)}/{sharing_map.num_layers} shared",
+            run_name=name or f"{result.num_shared}/{plan.num_layers} shared",
             tags={key: value[:TAG] for key, value in tags.items() if value},
         ).info.run_id
-        params = {"map": str(sharing_map), "origin": result.origin}
+        params = {"map" if sharing_map else "plan": str(plan), "origin": result.origin}
         self._log(run_id, metrics=metrics_of(metrics), params=params_of(params))
         self._client.set_terminated(run_id, "FAILED" if result.status == "failed" else "FINISHED")
         return run_id
@@ -182,32 +184,25 @@ class Tracker:
         )
 
     def log_map(
-        self, run_id: str, sharing_map: SharingMap, metrics: Mapping[str, float], *, name: str
+        self,
+        run_id: str,
+        plan: SharingMap | KVPlan,
+        metrics: Mapping[str, float],
+        *,
+        name: str,
+        about: Mapping[str, str] | None = None,
     ) -> None:
-        """Log the run's map as a logged model with the file ``map.json``, and what it scored.
+        """Log the run's map or plan as a logged model with a file, and what it scored.
 
-        If the run has a logged model already, the metrics are added to that one.
+        The file is ``map.json``, or ``plan.json`` for a plan that is no map. ``about`` holds
+        further params of run and model: what the plan does, in text and in counts. If the run has
+        a logged model already, the metrics are added to that one.
         """
-        from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-
-        outputs = self._client.get_run(run_id).outputs
-        if outputs and outputs.model_outputs:
-            model_id = outputs.model_outputs[0].model_id
-        else:
-            model_id = self._client.create_logged_model(
-                self._experiment_id,
-                name=re.sub(r"[^\w -]", "-", name),
-                source_run_id=run_id,
-                params={"kv_source_layers": str(sharing_map), "digest": sharing_map.digest},
-                model_type="sharing map",
-            ).model_id
-            with tempfile.TemporaryDirectory() as folder, quiet():
-                file = Path(folder) / "map.json"
-                file.write_text(sharing_map.to_json() + "\n", encoding="utf-8")
-                self._client.log_model_artifact(model_id, str(file))
-            self._client.finalize_logged_model(model_id, LoggedModelStatus.READY)
-            self._client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
-        self._log(run_id, metrics=metrics_of(metrics, model_id=model_id))
+        plan, about = KVPlan.of(plan), dict(about or {})
+        if plan.sharing_map is None:
+            self.set_tags(run_id, {"plan": str(plan), "digest": plan.digest})
+        model_id = model_of(self._client, self._experiment_id, run_id, plan, name, about)
+        self._log(run_id, metrics=metrics_of(metrics, model_id=model_id), params=params_of(about))
 
     def mark_front(self, members: Iterable[str], before: Iterable[str] = ()) -> None:
         """Tag ``members`` as ``front=true``, and the others of ``before`` as ``front=false``.
@@ -268,23 +263,34 @@ class Tracker:
         Raises:
             InputError: there is no such run, or it has no map.
         """
+        plan = self.find_plan(run_id)
+        if plan.sharing_map is None:
+            raise InputError(f"MLflow run {run_id} has a plan that is no map: give plan={run_id}")
+        return plan.sharing_map
+
+    def find_plan(self, run_id: str) -> KVPlan:
+        """Find the plan, or map, of a run; the errors are those of `find_map`."""
         if not self.exists(run_id):
             raise InputError(f"MLflow run {run_id} is not in this store: check tracking.uri")
-        text = self._client.get_run(run_id).data.tags.get("kv_source_layers")
+        tags = self._client.get_run(run_id).data.tags
+        text = tags.get("plan") or tags.get("kv_source_layers")
         if text is None:
-            raise InputError(
-                f"MLflow run {run_id} has no map: give a trial of a sweep or an evaluate run"
-            )
-        return SharingMap.parse(text)
+            rule = "give a trial of a sweep or an evaluate run"
+            raise InputError(f"MLflow run {run_id} has no map: {rule}")
+        return KVPlan.parse(text)
 
     def front_maps(self, run_id: str) -> list[SharingMap]:
-        """The maps on the front of a finished sweep; empty for another run, or if there is none."""
+        """The maps on the front of a finished sweep; empty for another run, or if there is none.
+
+        Plans of the front that are no maps are left out.
+        """
         if not self.exists(run_id):
             return []
         experiment = self._client.get_run(run_id).info.experiment_id
         members = f"tags.`mlflow.parentRunId` = '{run_id}' and tags.front = 'true'"
         runs = self._client.search_runs([experiment], filter_string=members, max_results=1000)
-        return [SharingMap.parse(run.data.tags["kv_source_layers"]) for run in runs]
+        texts = [run.data.tags.get("kv_source_layers") for run in runs]
+        return [SharingMap.parse(text) for text in texts if text is not None]
 
     def run_url(self, run_id: str) -> str:
         """The address at which the UI shows the run."""

@@ -25,7 +25,7 @@ from kvsharer_exp.values.actions.registry import action_from_dict, read_action
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan_files import json_of_file, json_of_text
 from kvsharer_exp.values.sharing_map import SharingMap
-from kvsharer_exp.values.text import clip
+from kvsharer_exp.values.text import clip, shorten
 
 
 class KVPlanError(InputError):
@@ -71,7 +71,7 @@ class KVPlan:
                 _check_source(half, layer, source, sources)
         if not self.owners:
             raise KVPlanError(
-                "no layer of the plan owns its KV: let one keep it, the sequence length is held "
+                "no layer of the plan owns its KV: make one keep it, the sequence length is held "
                 "there"
             )
 
@@ -111,11 +111,16 @@ class KVPlan:
             in_file = json_of_text(text)
             if in_file is not None:
                 return cls.from_json(in_file)
+            if "/" in text:
+                raise KVPlanError(
+                    f"plan {shorten(text)!r} is neither text nor the path of a .json: give "
+                    "0_1q4_0_3 or FILE.json; load_plan and plan= also take folders"
+                )
             if re.search("[a-z]", text) and not text.startswith("["):
                 return cls._read(text.split("_"))
         elif isinstance(value, Path):
             return cls.from_json(json_of_file(value))
-        else:
+        elif isinstance(value, Iterable):
             items = tuple(value)
             if any(isinstance(item, Action) for item in items):
                 return cls(items)
@@ -128,7 +133,7 @@ class KVPlan:
             try:
                 action = read_action(text, layer)
             except InputError as error:
-                raise KVPlanError(f"layer {layer} has {clip(text, 20)!r}: {error}") from error
+                raise KVPlanError(_at(layer, text, str(error))) from error
             if action is None:
                 raise KVPlanError(
                     f"layer {layer} has {clip(text, 20)!r}, which is no action: give {layer}, "
@@ -198,7 +203,7 @@ class KVPlan:
         return tuple(layer for layer, sources in pairs if sources == (layer, layer))
 
     @property
-    def readers(self) -> tuple[int, ...]:
+    def targets(self) -> tuple[int, ...]:
         """The layers that read keys or values of another layer, ascending."""
         pairs = enumerate(zip(self.key_sources, self.value_sources, strict=True))
         return tuple(i for i, read in pairs if any(s is not None and s != i for s in read))
@@ -214,6 +219,10 @@ class KVPlan:
     def digest(self) -> str:
         """12 hex characters that identify the plan; those of the map if it is one."""
         return hashlib.sha256(str(self).encode()).hexdigest()[:12]
+
+
+def _at(layer: int, text: str, why: str) -> str:
+    return f"layer {layer} has {clip(text, 20)!r}: {why}"
 
 
 def _check_source(

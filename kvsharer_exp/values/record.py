@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Self
 
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 
 
 class Record:
     """Gives a dataclass that inherits it ``to_dict``, ``from_dict``, ``to_json``, ``from_json``.
 
-    A `SharingMap` becomes a list of its sources; ``to_json`` raises ValueError for NaN or infinity.
+    A `SharingMap` becomes a list of its sources, a `KVPlan` its text; ``to_json`` raises ValueError
+    for NaN or infinity.
     """
 
     __slots__ = ()
@@ -39,6 +41,8 @@ class Record:
 def _plain(value: Any) -> Any:
     if isinstance(value, SharingMap):
         return list(value.kv_source_layers)
+    if isinstance(value, KVPlan):
+        return str(value)
     if isinstance(value, Record):
         return value.to_dict()
     if isinstance(value, tuple):
@@ -56,6 +60,8 @@ def _typed(hint: Any, value: Any) -> Any:
         return _typed(next(arg for arg in args if arg is not type(None)), value)
     if hint is SharingMap:
         return SharingMap(tuple(value))
+    if hint is KVPlan:
+        return KVPlan.parse(value)
     if isinstance(hint, type) and issubclass(hint, Record):
         return hint.from_dict(value)
     if origin is tuple:

@@ -61,7 +61,7 @@ def log_trials(tracker: Tracker, count: int) -> dict[str, Any]:
     front = pareto_front(results)
     started = time.perf_counter()
     for member in front:
-        tracker.log_map(runs[member.number], member.sharing_map, member.scores, name="scale")
+        tracker.log_map(runs[member.number], member.plan, member.scores, name="scale")
     tracker.mark_front([runs[member.number] for member in front])
     view = tracker.save_view(parent, ["kl", "perplexity/calibration"], name="scale")
     published = time.perf_counter() - started

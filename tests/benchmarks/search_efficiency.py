@@ -42,7 +42,7 @@ from kvsharer_exp.model.load import load_model
 from kvsharer_exp.model.sharing.runtime import share_kv
 from kvsharer_exp.reporting.figures.style import CYCLE, GREY, empty, save_png
 from kvsharer_exp.reporting.markup import to_markdown
-from kvsharer_exp.search.front import GrowingFront, best_per_size
+from kvsharer_exp.search.front import GrowingFront, best_per_rung
 from kvsharer_exp.search.paper.arms import Walker
 from kvsharer_exp.search.paper.greedy import CUTS, adjacent_pairs, num_targets, trailing_layers
 from kvsharer_exp.search.samplers import make_sampler
@@ -246,7 +246,7 @@ def measure(bench: Bench, held_out: HeldOut, method: str) -> dict[str, Any]:
             curve.append((spent_so_far, volume))
     seconds = time.perf_counter() - started
     best = {
-        size: result for size, result in best_per_size(found).items() if size in bench.options.sizes
+        size: result for size, result in best_per_rung(found).items() if size in bench.options.sizes
     }
     return {
         "method": method,

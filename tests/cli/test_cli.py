@@ -79,7 +79,7 @@ REFUSALS = {
     "calibration.path=missing.txt": "missing.txt",
     "calibration.distance=euclidean": "calibration.distance=euclidean is unknown",
     "search_space=rank_pairs": "did you mean ranked_pairs?",
-    "search_space=nope": "choose one of blocks, greedy_knobs, layer_sources, ",
+    "search_space=nope": "choose one of blocks, greedy_knobs, layer_actions, layer_sources, ",
     "sampler.options.elite=2": "give it as +sampler.options.elite=",
     "+sampler.options.elite=2": "evolution does not take these options",
     "sampler=tpee": "sampler 'tpee' is unknown: did you mean tpe?",

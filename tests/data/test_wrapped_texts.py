@@ -69,7 +69,7 @@ def test_one_passage_a_line_stays_so(
 ) -> None:
     path = tmp_path / f"{name}.txt"
     path.write_bytes(ONE_A_LINE[name].encode())
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "kvsharer_exp.data.load"):
         found = load_passages(str(path))
     assert len(found) == 40
     assert fingerprint(found) == FINGERPRINTS[name]
@@ -88,7 +88,7 @@ def test_paragraphs_are_joined(
     path = tmp_path / "book.txt"
     wrapped = [textwrap.fill(passage, width).replace("\n", end) for passage in LINES]
     path.write_bytes((end * 2).join(["A TITLE", *wrapped]).encode())
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "kvsharer_exp.data.load"):
         found = load_passages(str(path))
     assert [passage.text for passage in found] == ["A TITLE", *LINES]
     assert f"lines are wrapped at {width} characters, read as 41 paragraphs in" in caplog.text

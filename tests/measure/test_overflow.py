@@ -15,7 +15,7 @@ from kvsharer_exp.measure.perplexity import window_losses
 from kvsharer_exp.measure.ranking import distance_matrix, rank
 from kvsharer_exp.model.sharing.runtime import share_kv
 from kvsharer_exp.search.paper.greedy import greedy
-from kvsharer_exp.search.strategies.loss_model import LossModel
+from kvsharer_exp.search.strategies.loss_model import LossModel, pair_terms
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
@@ -107,5 +107,5 @@ def test_no_pair_leaves_the_ranking_because_it_overflows() -> None:
     assert any(error == math.inf for row in matrix for error in row)
     pairs = rank(matrix, model_id="", distance="block_output").pairs
     assert len(pairs) == NUM_LAYERS * (NUM_LAYERS - 1) // 2
-    losses = LossModel(DissimilarityRanking("", "", NUM_LAYERS, pairs), matrix)
+    losses = LossModel(pair_terms(DissimilarityRanking("", "", NUM_LAYERS, pairs), matrix))
     assert np.isfinite(losses.draw(np.random.default_rng(0))).all()

@@ -186,7 +186,8 @@ def test_an_arc_leads_from_every_target_to_its_source_and_owners_are_shaded() ->
 
 
 def entry(num_shared: int, **retained: float) -> FrontEntry:
-    return FrontEntry((0,) * 8, "", num_shared, 1 - num_shared / 8, {}, retained)
+    sources = (0,) * (num_shared + 1) + tuple(range(num_shared + 1, 8))
+    return FrontEntry(sources, "", num_shared, 1 - num_shared / 8, {}, retained)
 
 
 def test_bars_are_what_each_map_retains_and_a_missing_score_has_none() -> None:

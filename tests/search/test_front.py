@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from kvsharer_exp.search.front import (
     BestSoFar,
     GrowingFront,
-    best_per_size,
+    best_per_rung,
     best_within,
-    by_size,
+    by_rung,
     hypervolume,
     is_beaten,
     pareto_front,
@@ -74,14 +74,14 @@ def test_points_beyond_the_reference_count_nothing() -> None:
 def test_only_complete_results_count() -> None:
     results = [result(0, 0.5, None), result(1, 0.6, 0.1, 2), result(2, 0.6, 0.3, 2)]
     assert [r.number for r in pareto_front(results)] == [2]
-    assert {size: r.number for size, r in best_per_size(results).items()} == {2: 2}
+    assert {size: r.number for size, r in best_per_rung(results).items()} == {2: 2}
 
 
 def test_a_status_that_is_not_complete_and_a_score_that_is_no_number_stay_out() -> None:
     screened = replace(result(0, 0.1, 5.0), status="screened_out")
     results = [screened, result(1, 0.2, float("nan")), result(2, 0.6, 0.3)]
     assert [r.number for r in pareto_front(results)] == [2]
-    assert [r.number for r in best_per_size(results).values()] == [2]
+    assert [r.number for r in best_per_rung(results).values()] == [2]
 
 
 @given(points)
@@ -89,7 +89,7 @@ def test_the_front_does_not_depend_on_the_order_and_has_the_whole_hypervolume(ch
     results = [result(i, x, y, shared=x) for i, (x, y) in enumerate(chosen)]
     front = pareto_front(results)
     assert pareto_front(results[::-1]) == front
-    assert best_per_size(results[::-1]) == best_per_size(results)
+    assert best_per_rung(results[::-1]) == best_per_rung(results)
     reduced = [(r.footprint.kv_fraction, r.score) for r in front]
     assert hypervolume(reduced, (5, 1)) == hypervolume(chosen, (5, 1))
 
@@ -106,8 +106,8 @@ def test_hypervolumes_are_those_of_every_beginning(chosen) -> None:
 
 def test_of_equal_maps_of_one_size_the_earliest_is_best() -> None:
     results = [result(3, 0.5, 1.0, 2), result(1, 0.5, 1.0, 2), result(2, 0.9, 0.5, 1)]
-    assert {size: r.number for size, r in best_per_size(results).items()} == {1: 2, 2: 1}
-    assert list(best_per_size(results)) == [1, 2]
+    assert {size: r.number for size, r in best_per_rung(results).items()} == {1: 2, 2: 1}
+    assert list(best_per_rung(results)) == [1, 2]
 
 
 def test_a_front_is_flat_when_the_last_results_added_next_to_nothing() -> None:
@@ -136,8 +136,8 @@ def test_the_best_so_far_are_the_best_of_what_came(chosen: list[tuple[int, int]]
     for count, one in enumerate(results, start=1):
         before = seen.best.get(one.num_shared)
         assert seen.add(one) == (before is None or one.score > before.score)
-        assert seen.best == best_per_size(results[:count])
-    for size, ranked in by_size(results).items():
+        assert seen.best == best_per_rung(results[:count])
+    for size, ranked in by_rung(results).items():
         assert [r.score for r in ranked] == sorted((r.score for r in ranked), reverse=True)
         assert {r.num_shared for r in ranked} == {size}
 

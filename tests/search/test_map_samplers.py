@@ -24,6 +24,7 @@ TARGET_COST, SOURCE_COST = DICE.exponential(0.1, LAYERS), DICE.exponential(0.02,
 
 def loss(sharing_map) -> float:
     """Costs of the layers that read and are read, and a little for every two readers together."""
+    sharing_map = getattr(sharing_map, "sharing_map", sharing_map)  # the study has it as a plan
     costs = [
         TARGET_COST[t] + SOURCE_COST[sharing_map.kv_source_layers[t]] for t in sharing_map.targets
     ]

@@ -197,7 +197,7 @@ def test_reads_come_within_the_gap_of_all_plans(seed: int, scale: float, ties: b
         slack = SLACK * (optimum + scale)
         assert bound - slack <= optimum <= solved.loss + slack
         assert solved.loss <= bound / (1 - GAP) + 1e-6 * scale
-    assert any(solved.plan.readers for solved, _ in found)
+    assert any(solved.plan.targets for solved, _ in found)
 
 
 def test_the_loss_of_a_read_is_that_of_its_sources_bits() -> None:

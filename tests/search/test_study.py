@@ -39,7 +39,8 @@ class Scorer:
     def __init__(self) -> None:
         self.scored: list[str] = []
 
-    def __call__(self, sharing_map, footprint, so_far) -> Outcome:
+    def __call__(self, plan, footprint, so_far) -> Outcome:
+        sharing_map = plan.sharing_map
         self.scored.append(str(sharing_map))
         if 1 in sharing_map.targets:
             return Outcome({}, "screened_out", "screen", reason="layer 1")
@@ -65,7 +66,8 @@ def holds_many(kind: str) -> bool:
     return len(drawn) >= 25
 
 
-KINDS = sorted(filter(holds_many, SPACES))
+MAPS = [kind for kind, space in SPACES.items() if not space.holds_plans]
+KINDS = sorted(filter(holds_many, MAPS))
 BOTH = [(s, k) for s in (*SAMPLERS, *STRATEGIES) for k in KINDS if s != "gp" or k == "ranked_pairs"]
 
 

@@ -7,6 +7,7 @@ import pytest
 from kvsharer_exp.search.study import open_study
 from kvsharer_exp.search.study_store import VERSION, StudyStore
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 
 MAP = SharingMap((0, 0, 2, 0))
@@ -31,7 +32,7 @@ def test_everything_is_read_back_by_the_next_process(tmp_path: Path) -> None:
     with open_study("s", storage=None, folder=tmp_path) as store:
         assert store.mlflow_run_id == "run"
         assert store.front_runs == ["a", "b"]
-        assert store.seeds == [("paper greedy", MAP)]
+        assert store.seeds == [("paper greedy", KVPlan.of(MAP))]
         assert store.finals == {MAP.digest: [0.5, 0.25]}
         assert store.map_run(MAP) == "child"
         assert store.held_out("key") == {MAP.digest: ({"kl": 0.5}, {"kl": [0.4, 0.6]})}

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from kvsharer_exp import load_exported
 from kvsharer_exp.shipping.export import write_export
+from tests.model.actions.plans import PLANS, fitted
 from tests.tiny import some_map, tiny_model
 
 
@@ -30,4 +31,11 @@ WAYS: dict[str, Callable[[Path], PreTrainedModel]] = {"theirs": theirs, "ours": 
 def export(name: str, tokenizer: Any, path: Path) -> Path:
     model = copy.deepcopy(tiny_model(name))
     write_export(model, tokenizer, some_map(model, 2), path, card="# card\n")
+    return path
+
+
+def export_plan(name: str, plan: str, tokenizer: Any, path: Path) -> Path:
+    """``plan`` is a name of `PLANS`."""
+    model, wanted = tiny_model(name), fitted(tiny_model(name), PLANS[plan])
+    write_export(copy.deepcopy(model), tokenizer, wanted, path, card="# card\n")
     return path

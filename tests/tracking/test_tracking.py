@@ -33,7 +33,7 @@ MAP = SharingMap((0, 1, 0, 3))
 def trial(number: int = 0, status: str = "complete", **changes: object) -> TrialResult:
     values = {
         "params": {"num_shared": 1, "source_2": 0},
-        "sharing_map": MAP,
+        "plan": MAP,
         "scores": {"kl": 0.25, "perplexity/report": 20.0, "lm_eval/task/exact@1": 0.5},
         "footprint": Footprint(96, 0.75, 1000),
         "stage_reached": "fit",

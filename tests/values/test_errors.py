@@ -13,7 +13,10 @@ from kvsharer_exp.cli.terminal import LINE_CHARACTERS, one_line
 from tests.refusals import WAY_OUT, check_refusal
 
 PACKAGE = Path(kvsharer_exp.__file__).parent
-ERRORS = ("InputError", "SharingError", "SharingMapError")
+ERRORS = (
+    *("InputError", "SharingError", "SharingMapError"),
+    *("KVPlanError", "PlanFileError", "FitFileError"),
+)
 VALUE = "x" * 20  # stands for what is filled in
 
 

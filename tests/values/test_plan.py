@@ -31,7 +31,7 @@ def test_a_text_comes_back_and_so_does_json() -> None:
     ]  # fmt: skip
     assert plan.actions[1] == Own(4, sinks=4)
     assert plan.owners == (0, 1, 5, 8)
-    assert plan.readers == (2, 4, 9)
+    assert plan.targets == (2, 4, 9)
     assert plan.key_sources == (0, 1, 0, None, 4, 5, None, None, 8, 0)
     assert plan.value_sources == (0, 1, 0, None, 0, 5, None, None, 8, 1)
     assert plan.sharing_map is None
@@ -48,7 +48,7 @@ def test_a_map_is_a_plan_and_prints_digests_and_stores_as_one() -> None:
     assert KVPlan.from_json(sharing_map.to_json()) == plan
     assert KVPlan.full(3).sharing_map == SharingMap.identity(3)
     assert plan.owners == sharing_map.owners
-    assert plan.readers == sharing_map.targets
+    assert plan.targets == sharing_map.targets
     assert KVPlan.parse("0_1q4_0").sharing_map is None
 
 
@@ -119,7 +119,7 @@ def test_a_map_that_breaks_a_rule_is_refused_in_the_words_of_maps() -> None:
 def test_half_an_owner_holds_no_length_and_its_half_can_be_read() -> None:
     plan = KVPlan.parse("0_1k0v_1k0v")
     assert plan.owners == (0,)
-    assert plan.readers == (1, 2)
+    assert plan.targets == (1, 2)
     with pytest.raises(KVPlanError, match="name 0 instead"):
         KVPlan.parse("0_1k0v_1")
 

@@ -1,6 +1,7 @@
-"""The command ``bench``: memory and speed of one map and of the full cache.
+"""The command ``bench``: memory and speed of one plan or map and of the full cache.
 
-They are measured, and predicted from the shapes. Without ``map=`` the command calculates what the
+They are measured, and predicted from the shapes. Without
+``plan=`` and ``map=`` the command calculates what the
 ``compression.ratios`` would save for this model.
 """
 
@@ -11,8 +12,9 @@ from typing import Any
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
-from kvsharer_exp.cli.session.named_maps import read_map
-from kvsharer_exp.cli.session.result_file import identify
+from kvsharer_exp.cli.session.plan_words import counted, kind_of
+from kvsharer_exp.cli.session.plans import Plans
+from kvsharer_exp.cli.session.result_file import identify, tags_of
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.terminal import TurningTable
@@ -23,59 +25,57 @@ from kvsharer_exp.reporting.bench_table import ROWS_PER_CELL, cells_table, mib, 
 from kvsharer_exp.reporting.figures.bench import bench_figure
 from kvsharer_exp.reporting.figures.style import save_png
 from kvsharer_exp.search.paper.greedy import num_targets
-from kvsharer_exp.values.sharing_map import SharingMap
 
 
-def run(config: Config, log: RunLog, loaded: LoadedModel, windows: Windows) -> None:
+def run(config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, plans: Plans) -> None:
     """Write ``result.json`` with one cell for each batch size and context."""
-    if config.map is None:
+    if config.map is None and config.plan is None:
         _calculate(config, log, loaded, windows)
     else:
-        _measure(config, log, loaded, windows, read_map(config, log.tracker))
+        _measure(config, log, loaded, windows, plans)
 
 
 def _measure(
-    config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, sharing_map: SharingMap
+    config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, plans: Plans
 ) -> None:
-    wanted = config.bench
-    loaded.check(sharing_map)
+    wanted, plan = config.bench, plans.plan
+    plans.check()
     _check_contexts(config, loaded, wanted.new_tokens)
-    log.start(
-        loaded.description,
-        windows.texts,
-        kv_source_layers=str(sharing_map),
-        digest=sharing_map.digest,
-    )
+    log.start(loaded.description, windows.texts, **tags_of(plan))
+    fitted = plans.fitted
+    plans.keep(fitted)
     cells = []
     for batch, context in product(wanted.batch_sizes, wanted.contexts):
         measured = measure(
             loaded.model,
-            sharing_map,
+            fitted,
             batch=batch,
             context=context,
             new_tokens=wanted.new_tokens,
             repeats=wanted.repeats,
             seed=config.seed,
         )
-        predicted = predict(loaded.model, sharing_map, batch=batch, context=context)
+        predicted = predict(loaded.model, plan, batch=batch, context=context)
         cells.append({"batch": batch, "context": context, **measured, "predicted": predicted})
         log.say(f"measured batch {batch}, context {context}")
         log.log_metrics(_metrics(cells[-1]))
-    log.console.print(f"map {sharing_map} (cache and memory in MiB, medians, lowest–highest)")
+    log.console.print(f"{kind_of(plan)} {plan} (cache and memory in MiB, medians, lowest–highest)")
     log.console.print(TurningTable.of(cells_table(cells), section=ROWS_PER_CELL))
     sentence = where_from(cells[-1])
     log.console.print(sentence)
-    size = f"{len(sharing_map.targets)} of {loaded.num_layers} layers shared"
-    log.keep("bench.png", save_png(bench_figure(cells, f"{loaded.name}, {size}")))
+    title = f"{loaded.name}, {counted(plan)}"
+    log.keep("bench.png", save_png(bench_figure(cells, title)))
     log.finish(
         {
-            **identify(sharing_map),
-            "footprint": footprint(loaded.model, sharing_map).to_dict(),
+            **identify(plan),
+            "footprint": footprint(loaded.model, plan, context=config.footprint.context).to_dict(),
             "threads": _threads(),
             "cells": cells,
             "where_from": sentence,
         },
-        then=f"kvsharer export model={loaded.name} map={sharing_map}",
+        then=f"kvsharer export model={loaded.name} map={plan}"
+        if plan.sharing_map is not None
+        else f"kvsharer evaluate model={loaded.name} plan={plan}",
     )
 
 

@@ -1,4 +1,4 @@
-"""The command ``evaluate``: the scores of one map and of the full cache, on the same items."""
+"""The command ``evaluate``: one plan or map, and the full cache, scored on the same items."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
-from kvsharer_exp.cli.session.named_maps import read_map
-from kvsharer_exp.cli.session.result_file import identify, told_directions
+from kvsharer_exp.cli.session.plan_words import kind_of, memory_words
+from kvsharer_exp.cli.session.plans import Plans
+from kvsharer_exp.cli.session.result_file import identify, tags_of, told_directions
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
@@ -17,27 +18,28 @@ from kvsharer_exp.values.score_names import retained
 
 
 def run(
-    config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, scorers: Scorers
+    config: Config,
+    log: RunLog,
+    loaded: LoadedModel,
+    windows: Windows,
+    scorers: Scorers,
+    plans: Plans,
 ) -> None:
-    """Write ``result.json`` with the scores of the map and the full cache, and what is retained."""
-    sharing_map = read_map(config, log.tracker)
+    """Write ``result.json`` with the scores of plan and full cache, and what is retained."""
+    plan = plans.plan
     scorers.load_tasks()
-    loaded.check(sharing_map)
+    plans.check()
     windows.require("held_out")
     scorers.require()
-    log.start(
-        loaded.description,
-        windows.texts,
-        kv_source_layers=str(sharing_map),
-        digest=sharing_map.digest,
-    )
-    held_out = scorers.held_out()
+    log.start(loaded.description, windows.texts, **tags_of(plan))
+    fitted, held_out = plans.fitted, scorers.held_out()
+    plans.keep(fitted)
     full = {**scorers.fitness.full_scores.named(), **held_out.score(loaded.full_cache).scores}
     log.say("scored the full cache")
-    scores = {**scorers.fitness.score(sharing_map).named(), **held_out.score(sharing_map).scores}
+    scores = {**scorers.fitness.score(fitted).named(), **held_out.score(fitted).scores}
     kept = retained(scores, full, scorers.directions)
-    size = footprint(loaded.model, sharing_map)
-    measured = measured_footprint(loaded.model, sharing_map, windows.held_out[:1])
+    size = footprint(loaded.model, plan, context=config.footprint.context)
+    measured = measured_footprint(loaded.model, fitted, windows.held_out[:1])
     log.log_metrics(
         {
             **scores,
@@ -47,16 +49,13 @@ def run(
             "kv_bytes_per_token": size.kv_bytes_per_token,
         }
     )
-    log.console.print(f"map {sharing_map}")
-    log.console.print(_table(scores, full, kept))
-    log.console.print(
-        f"{len(sharing_map.targets)} of {sharing_map.num_layers} layers shared: "
-        f"{size.kv_bytes_per_token:,} KV bytes per token ({size.kv_fraction:.1%} of full), "
-        f"{size.parameter_bytes_saved:,} bytes of K/V projections unused"
-    )
+    kind = kind_of(plan)
+    log.console.print(f"{kind} {plan}")
+    log.console.print(_table(scores, full, kept, "shared" if kind == "map" else kind))
+    log.console.print(memory_words(plan, size))
     log.finish(
         {
-            **identify(sharing_map),
+            **identify(plan),
             "scores": scores,
             "retained": kept,
             "full": {"scores": full},
@@ -68,9 +67,9 @@ def run(
 
 
 def _table(
-    scores: Mapping[str, float], full: Mapping[str, float], kept: Mapping[str, float]
+    scores: Mapping[str, float], full: Mapping[str, float], kept: Mapping[str, float], side: str
 ) -> TurningTable:
-    table = TurningTable("score", "full", "shared", "retained")
+    table = TurningTable("score", "full", side, "retained")
     for name, value in scores.items():
         share = f"{kept[name]:.1%}" if name in kept else ""
         table.add_row(name, f"{full[name]:.4g}", f"{value:.4g}", share)

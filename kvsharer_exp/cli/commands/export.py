@@ -1,4 +1,4 @@
-"""The command ``export``: one map as a model folder, with a card on what it saves and costs."""
+"""The command ``export``: one plan or map as a model folder, with a card on its gain and cost."""
 
 from __future__ import annotations
 
@@ -7,47 +7,66 @@ from pathlib import Path
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
-from kvsharer_exp.cli.session.named_maps import read_map
-from kvsharer_exp.cli.session.result_file import identify
+from kvsharer_exp.cli.session.plan_words import kind_of, memory_words
+from kvsharer_exp.cli.session.plans import Plans
+from kvsharer_exp.cli.session.result_file import identify, tags_of
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
+from kvsharer_exp.measure.perplexity import perplexity_of, window_losses
+from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.footprint import footprint, measured_footprint
+from kvsharer_exp.model.sharing.runtime import apply_plan
 from kvsharer_exp.reporting.model_card import Measured, model_card
-from kvsharer_exp.shipping.export import check_destination, check_model, write_export
-from kvsharer_exp.values.score_names import retained
+from kvsharer_exp.shipping.export import (
+    check_actions,
+    check_destination,
+    check_model,
+    plan_file,
+    write_export,
+)
+from kvsharer_exp.values.score_names import HELD_OUT_PERPLEXITY, retained
 
 
 def run(
-    config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, scorers: Scorers
+    config: Config,
+    log: RunLog,
+    loaded: LoadedModel,
+    windows: Windows,
+    scorers: Scorers,
+    plans: Plans,
 ) -> None:
     """Write the model folder and ``result.json``."""
-    sharing_map = read_map(config, log.tracker)
-    wanted = config.export
+    plan, wanted = plans.plan, config.export
     path = Path(wanted.path) if wanted.path else log.folder / "export"
     check_destination(path, overwrite=wanted.overwrite)
-    loaded.check(sharing_map)
+    plans.check()
     check_model(loaded.model)
+    check_actions(plan)
     windows.require("calibration", "held_out")
-    log.start(
-        loaded.description,
-        windows.texts,
-        kv_source_layers=str(sharing_map),
-        digest=sharing_map.digest,
-    )
-    held_out = scorers.held_out(tasks=False)
-    full = {**scorers.fitness.full_scores.named(), **held_out.score(loaded.full_cache).scores}
-    scores = {**scorers.fitness.score(sharing_map).named(), **held_out.score(sharing_map).scores}
+    log.start(loaded.description, windows.texts, **tags_of(plan))
+    fitted = plans.fitted
+    plans.keep(fitted)
+
+    def held_out(plan: FittedPlan) -> dict[str, float]:
+        with apply_plan(loaded.model, plan):
+            losses = window_losses(loaded.model, windows.held_out, config.scoring.batch_size)
+        return {HELD_OUT_PERPLEXITY: perplexity_of(losses)}
+
+    full_cache = FittedPlan.of(loaded.full_cache)
+    full = {**scorers.fitness.full_scores.named(), **held_out(full_cache)}
+    scores = {**scorers.fitness.score(fitted).named(), **held_out(fitted)}
     kept = retained(scores, full)
-    log.say("scored full and shared")
+    kind = kind_of(plan)
+    log.say(f"scored full and {'shared' if kind == 'map' else kind}")
     size = replace(
-        footprint(loaded.model, sharing_map),
-        measured=measured_footprint(loaded.model, sharing_map, windows.held_out[:1]),
+        footprint(loaded.model, plan, context=config.footprint.context),
+        measured=measured_footprint(loaded.model, fitted, windows.held_out[:1]),
     )
     card = model_card(
         loaded.spec,
         loaded.description,
-        sharing_map,
+        fitted,
         Measured(
             size=size,
             scores=scores,
@@ -60,7 +79,7 @@ def run(
         ),
     )
     weight_bytes = write_export(
-        loaded.model, loaded.tokenizer, sharing_map, path, card=card, overwrite=wanted.overwrite
+        loaded.model, loaded.tokenizer, fitted, path, card=card, overwrite=wanted.overwrite
     )
     log.tracker.log_text(log.run_id, card, "model_card.md")
     log.log_metrics(
@@ -72,21 +91,18 @@ def run(
             "parameter_bytes_saved": size.parameter_bytes_saved,
         }
     )
-    log.console.print(
-        f"{len(sharing_map.targets)} of {sharing_map.num_layers} layers shared: "
-        f"{size.kv_bytes_per_token:,} KV bytes per token ({size.kv_fraction:.1%} of full), "
-        f"{size.parameter_bytes_saved:,} bytes of weights left out, {weight_bytes:,} written"
-    )
+    log.console.print(f"{memory_words(plan, size)}, {weight_bytes:,} written")
     log.console.print(f"export   {path}", markup=False)
+    # An export does not hold its fits in the form of `plan=`; the folder of the run does.
+    named = log.folder if fitted.fits else path / plan_file(plan)
     log.finish(
         {
-            **identify(sharing_map),
+            **identify(plan),
             "scores": scores,
             "retained": kept,
             "full": {"scores": full},
             "footprint": size.to_dict(),
             "export": {"path": str(path), "weight_file_bytes": weight_bytes},
         },
-        then=f"kvsharer generate model={loaded.name} map={path / 'sharing_map.json'} "
-        'generate.prompt="…"',
+        then=f'kvsharer generate model={loaded.name} {kind}={named} generate.prompt="…"',
     )

@@ -1,6 +1,6 @@
 """The command ``generate``: answers to a prompt, or to each prompt of a file.
 
-The answers of the full cache and of the map are shown side by side.
+The answers of the full cache and of the plan or map are shown side by side.
 """
 
 from __future__ import annotations
@@ -18,51 +18,49 @@ from rich.text import Text
 from kvsharer_exp.cli.config.commands import GenerateConfig
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
-from kvsharer_exp.cli.session.named_maps import read_map
-from kvsharer_exp.cli.session.result_file import identify
+from kvsharer_exp.cli.session.plan_words import kind_of
+from kvsharer_exp.cli.session.plans import Plans
+from kvsharer_exp.cli.session.result_file import identify, tags_of
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.measure.benchmark import check_length
+from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.sharing.cache import cache_bytes
-from kvsharer_exp.model.sharing.runtime import share_kv
+from kvsharer_exp.model.sharing.runtime import apply_plan
 from kvsharer_exp.values.errors import InputError
-from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.text import shorten
 from kvsharer_exp.values.text_files import read_text, why_unreadable
 
 
-def run(config: Config, log: RunLog, loaded: LoadedModel, windows: Windows) -> None:
+def run(config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, plans: Plans) -> None:
     """Write ``result.json`` with both answers to every prompt."""
     wanted = config.generate
     prompts = read_prompts(wanted)
-    sharing_map = read_map(config, log.tracker)
-    loaded.check(sharing_map)
+    plan = plans.plan
+    plans.check()
     encoded = [_encode(loaded, prompt, chat=wanted.chat) for prompt in prompts]
     for ids in encoded:
         longest = ids.shape[1] + wanted.max_new_tokens
         check_length(loaded.model, longest, "the prompt with generate.max_new_tokens")
-    log.start(
-        loaded.description,
-        windows.texts,
-        kv_source_layers=str(sharing_map),
-        digest=sharing_map.digest,
-    )
-    for side in (loaded.full_cache, sharing_map):  # warm-up
+    log.start(loaded.description, windows.texts, **tags_of(plan))
+    fitted = plans.fitted
+    plans.keep(fitted)
+    for side in (None, fitted):  # warm-up
         _answer(loaded, side, encoded[0], 2)
     answers = []
     for prompt, ids in zip(prompts, encoded, strict=True):
-        both = _both(loaded, sharing_map, ids, wanted.max_new_tokens)
+        both = _both(loaded, fitted, ids, wanted.max_new_tokens)
         answers.append({"prompt": prompt, **both})
-        _show(log, answers[-1])
+        _show(log, answers[-1], "shared" if plan.sharing_map is not None else "plan")
     log.tracker.log_dict(log.run_id, {"answers": answers}, "answers.json")
     log.finish(
         {
-            **identify(sharing_map),
+            **identify(plan),
             "max_new_tokens": wanted.max_new_tokens,
             "chat": wanted.chat,
             "answers": answers,
         },
-        then=f"kvsharer evaluate model={loaded.name} map={sharing_map}",
+        then=f"kvsharer evaluate model={loaded.name} {kind_of(plan)}={plan}",
     )
 
 
@@ -118,11 +116,9 @@ def _encode(loaded: LoadedModel, prompt: str, *, chat: bool) -> torch.Tensor:
     return torch.tensor([ids], device=loaded.model.get_input_embeddings().weight.device)
 
 
-def _both(
-    loaded: LoadedModel, sharing_map: SharingMap, ids: torch.Tensor, most: int
-) -> dict[str, Any]:
-    full = _answer(loaded, loaded.full_cache, ids, most)
-    shared = _answer(loaded, sharing_map, ids, most)
+def _both(loaded: LoadedModel, fitted: FittedPlan, ids: torch.Tensor, most: int) -> dict[str, Any]:
+    full = _answer(loaded, None, ids, most)
+    shared = _answer(loaded, fitted, ids, most)
     return {
         "prompt_tokens": ids.shape[1],
         "full": full,
@@ -132,11 +128,14 @@ def _both(
 
 
 def _answer(
-    loaded: LoadedModel, sharing_map: SharingMap, ids: torch.Tensor, most: int
+    loaded: LoadedModel, fitted: FittedPlan | None, ids: torch.Tensor, most: int
 ) -> dict[str, Any]:
-    """Answer greedily. ``tokens_per_second`` counts the whole call, the prefill included."""
+    """Answer greedily, with the full cache if no plan is given.
+
+    ``tokens_per_second`` counts the whole call, the prefill included.
+    """
     model, tokenizer, cuda = loaded.model, loaded.tokenizer, ids.is_cuda
-    with share_kv(model, sharing_map) if sharing_map.targets else nullcontext():
+    with nullcontext() if fitted is None else apply_plan(model, fitted):
         started = time.perf_counter()
         output = model.generate(
             ids,
@@ -159,10 +158,10 @@ def _answer(
     }
 
 
-def _show(log: RunLog, answer: dict[str, Any]) -> None:
+def _show(log: RunLog, answer: dict[str, Any], changed: str) -> None:
     log.console.print(Text(f"\n> {answer['prompt']}", style="bold"))
     table = Table("", show_lines=True)
-    for side in ("full", "shared"):
+    for side in ("full", changed):
         table.add_column(side, overflow="fold")
     full, shared, differs = answer["full"], answer["shared"], answer["first_diverging_token"]
     table.add_row("answer", Text(full["text"]), Text(shared["text"]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,35 +20,40 @@ from hydra.core.hydra_config import HydraConfig
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.calibration import Calibration
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.result_file import told_directions
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.steps.front_lines import print_front
+from kvsharer_exp.cli.steps.plan_candidates import PlanParts
 from kvsharer_exp.cli.steps.sweep_entries import EntryMaker
 from kvsharer_exp.cli.steps.sweep_outputs import keep_files, mark_front
 from kvsharer_exp.cli.steps.sweep_progress import SweepProgress
 from kvsharer_exp.cli.steps.sweep_setup import (
     identity_of,
     say_left_out,
+    solved_seeds,
     start_sweep,
     study_name,
     sweep_search,
     sweep_seeds,
     sweep_space,
 )
+from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.reporting.sweep_result import SweepResult
 from kvsharer_exp.search.finals import Finals
 from kvsharer_exp.search.fitness import find_fitness
-from kvsharer_exp.search.front import GrowingFront, pareto_front
+from kvsharer_exp.search.front import GrowingFront, bytes_rung, kv_of, pareto_front
 from kvsharer_exp.search.paper.greedy import num_targets
 from kvsharer_exp.search.samplers import check_sampler
 from kvsharer_exp.search.seeds import PAPER, SeedFile
-from kvsharer_exp.search.spaces.registry import check_space
+from kvsharer_exp.search.spaces.registry import check_space, is_for_plans
 from kvsharer_exp.search.stages import StagedScorer, agreements
 from kvsharer_exp.search.study import Search, open_study, run_search
 from kvsharer_exp.search.study_store import StudyStore
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.trial import TrialResult
 
 
@@ -59,6 +64,7 @@ def run(
     windows: Windows,
     calibration: Calibration,
     scorers: Scorers,
+    plans: Plans,
 ) -> None:
     """Write ``result.json`` with the front; everything else is in MLflow."""
     seed_file = _check_options(config)
@@ -67,7 +73,8 @@ def run(
     windows.require("calibration", "held_out")
     scorers.require()
     given = seed_file.seeds(loaded.description["id"], loaded.layers) if seed_file else []
-    identity = identity_of(config, loaded, windows)
+    of_plans = is_for_plans(config.search_space.kind)
+    identity = identity_of(config, loaded, windows, plans=of_plans)
     with open_study(
         config.study.name or study_name(config, identity),
         storage=config.study.storage,
@@ -78,17 +85,24 @@ def run(
         start_sweep(log, loaded, windows, store)
         calibration.keep_ranking(log)
         seeds = [*sweep_seeds(config, log, calibration, store), *given]
-        space = sweep_space(config, calibration, max_shared, seeds)
+        parts = None
+        if of_plans:
+            parts = PlanParts.make(config, log, loaded, windows, calibration, plans, store, seeds)
+        fitted = parts.fitted if parts else FittedPlan.of
+        space = sweep_space(config, calibration, max_shared, seeds, parts)
         say_left_out(config, log, space, given)
-        search, scorer = sweep_search(config, loaded, calibration, scorers, store, space, seeds)
+        seeds = solved_seeds(log, space, seeds)
+        search, scorer = sweep_search(
+            config, loaded, calibration, scorers, store, space, seeds, parts
+        )
         log.say("scored the full cache")
         reference = (1.0, scorer.reference_score)
         known_before, began = len(store.results()), log.seconds
         found = _run_search(config, log, store, search, reference)
         searched = log.seconds - began
-        front, finals = _finals(config, log, windows, scorers, store, found, searched)
+        front, finals = _finals(config, log, windows, scorers, store, found, searched, fitted)
         log.say(f"scoring {len(front)} maps of the front on report texts and tasks")
-        entries = EntryMaker(config, log, loaded, scorers, store, scorer.full_tasks)
+        entries = EntryMaker(config, log, loaded, scorers, store, scorer.full_tasks, fitted)
         sweep = SweepResult(
             model=loaded.name,
             study=store.name,
@@ -164,6 +178,7 @@ def _finals(
     store: StudyStore,
     found: Sequence[TrialResult],
     searched: float,
+    fitted: Callable[[KVPlan], FittedPlan],
 ) -> tuple[list[TrialResult], dict[str, Any]]:
     """Hold the finals; returns the front and what ``result.json`` says of the finals.
 
@@ -176,15 +191,18 @@ def _finals(
     if not config.holds_finals:
         return front, {"windows": 0}
     minutes = config.study.minutes
+    of_plans = is_for_plans(config.search_space.kind)
     left = float("inf") if minutes is None else max(0.0, 60 * minutes - searched)
     deadline = time.monotonic() + left
     scorers.fitness.reset()
     finals = Finals(
-        lambda: windows.finals,
+        lambda: windows.beside_fits(windows.finals) if of_plans else windows.finals,
         scorers.final,
         config.scoring.batch_size,
         is_over=lambda: time.monotonic() >= deadline,
         say=log.say,
+        fitted=fitted,
+        rung=bytes_rung if of_plans else kv_of,
     )
     return finals.hold(store, found, front)
 
@@ -197,7 +215,7 @@ def _beaten(
     config: Config, found: Sequence[TrialResult], front: Sequence[TrialResult]
 ) -> list[TrialResult]:
     """The paper's maps, at the ratios asked for, that are not on the front; smallest first."""
-    layers = found[0].sharing_map.num_layers
+    layers = found[0].plan.num_layers
     asked = {num_targets(ratio, layers) for ratio in config.compression.ratios}
     beaten = [r for r in _of_paper(found) if r.score is not None and r not in front]
     return sorted((r for r in beaten if r.num_shared in asked), key=lambda r: r.num_shared)

@@ -21,6 +21,7 @@ from kvsharer_exp.cli.config.commands import (
     UiConfig,
 )
 from kvsharer_exp.cli.config.model import ModelConfig
+from kvsharer_exp.cli.config.plans import FitConfig, FootprintConfig
 from kvsharer_exp.cli.config.scoring import ScoringConfig
 from kvsharer_exp.cli.config.search import (
     ComponentConfig,
@@ -45,11 +46,17 @@ class Config:
     quiet: bool = False  # true does what --quiet does
     # A map as text or list, the path of a .json, or an MLflow run id.
     map: Any = field(default=None, metadata=PATH)
+    # A KV plan as text, the path of a .json, a folder with a plan, or an MLflow run id.
+    plan: Any = field(default=None, metadata=PATH)
+    # For the command plan: another plan, given as plan= is, to compare with.
+    compare: Any = field(default=None, metadata=PATH)
     # For report and reproduce: one or a list of MLflow run ids or run folders.
     run: Any = field(default=None, metadata=PATHS)
     model: ModelConfig = field(default_factory=ModelConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    footprint: FootprintConfig = field(default_factory=FootprintConfig)
     compression: CompressionConfig = field(default_factory=CompressionConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     search_space: ComponentConfig = field(default_factory=ComponentConfig)

@@ -16,19 +16,39 @@ from kvsharer_exp.cli.config.text_keys import PATH
 from kvsharer_exp.cli.config.texts import one_of
 from kvsharer_exp.values.errors import InputError, at_least
 
+_RATIOS = [0.125, 0.25, 0.375]
+
 
 @dataclass
 class CompressionConfig:
-    """How many layers are shared.
+    """How many layers are shared, or how much KV is kept.
 
     Args:
         ratios: targets / layers, each between 0 and 1. Default: 0.125, 0.25 and 0.375, the paper's.
             A ratio asks for round(ratio × num_layers) targets, with halves rounded up.
+        kv: the shares of the full cache's bytes that plans may keep, each above 0 and at most 1, at
+            ``footprint.context``. Default: 0.15, 0.1875, 0.22, 0.25 and 0.3125. For a search space
+            of plans, where ``ratios`` are those of the maps among its seeds.
+        kv_gib: a budget in GiB for ``footprint.batch`` sequences instead. Default: none.
     """
 
-    ratios: list[float] = field(default_factory=lambda: [0.125, 0.25, 0.375])
+    ratios: list[float] = field(default_factory=lambda: list(_RATIOS))
+    kv: list[float] | None = None
+    kv_gib: float | None = None
 
     def __post_init__(self) -> None:
+        if self.kv is not None and self.kv_gib is not None:
+            raise InputError("compression.kv and compression.kv_gib are both given: give one")
+        if (self.kv is not None or self.kv_gib is not None) and list(self.ratios) != _RATIOS:
+            raise InputError(
+                "compression.ratios and compression.kv are both given: give ratios for maps, "
+                "or kv for plans"
+            )
+        for share in [] if self.kv is None else self.kv or [0.0]:
+            if not 0 < share <= 1:
+                raise InputError(f"compression.kv={share:g}: give shares above 0, at most 1")
+        if self.kv_gib is not None and self.kv_gib <= 0:
+            raise InputError(f"compression.kv_gib={self.kv_gib:g}: give GiB above 0")
         if not self.ratios:
             raise InputError("compression.ratios is empty: give at least one ratio, like [0.25]")
         for ratio in self.ratios:

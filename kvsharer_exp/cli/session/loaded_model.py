@@ -13,6 +13,7 @@ from kvsharer_exp.model.describe import adds_bos, describe
 from kvsharer_exp.model.load import load
 from kvsharer_exp.model.sharing.architectures import AttentionLayer, attention_layers
 from kvsharer_exp.model.spec import ModelSpec
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 
 
@@ -62,11 +63,11 @@ class LoadedModel:
         """Whether a text begins with the tokenizer's BOS."""
         return adds_bos(self.spec, self.tokenizer)
 
-    def check(self, sharing_map: SharingMap) -> None:
-        """Refuse a map that does not fit the model.
+    def check(self, plan: KVPlan | SharingMap) -> None:
+        """Refuse a plan or a map that does not fit the model.
 
         Raises:
-            SharingError: the number of layers differs, or a target and its source differ in KV
-                shape or attention type.
+            SharingError: the number of layers differs, or a layer cannot do its action: a target
+                and its source differ in KV shape or attention type, ….
         """
-        check_plan(sharing_map, self.layers)
+        check_plan(plan, self.layers)

@@ -19,7 +19,7 @@ def read_map(config: Config, tracker: Tracker) -> SharingMap:
     value = config.map
     if value is None:
         raise InputError("no map given: map=0_1_0_3, map=path.json or map=<MLflow run id>")
-    if _is_run_id(value):
+    if is_run_id(value):
         return tracker.find_map(value)
     return SharingMap.parse(str(value) if isinstance(value, int) else value)
 
@@ -30,9 +30,10 @@ def read_maps(config: Config, tracker: Tracker) -> tuple[SharingMap, ...]:
     Raises:
         InputError: see `read_map`.
     """
-    front = tracker.front_maps(config.map) if _is_run_id(config.map) else []
+    front = tracker.front_maps(config.map) if is_run_id(config.map) else []
     return tuple(front) or (read_map(config, tracker),)
 
 
-def _is_run_id(value: object) -> bool:
+def is_run_id(value: object) -> bool:
+    """Whether ``value`` has the form of an MLflow run id."""
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{32}", value) is not None

@@ -21,6 +21,7 @@ PARTS = {
     "windows": ("windows", "Windows"),
     "calibration": ("calibration", "Calibration"),
     "scorers": ("scorers", "Scorers"),
+    "plans": ("plans", "Plans"),
 }
 """For each parameter, a module of this folder and the class in it. It is imported when needed."""
 

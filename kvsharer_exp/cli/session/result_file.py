@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.score_names import Directions, unusual
 from kvsharer_exp.values.sharing_map import SharingMap
 
@@ -45,13 +46,26 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> str:
     return text
 
 
-def identify(sharing_map: SharingMap) -> dict[str, Any]:
-    """The keys by which every ``result.json`` names a map."""
+def identify(plan: KVPlan | SharingMap) -> dict[str, Any]:
+    """The keys by which every ``result.json`` names a plan, or a map.
+
+    ``kv_source_layers`` is null for a plan that is no map, and ``num_shared`` counts the layers
+    that read keys or values of another.
+    """
+    plan = KVPlan.of(plan)
+    sources = plan.sharing_map
     return {
-        "kv_source_layers": list(sharing_map.kv_source_layers),
-        "digest": sharing_map.digest,
-        "num_shared": len(sharing_map.targets),
+        "kv_source_layers": None if sources is None else list(sources.kv_source_layers),
+        "plan": str(plan),
+        "digest": plan.digest,
+        "num_shared": len(plan.targets),
     }
+
+
+def tags_of(plan: KVPlan) -> dict[str, str]:
+    """The tags by which an MLflow run names a plan: ``kv_source_layers`` only of a map."""
+    sources = {} if plan.sharing_map is None else {"kv_source_layers": str(plan)}
+    return {**sources, "plan": str(plan), "digest": plan.digest}
 
 
 def told_directions(directions: Directions) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Every command that loads a model is given `Windows`. Calibration windows rank the layers and decide
 the acceptance test. Scoring windows are what the search optimises on. The finals use what is left
-of the calibration text. Held-out windows are cut from the report part, which no search sees.
+of the calibration text. Stand-ins are fitted on the fit windows, which are from all over that text.
+Held-out windows are cut from the report part, which no search sees.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.data.passages import TextParts
 from kvsharer_exp.data.split import split_texts
 from kvsharer_exp.data.windows import token_windows
+
+_RUN = 16  # windows that have so many tokens in a row in common are taken to overlap
 
 
 class Windows:
@@ -59,6 +62,24 @@ class Windows:
             wanted = sys.maxsize if study.minutes is not None else 0
         return self._scoring(scoring.num_windows + wanted)[scoring.num_windows :]
 
+    @cached_property
+    def fit(self) -> torch.Tensor:
+        """Windows from all over the calibration text that hold no text of the scoring windows.
+
+        There are ``fit.num_windows``, or fewer if the text gives no more. The finals' windows hold
+        text of them: score plans with stand-ins on what `beside_fits` leaves.
+        """
+        wanted = self._config.fit
+        tokens = wanted.window_tokens
+        cut = self._cut(self.texts.calibration, sys.maxsize, tokens, at_most=True)
+        left = without_runs_of(cut, self.scoring)
+        count = min(wanted.num_windows, len(left))
+        return left[[index * len(left) // count for index in range(count)]]
+
+    def beside_fits(self, windows: torch.Tensor) -> torch.Tensor:
+        """Those of ``windows`` that hold no text of the `fit` windows."""
+        return without_runs_of(windows, self.fit)
+
     def require(self, *kinds: Literal["calibration", "held_out"]) -> None:
         """Cut these windows now, so that too little text is refused before model time is spent.
 
@@ -84,3 +105,20 @@ class Windows:
             seed=self._config.seed,
             add_bos=self._loaded.adds_bos,
         )
+
+
+def without_runs_of(windows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Those of ``windows`` that have no 16 tokens in a row in common with one of ``others``.
+
+    Both are token ids, (num_windows, window_tokens). Shorter windows are compared whole.
+    """
+    if not len(windows) or not len(others):
+        return windows
+    length = min(_RUN, windows.shape[1], others.shape[1])
+    seen = {tuple(run) for window in others for run in window.unfold(0, length, 1).tolist()}
+    kept = [
+        index
+        for index, window in enumerate(windows)
+        if seen.isdisjoint(map(tuple, window.unfold(0, length, 1).tolist()))
+    ]
+    return windows[kept]

@@ -21,6 +21,7 @@ from kvsharer_exp.search.paper.arms import evaluated
 from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.greedy import GreedyResult
 from kvsharer_exp.values.intervals import Interval
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.score_names import HELD_OUT_KL, HELD_OUT_PERPLEXITY, Directions, retained
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import TrialResult
@@ -108,7 +109,7 @@ class RowScorer:
         trial = TrialResult(
             number=self._rows,
             params={**params, **row.variant},
-            sharing_map=sharing_map,
+            plan=KVPlan.of(sharing_map),
             scores=row.scores,
             footprint=footprint(self._loaded.model, sharing_map),
             status="complete",

@@ -9,20 +9,28 @@ from rich.text import Text
 
 from kvsharer_exp.cli.terminal import TurningTable
 from kvsharer_exp.reporting.front_table import front_table
+from kvsharer_exp.reporting.plan_kinds import kv_percent
+from kvsharer_exp.reporting.sharing_front import holds_plans
 from kvsharer_exp.values.trial import FrontEntry
 
 
 def print_front(
     console: Any, entries: Sequence[FrontEntry], full_scores: Mapping[str, float]
 ) -> None:
-    """Print the front as a table, then every map on a line to copy, which is never wrapped."""
+    """Print the front as a table, then every plan on a line to copy, which is never wrapped.
+
+    A line begins with the number of shared layers. If an entry is a plan that is no map, all lines
+    begin with the share of the KV that is kept.
+    """
     header, *rows = front_table(entries, full_scores)
-    table = TurningTable(*header[:-1])  # the origin of a map is on its line below
+    table = TurningTable(*header[:-1])  # the origin of a plan is on its line below
     for row in rows:
         table.add_row(*row[:-1])
     console.print(table)
+    plans = holds_plans(entries)
     for entry in entries:
-        if entry.num_shared:
-            text = "_".join(map(str, entry.kv_source_layers))
-            line = Text(f"{entry.num_shared:3d} shared  {text}  {entry.origin}")
+        if not entry.is_full:
+            kept = kv_percent(entry.kv_fraction, fine=True)
+            size = f"{kept:>6s} KV" if plans else f"{entry.num_shared:3d} shared"
+            line = Text(f"{size}  {entry.kv_plan}  {entry.origin}")
             console.print(line, soft_wrap=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 
 from kvsharer_exp.cli.config.schema import Config
@@ -17,19 +17,21 @@ from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.steps.sweep_progress import size_of
+from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.search.stages import KL_VARIANCE
 from kvsharer_exp.search.study_store import HeldOut, StudyStore
 from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.intervals import CONFIDENCE, t_quantile
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.score_names import KL, retained
-from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import FrontEntry, TrialResult
 
 
 class EntryMaker:
     """Makes the entries of results. Held-out scores that the study keeps are not measured again.
 
-    ``full_tasks``: the scores of the full cache on the search tasks.
+    ``full_tasks``: the scores of the full cache on the search tasks. ``fitted``: gives a plan the
+    fits of its stand-ins.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class EntryMaker:
         scorers: Scorers,
         store: StudyStore,
         full_tasks: Mapping[str, float],
+        fitted: Callable[[KVPlan], FittedPlan] = FittedPlan.of,
     ) -> None:
         self._log, self._store, self._scorers = log, store, scorers
-        self._held_out = scorers.held_out()
+        self._held_out, self._fitted = scorers.held_out(), fitted
         self._weights = config.scoring.weights
         self._num_windows = scorers.fitness.num_windows
         wanted = {"report": asdict(config.scoring.report), "heldout": asdict(config.heldout)}
@@ -52,31 +55,37 @@ class EntryMaker:
         self.full_scores: dict[str, float] = {
             **scorers.fitness.full_scores.named(),
             **full_tasks,
-            **self._score(loaded.full_cache)[0],
+            **self._score(KVPlan.of(loaded.full_cache))[0],
         }
 
     def make(self, result: TrialResult) -> FrontEntry:
         """Make the entry of ``result``, with those of its scores that the full cache has too."""
-        sharing_map, full = result.sharing_map, self.full_scores
+        plan, full = result.plan, self.full_scores
         try:
-            held_out, intervals = self._score(sharing_map)
+            held_out, intervals = self._score(plan)
         except NotFiniteError as error:  # it has the scores of the search and no others
-            self._log.say(f"{sharing_map}: {error}")
+            self._log.say(f"{plan}: {error}")
             held_out, intervals = {}, {}
         scores = {**result.scores, **held_out}
         scores = {name: value for name, value in scores.items() if name in full}
-        self._log.say(f"{size_of(result)} shared ({result.origin}): report scores done")
+        self._log.say(f"{size_of(result)} ({result.origin}): report scores done")
         kl = self._kl_interval(result)
         return FrontEntry(
-            kv_source_layers=sharing_map.kv_source_layers,
-            digest=sharing_map.digest,
+            kv_source_layers=None
+            if result.sharing_map is None
+            else result.sharing_map.kv_source_layers,
+            digest=plan.digest,
             num_shared=result.num_shared,
             kv_fraction=result.footprint.kv_fraction,
             scores=scores,
             retained=retained(scores, full, self._scorers.directions),
-            mlflow_run_id=self._store.map_run(sharing_map),
+            mlflow_run_id=self._store.map_run(plan),
             origin=result.origin,
             intervals={**({KL: list(kl)} if kl is not None else {}), **intervals},
+            plan=str(plan),
+            kv_bytes_per_token=result.footprint.kv_bytes_per_token,
+            footprint_context=result.footprint.context,
+            parameter_bytes_saved=result.footprint.parameter_bytes_saved,
         )
 
     def score_intervals(self, results: Iterable[TrialResult]) -> dict[str, tuple[float, float]]:
@@ -87,19 +96,19 @@ class EntryMaker:
         found: dict[str, tuple[float, float]] = {}
         for result in results if self._weights == {KL: 1} else ():
             interval = self._kl_interval(result)
-            if result.score is not None and result.num_shared and interval is not None:
+            if result.score is not None and interval is not None and not _is_full(result.plan):
                 low, high = interval
-                found[result.sharing_map.digest] = (-high, -low)
+                found[result.plan.digest] = (-high, -low)
         return found
 
-    def _score(self, sharing_map: SharingMap) -> HeldOut:
-        """The held-out scores of a map and their intervals, measured once and kept in the study."""
-        if sharing_map.digest not in self._kept:
-            measured = self._held_out.score(sharing_map)
+    def _score(self, plan: KVPlan) -> HeldOut:
+        """The held-out scores of a plan and their intervals, measured once, kept in the study."""
+        if plan.digest not in self._kept:
+            measured = self._held_out.score(self._fitted(plan))
             intervals = {name: [i.low, i.high] for name, i in measured.intervals.items()}
-            self._kept[sharing_map.digest] = dict(measured.scores), intervals
+            self._kept[plan.digest] = dict(measured.scores), intervals
             self._store.keep_held_out(self._key, self._kept)
-        return self._kept[sharing_map.digest]
+        return self._kept[plan.digest]
 
     def _kl_interval(self, result: TrialResult) -> tuple[float, float] | None:
         """The 95 % interval of a map's KL over scoring windows, by Student's t and not below 0.
@@ -112,3 +121,7 @@ class EntryMaker:
         error = math.sqrt(result.scores[KL_VARIANCE] / windows)
         half = t_quantile(CONFIDENCE, windows - 1) * error
         return max(0.0, result.scores[KL] - half), result.scores[KL] + half
+
+
+def _is_full(plan: KVPlan) -> bool:
+    return plan == KVPlan.full(plan.num_layers)

@@ -12,6 +12,7 @@ from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.reporting.figures.style import save_pdf, save_png
 from kvsharer_exp.reporting.front_table import front_table
 from kvsharer_exp.reporting.markup import to_markdown
+from kvsharer_exp.reporting.plan_kinds import is_map, plan_params, size_words
 from kvsharer_exp.reporting.sweep_page import front_page, pictures
 from kvsharer_exp.reporting.sweep_result import SweepResult
 from kvsharer_exp.search.study_store import StudyStore
@@ -20,11 +21,10 @@ from kvsharer_exp.values.score_names import (
     HELD_OUT_PERPLEXITY,
     table_columns,
 )
-from kvsharer_exp.values.sharing_map import SharingMap
 
 
 def mark_front(log: RunLog, store: StudyStore, sweep: SweepResult) -> str:
-    """Tag the maps of the front in MLflow, and log each of them as a model.
+    """Tag the maps and plans of the front in MLflow, and log each of them as a model.
 
     Returns:
         The address of the saved view that compares the front.
@@ -34,12 +34,13 @@ def mark_front(log: RunLog, store: StudyStore, sweep: SweepResult) -> str:
         if entry.mlflow_run_id and log.tracker.exists(entry.mlflow_run_id):
             members.append(entry.mlflow_run_id)
             kept = {f"retained/{name}": value for name, value in entry.retained.items()}
-            layers = len(entry.kv_source_layers)
+            plan = entry.kv_plan
             log.tracker.log_map(
                 entry.mlflow_run_id,
-                SharingMap(entry.kv_source_layers),
+                plan,
                 {**entry.scores, **kept, "kv_fraction": entry.kv_fraction},
-                name=f"{sweep.model} · {entry.num_shared}/{layers} shared",
+                name=f"{sweep.model} · {size_words(plan)}",
+                about={} if is_map(plan) else plan_params(plan),
             )
     log.tracker.mark_front(members, store.front_runs)
     store.front_runs = members

@@ -12,8 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.run_log import RunLog
-from kvsharer_exp.search.front import BestSoFar, GrowingFront
+from kvsharer_exp.reporting.plan_kinds import size_words
+from kvsharer_exp.search.front import BestSoFar, GrowingFront, bytes_rung, num_shared
 from kvsharer_exp.search.paper.greedy import num_targets
+from kvsharer_exp.search.spaces.registry import is_for_plans
 from kvsharer_exp.search.study_store import StudyStore
 from kvsharer_exp.values.score_names import KL
 from kvsharer_exp.values.trial import TrialResult
@@ -33,7 +35,8 @@ class SweepProgress:
         self._found = store.results()
         self._known, self._started = len(self._found), log.seconds
         self._front = GrowingFront(self._found, reference)
-        self._best = BestSoFar(self._found)
+        self._of_plans = is_for_plans(config.search_space.kind)
+        self._best = BestSoFar(self._found, bytes_rung if self._of_plans else num_shared)
         self._flat = False
         self._wanted = config.study.n_trials if config.study.minutes is None else None
         self._bar = Progress(
@@ -58,7 +61,7 @@ class SweepProgress:
         logged = self._store.map_runs()
         stored = zip(self._found, self._front.volumes, strict=True)
         for count, (result, volume) in enumerate(stored, start=1):
-            if result.sharing_map.digest not in logged:
+            if result.plan.digest not in logged:
                 self._keep(result, {"hypervolume": volume}, count)
         with self._bar:
             yield self
@@ -69,12 +72,12 @@ class SweepProgress:
         volume, count = self._front.add(result), len(self._found)
         charts = {"hypervolume": volume, "trials_per_minute": self._rate()}
         if self._best.add(result) and result.score is not None:
-            charts[f"best_loss/{result.num_shared}"] = -result.score
+            charts[f"best_loss/{self._best.rung(result)}"] = -result.score
         self._keep(result, charts, count)
         self._bar.update(self._task, advance=1, state=self._state(volume))
         if not self._log.console.is_terminal:
             self._log.say(
-                f"{count}{f'/{self._wanted}' if self._wanted else ''}  {size_of(result)} shared  "
+                f"{count}{f'/{self._wanted}' if self._wanted else ''}  {size_words(result.plan)}  "
                 f"{_short(result)}  {result.origin}  hypervolume {volume:.4f}"
             )
         patience = self._config.study.patience
@@ -94,19 +97,17 @@ class SweepProgress:
             self._log.run_id,
             result,
             {"hypervolume": charts["hypervolume"]},
-            name=f"{self._config.model.name} · {size_of(result)} shared · {_short(result)}",
+            name=f"{self._config.model.name} · {size_words(result.plan)} · {_short(result)}",
         )
-        self._store.keep_map_run(result.sharing_map, run_id)
+        self._store.keep_map_run(result.plan, run_id)
 
     def _rate(self) -> float:
         """Maps scored per minute by this run."""
         return 60 * (len(self._found) - self._known) / (self._log.seconds - self._started)
 
     def _state(self, volume: float) -> str:
-        ratios = self._config.compression.ratios
-        layers = self._found[-1].sharing_map.num_layers
-        sizes = sorted({num_targets(ratio, layers) for ratio in ratios} & self._best.best.keys())
-        losses = [f"{size}: {-(self._best.best[size].score or 0.0):.2g}" for size in sizes]
+        best = self._best.best
+        losses = [f"{step}: {-(best[step].score or 0.0):.2g}" for step in self._shown()]
         stopped = sum(result.status == "screened_out" for result in self._found)
         words = [f"hv {volume:.3f}", *losses, f"{stopped} screened out"]
         minutes = self._config.search_minutes
@@ -115,10 +116,21 @@ class SweepProgress:
             words.append(f"{max(0.0, left):.0f} min")
         return " · ".join(words)
 
+    def _shown(self) -> list[int]:
+        """The rungs whose best loss the bar shows: those asked for, or of plans three of all."""
+        known = sorted(self._best.best)
+        if self._of_plans:
+            return sorted({known[0], known[len(known) // 2], known[-1]}) if known else []
+        layers = self._found[-1].plan.num_layers
+        asked = {num_targets(ratio, layers) for ratio in self._config.compression.ratios}
+        return [step for step in known if step in asked]
+
 
 def size_of(result: TrialResult) -> str:
-    """The number of shared layers and of all layers, like ``4/30``."""
-    return f"{result.num_shared}/{result.sharing_map.num_layers}"
+    """How much a map shares, like ``4/30 shared``; or how much KV a plan keeps and by what."""
+    if result.sharing_map is not None:
+        return f"{result.num_shared}/{result.plan.num_layers} shared"
+    return f"{result.footprint.kv_fraction:.1%} of KV, {size_words(result.plan)}"
 
 
 def _short(result: TrialResult) -> str:

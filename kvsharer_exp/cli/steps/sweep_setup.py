@@ -17,29 +17,38 @@ from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
+from kvsharer_exp.cli.steps.plan_candidates import PlanParts
+from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.footprint import footprint
 from kvsharer_exp.search.samplers import STRATEGIES, make_sampler
 from kvsharer_exp.search.seeds import make_seeds
-from kvsharer_exp.search.spaces.base import SearchSpace
+from kvsharer_exp.search.spaces.base import SearchSpace, encoded
+from kvsharer_exp.search.spaces.layer_actions import LayerActions
 from kvsharer_exp.search.spaces.registry import make_space
 from kvsharer_exp.search.stages import StagedScorer
 from kvsharer_exp.search.study import Search
 from kvsharer_exp.search.study_store import Seed, StudyStore
 from kvsharer_exp.tracking.leftovers import STUDY_KEY
 from kvsharer_exp.values.footprint import Footprint
-from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.plan import KVPlan
 
 
-def identity_of(config: Config, loaded: LoadedModel, windows: Windows) -> dict[str, Any]:
+def identity_of(
+    config: Config, loaded: LoadedModel, windows: Windows, *, plans: bool = False
+) -> dict[str, Any]:
     """What must be the same for two scores to be comparable, as JSON values.
 
-    It holds the model, the texts, the settings of the search and of its scores, and the seed.
+    It holds the model, the texts, the settings of the search and of its scores, and the seed; of a
+    search of ``plans`` also how they are fitted, and where their memory is compared.
     """
-    return {
+    compression = asdict(config.compression)
+    for key in ("kv", "kv_gib"):  # a study answers any budget, so they do not change it
+        del compression[key]
+    identity = {
         "model": {key: str(value) for key, value in loaded.description.items()},
         "texts": windows.texts.fingerprints,
         "calibration": asdict(config.calibration),
-        "compression": asdict(config.compression),
+        "compression": compression,
         "search": asdict(config.search),
         "search_space": asdict(config.search_space),
         "sampler": asdict(config.sampler),
@@ -49,6 +58,8 @@ def identity_of(config: Config, loaded: LoadedModel, windows: Windows) -> dict[s
         "search_tasks": asdict(config.scoring.search),
         "seed": config.seed,
     }
+    of_plans = {"fit": asdict(config.fit), "footprint": asdict(config.footprint)}
+    return identity | of_plans if plans else identity
 
 
 def study_name(config: Config, identity: dict[str, Any]) -> str:
@@ -86,26 +97,47 @@ def sweep_seeds(
     return store.seeds or []
 
 
+def solved_seeds(log: RunLog, space: SearchSpace, seeds: Sequence[Seed]) -> list[Seed]:
+    """In a space of plans, the plans that are best if block errors are losses that add up.
+
+    They come before the other ``seeds``: one for each budget asked for, and some between.
+    """
+    if not isinstance(space, LayerActions):
+        return list(seeds)
+    solved = space.seeds()
+    log.say(
+        f"solved {len(solved.plans)} plans before the first trial, at most {solved.gap:.1%} above "
+        "the bound of their block errors"
+    )
+    return [*[("solved", plan) for plan in solved.plans], *seeds]
+
+
 def sweep_space(
-    config: Config, calibration: Calibration, max_shared: int, seeds: Sequence[Seed]
+    config: Config,
+    calibration: Calibration,
+    max_shared: int,
+    seeds: Sequence[Seed],
+    parts: PlanParts | None = None,
 ) -> SearchSpace:
-    """Make the search space; it holds the ``seeds`` where it can."""
+    """Make the search space; it holds the ``seeds`` where it can. ``parts``: those of plans."""
     evaluator = calibration.text.evaluator
     return make_space(
         config.search_space.kind,
         calibration.ranking,
         max_shared=max_shared,
-        seeds=[sharing_map for _, sharing_map in seeds],
+        seeds=[m for m in (KVPlan.of(seed).sharing_map for _, seed in seeds) if m is not None],
         rank=calibration.rank_by,
         advance=evaluator.advance if config.search.acceptance else None,
         reset=evaluator.reset,
+        candidates=parts.candidates if parts else (),
+        budgets=parts.budgets if parts else (),
         **config.search_space.options,
     )
 
 
 def say_left_out(config: Config, log: RunLog, space: SearchSpace, given: Sequence[Seed]) -> None:
     """Say how many maps of ``study.seeds`` the space does not hold."""
-    outside = sum(space.encode(sharing_map) is None for _, sharing_map in given)
+    outside = sum(encoded(space, KVPlan.of(seed)) is None for _, seed in given)
     if outside:
         log.say(
             f"{outside} of {len(given)} maps of study.seeds are left out: "
@@ -121,6 +153,7 @@ def sweep_search(
     store: StudyStore,
     space: SearchSpace,
     seeds: Sequence[Seed],
+    parts: PlanParts | None = None,
 ) -> tuple[Search, StagedScorer]:
     """Make what the study runs, and the scorer that it runs with."""
     sampler = make_sampler(
@@ -138,10 +171,11 @@ def sweep_search(
         tasks=scorers.search_tasks,
         screen_windows=config.study.screen_windows,
         margin=config.study.margin,
+        fitted=parts.fitted if parts else FittedPlan.of,
     )
 
-    def size(sharing_map: SharingMap) -> Footprint:
-        return footprint(loaded.model, sharing_map)
+    def size(plan: KVPlan) -> Footprint:
+        return footprint(loaded.model, plan, context=config.footprint.context)
 
     together = config.scoring.maps_per_forward
     return Search(space, sampler, scorer, size, seeds, together, scorer.look_ahead), scorer

@@ -52,7 +52,7 @@ def connect(
         )
         done = frozenset(s for s in read if not keep and last_reader[s] == index)
         site = Site(layer, exchange, undo, hands_over, done, plans[0].fits.get(index))
-        if len({plan.keys[index] for plan in plans}) > 1 or read & split:
+        if len(plans) > 1 and (len({plan.keys[index] for plan in plans}) > 1 or read & split):
             split.add(index)
             _install_parts(site, plans, [by_layer[index] for by_layer in sources])
         else:

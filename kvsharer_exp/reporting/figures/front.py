@@ -4,6 +4,9 @@ The page of a sweep shows the interactive figure. The other is kept as PNG and P
 
 Scores that are minus a loss (kl, perplexity, cosine) are drawn as the loss, on a log scale. If a
 loss is 0, the scale of the printed figure is linear below the smallest other loss.
+
+If some results are plans that do more than sharing, sharing maps are told apart from them: they are
+green, and the front of the maps only is drawn beside the front of all plans.
 """
 
 from __future__ import annotations
@@ -16,13 +19,19 @@ from typing import Any
 from kvsharer_exp.reporting.figures.style import (
     BLACK,
     BLUE,
+    GREEN,
     GREY,
     MARKERS,
     ORANGE,
     empty,
     log_scale,
 )
+from kvsharer_exp.reporting.plan_kinds import kv_percent, size_words
+from kvsharer_exp.reporting.sharing_front import holds_plans, maps_among, plans_among, sharing_front
 from kvsharer_exp.values.trial import TrialResult
+
+_PLANS, _MAPS = "plans scored", "maps scored"
+_FRONT, _ALL, _ONLY_MAPS = "front", "front of all plans", "front of sharing maps only"
 
 Intervals = Mapping[str, tuple[float, float]]
 """By a map's digest, the two ends between which its score may lie, in units of the score."""
@@ -40,7 +49,8 @@ def front_figure(
 ) -> Any:
     """Draw score against KV kept, with the front as steps that show the best map for every budget.
 
-    The numbers on the front are numbers of shared layers.
+    The numbers on the front are numbers of shared layers. If there are plans that are no maps, only
+    the front of the maps has such numbers.
 
     Args:
         reference_maps: maps to mark, by the name of the method that chose them.
@@ -54,19 +64,31 @@ def front_figure(
     def scatter(points: list[tuple[float, float, int]], label: str, **style: Any) -> None:
         axes.scatter([p[0] for p in points], [p[1] for p in points], label=label, **style)
 
+    plans, only_maps = holds_plans(results), sharing_front(results)
     points = _points(results, losses)
-    scatter(points, "maps scored", s=14, c=GREY, alpha=0.6, zorder=1)
+    if plans:
+        dots = _points(plans_among(results), losses)
+        scatter(dots, _PLANS, s=14, c=GREY, alpha=0.6, zorder=1)
+        scatter(_points(maps_among(results), losses), _MAPS, s=14, c=GREEN, alpha=0.4, zorder=1)
+    else:
+        scatter(points, _MAPS, s=14, c=GREY, alpha=0.6, zorder=1)
     for (name, chosen), marker in zip(reference_maps.items(), MARKERS * 9, strict=False):
         scatter(_points(chosen, losses), name, s=48, c=ORANGE, marker=marker, zorder=2)
         _draw_intervals(axes, chosen, intervals or {}, losses, ORANGE)
     line = _points(front, losses)
     xs, ys = [p[0] for p in line], [p[1] for p in line]
-    axes.plot(xs, ys, "o-", c=BLUE, label="front", drawstyle="steps-pre", zorder=3)
+    name = _ALL if plans else _FRONT
+    axes.plot(xs, ys, "o-", c=BLUE, label=name, drawstyle="steps-pre", zorder=3)
     _draw_intervals(axes, front, intervals or {}, losses, BLUE)
-    for fraction, height, shared in line:
+    if only_maps:
+        maps = _points(only_maps, losses)
+        style = {"drawstyle": "steps-pre", "zorder": 2.5, "markersize": 4.5}
+        axes.plot([p[0] for p in maps], [p[1] for p in maps], "s--", c=GREEN, label=_ONLY_MAPS,
+                  **style)  # fmt: skip
+        _number(axes, [point for point in maps if point[2]], GREEN, below=not losses, halo=True)
+    elif not plans:
         # The number goes below a loss and above a score, the side where no map is.
-        place = {"xytext": (0, -13 if losses else 6), "textcoords": "offset points", "fontsize": 8}
-        axes.annotate(str(shared), (fraction, height), color=BLUE, ha="center", **place)
+        _number(axes, line, BLUE, below=losses)
     heights = [p[1] for p in points]
     if full_score is not None:
         full = (1.0, height_of(full_score, losses), 0)
@@ -76,7 +98,8 @@ def front_figure(
         log_scale(axes, heights)
     axes.invert_xaxis()
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set(xlabel="KV cache kept (numbers: layers shared)", title=title)
+    numbers = "" if plans and not only_maps else " (numbers: layers shared)"
+    axes.set(xlabel=f"KV cache kept{numbers}", title=title)
     axes.set_ylabel(score_axis(score_label, losses))
     axes.grid(axis="y", alpha=0.25)
     axes.margins(y=0.08)
@@ -84,12 +107,32 @@ def front_figure(
     return figure
 
 
+def _number(
+    axes: Any,
+    points: Sequence[tuple[float, float, int]],
+    colour: str,
+    *,
+    below: bool,
+    halo: bool = False,
+) -> None:
+    """Write the number of shared layers below or above each point.
+
+    ``halo`` puts white around each number, where dots may lie behind it.
+    """
+    from matplotlib.patheffects import withStroke
+
+    more = {"path_effects": [withStroke(linewidth=2, foreground="white")]} if halo else {}
+    place = {"xytext": (0, -13 if below else 6), "textcoords": "offset points", "fontsize": 8}
+    for fraction, height, shared in points:
+        axes.annotate(str(shared), (fraction, height), color=colour, ha="center", **place, **more)
+
+
 def _draw_intervals(
     axes: Any, chosen: Sequence[TrialResult], intervals: Intervals, losses: bool, colour: str
 ) -> None:
     for result in chosen:
-        if result.score is not None and result.sharing_map.digest in intervals:
-            ends = [height_of(end, losses) for end in intervals[result.sharing_map.digest]]
+        if result.score is not None and result.plan.digest in intervals:
+            ends = [height_of(end, losses) for end in intervals[result.plan.digest]]
             fraction = result.footprint.kv_fraction
             axes.vlines(fraction, min(ends), max(ends), color=colour, lw=5, alpha=0.3, zorder=1.5)
 
@@ -113,7 +156,7 @@ def score_axis(score_label: str, losses: bool) -> str:
 def _points(results: Sequence[TrialResult], losses: bool) -> list[tuple[float, float, int]]:
     """(kv_fraction, height, layers shared), most KV first."""
     points = [
-        (r.footprint.kv_fraction, height_of(r.score, losses), len(r.sharing_map.targets))
+        (r.footprint.kv_fraction, height_of(r.score, losses), len(r.plan.targets))
         for r in results
         if r.score is not None and math.isfinite(r.score)
     ]
@@ -137,7 +180,7 @@ def front_html(
     """
     from plotly.graph_objects import Figure, Scatter
 
-    losses = are_losses(results)
+    losses, plans, only_maps = are_losses(results), holds_plans(results), sharing_front(results)
     positive = [height for _, height, _ in _points(results, losses) if height > 0]
     floor = min(positive, default=1.0) / 2
 
@@ -150,7 +193,7 @@ def front_html(
         for result in chosen:
             assert result.score is not None
             here = (result.score, result.score)
-            ends = [place(end) for end in (intervals or {}).get(result.sharing_map.digest, here)]
+            ends = [place(end) for end in (intervals or {}).get(result.plan.digest, here)]
             reach.append((max(ends) - place(result.score), place(result.score) - min(ends)))
         sides = {"array": [up for up, _ in reach], "arrayminus": [down for _, down in reach]}
         return {"error_y": {"type": "data", **sides}} if intervals else {}
@@ -162,7 +205,7 @@ def front_html(
             name=html.escape(name),
             x=[r.footprint.kv_fraction for r in kept],
             y=[place(r.score) for r in kept if r.score is not None],
-            text=[_hover(r) for r in kept],
+            text=[_hover(r, plans) for r in kept],
             hovertemplate="%{text}<extra></extra>",
             **({} if sure else bars(kept)),
             **style,
@@ -178,11 +221,19 @@ def front_html(
         "marker": {"color": BLUE, "size": 9},
         "line": {"color": BLUE, "shape": "vh"},
     }
-    traces = [
-        trace("maps scored", results, **scored),
-        *[trace(name, chosen, False, **other) for name, chosen in reference_maps.items()],
-        trace("front", front, False, **line),
-    ]
+    name = _PLANS if plans else _MAPS
+    traces = [trace(name, plans_among(results) if plans else results, **scored)]
+    if plans:
+        dots: dict[str, Any] = {"mode": "markers", "marker": {"color": GREEN, "size": 6}}
+        traces.append(trace(_MAPS, maps_among(results), **dots))
+    traces += [trace(name, chosen, False, **other) for name, chosen in reference_maps.items()]
+    if only_maps:
+        dashed = {"color": GREEN, "shape": "vh", "dash": "dash"}
+        squares = {"color": GREEN, "size": 8, "symbol": "square"}
+        traces.append(
+            trace(_ONLY_MAPS, only_maps, mode="lines+markers", marker=squares, line=dashed)
+        )
+    traces.append(trace(_ALL if plans else _FRONT, front, False, **line))
     if full_score is not None:
         star = {"color": BLACK, "size": 13, "symbol": "star"}
         text = f"full cache<br>score: {full_score:.4g}<extra></extra>"
@@ -197,11 +248,14 @@ def front_html(
     return figure.to_html(full_html=False, include_plotlyjs=True, div_id="front")
 
 
-def _hover(result: TrialResult) -> str:
-    """The size, origin, map (in lines of 12 layers) and scores of a point, in HTML for plotly."""
-    shared = f"{len(result.sharing_map.targets)}/{result.sharing_map.num_layers} shared"
-    sources = [str(source) for source in result.sharing_map.kv_source_layers]
-    rows = ["_".join(sources[start : start + 12]) for start in range(0, len(sources), 12)]
+def _hover(result: TrialResult, plans: bool) -> str:
+    """The size, origin, plan (in lines of 12 layers) and scores of a point, in HTML for plotly.
+
+    ``plans``: whether some results are plans that are no maps, so that the KV is told too.
+    """
+    kept = f" · {kv_percent(result.footprint.kv_fraction, fine=True)} KV" if plans else ""
+    texts = list(map(html.escape, result.plan.texts))
+    rows = ["_".join(texts[start : start + 12]) for start in range(0, len(texts), 12)]
     scores = [f"{html.escape(name)}: {value:.4g}" for name, value in result.scores.items()]
-    head = f"{shared} · {html.escape(result.origin)}"
+    head = f"{html.escape(size_words(result.plan))}{kept} · {html.escape(result.origin)}"
     return "<br>".join([head, "_<br>".join(rows), *scores])

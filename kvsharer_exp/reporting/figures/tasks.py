@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvsharer_exp.reporting.figures.style import BLACK, empty, shades
+from kvsharer_exp.reporting.plan_kinds import kv_percent
+from kvsharer_exp.reporting.sharing_front import holds_plans
 from kvsharer_exp.values.score_names import label
 from kvsharer_exp.values.trial import FrontEntry
 
@@ -18,10 +20,12 @@ def tasks_figure(
 ) -> Any:
     """Draw the retained share of each of ``scores``, a bar per map, fewest shared layers first.
 
+    If an entry is a plan that is no map, the bars come in the order of the KV kept, most first.
     The line is the full cache, whose score is under each name. A score that a map lacks has no bar.
     """
-    shown = [entry for entry in entries if entry.num_shared]
-    shown.sort(key=lambda entry: entry.num_shared)
+    plans = holds_plans(entries)
+    shown = [entry for entry in entries if not entry.is_full]
+    shown.sort(key=lambda entry: -entry.kv_fraction if plans else entry.num_shared)
     figure, axes = empty(max(5.0, 1.2 + 1.0 * len(scores) + 0.16 * len(scores) * len(shown)), 4.0)
     width = 0.8 / max(1, len(shown))
     for number, (entry, colour) in enumerate(zip(shown, shades(len(shown)), strict=True)):
@@ -29,7 +33,8 @@ def tasks_figure(
         known = [
             (i, entry.retained[name]) for i, name in enumerate(scores) if name in entry.retained
         ]
-        label = f"{entry.num_shared} ({entry.kv_fraction:.0%} KV)"
+        label = f"{kv_percent(entry.kv_fraction, fine=plans)} KV"
+        label = label if plans else f"{entry.num_shared} ({label})"
         places, heights = [i + offset for i, _ in known], [value for _, value in known]
         axes.bar(places, heights, width * 0.92, color=colour, label=label)
     axes.axhline(1.0, color=BLACK, lw=1)
@@ -38,7 +43,11 @@ def tasks_figure(
     axes.set(ylabel="retained of the full cache's score", ylim=(0, None))
     axes.set_title("Task by task (100 %: the full cache)")
     if shown:
-        legend = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "title": "layers shared"}
+        legend = {
+            "loc": "center left",
+            "bbox_to_anchor": (1, 0.5),
+            "title": "plans" if plans else "layers shared",
+        }
         axes.legend(frameon=False, fontsize=8, title_fontsize=8, **legend)
     return figure
 

@@ -1,7 +1,7 @@
 """What a search space must provide, and the setting that a space is made from.
 
-A search space turns the parameters that an Optuna sampler draws into a sharing map, and a map back
-into parameters. `registry.make_space` makes the space of a sweep; the coordinator
+A search space turns the parameters that an Optuna sampler draws into a sharing map or a KV plan,
+and that back into parameters. `registry.make_space` makes the space of a sweep; the coordinator
 (`study.run_search`) and the samplers use the space through `SearchSpace`.
 
 A space usually subclasses `Space`, which holds the ranking and the rest of the `SpaceSetting`. The
@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from optuna.distributions import BaseDistribution
 
+from kvsharer_exp.search.candidates import Candidate
 from kvsharer_exp.search.paper.greedy import Advance
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.ranking import DissimilarityRanking
 from kvsharer_exp.values.sharing_map import SharingMap
 
@@ -38,14 +40,14 @@ class SearchSpace(Protocol):
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distribution of every parameter, by the name of the parameter."""
 
-    def decode(self, params: Mapping[str, Any]) -> SharingMap:
+    def decode(self, params: Mapping[str, Any]) -> SharingMap | KVPlan:
         """The sharing map of ``params``: a valid map with 1 to ``max_shared`` targets.
 
         Any parameters that can be drawn give such a map. The map is never the full cache: that is
-        scored anyway, and a trial spent on it would teach nothing.
+        scored anyway, and a trial spent on it would teach nothing. A space of plans gives a plan.
         """
 
-    def encode(self, sharing_map: SharingMap) -> dict[str, Any] | None:
+    def encode(self, sharing_map: Any) -> dict[str, Any] | None:
         """Parameters that decode to ``sharing_map``; None when this space does not hold the map."""
 
 
@@ -61,6 +63,8 @@ class SpaceSetting:
             keys against values in [0, 1]; None when ``ranking`` is the only one.
         advance: `Evaluator.advance`, the acceptance test; None when every pair passes.
         reset: `Evaluator.reset`; a space calls it before and after it uses ``advance``.
+        candidates: what a plan may do at each layer; none for a space of maps.
+        budgets: the shares of the full cache's bytes that are asked for; none for a space of maps.
     """
 
     ranking: DissimilarityRanking
@@ -69,6 +73,8 @@ class SpaceSetting:
     rank: Callable[[str, float], DissimilarityRanking] | None = None
     advance: Advance | None = None
     reset: Callable[[], None] = lambda: None
+    candidates: tuple[Candidate, ...] = ()
+    budgets: tuple[float, ...] = ()
 
     @property
     def num_layers(self) -> int:
@@ -93,6 +99,7 @@ class Space:
     """A base class that holds the setting. `SearchSpace` lists what else a space needs."""
 
     setting: SpaceSetting
+    holds_plans: ClassVar[bool] = False
 
     @property
     def ranking(self) -> DissimilarityRanking:
@@ -111,6 +118,18 @@ class Space:
         Raises:
             InputError: the space holds a single map, see `refuse_a_single_map`.
         """
+
+
+def holds_plans(space: SearchSpace) -> bool:
+    """Whether ``space`` decodes to plans (`KVPlan`), and not to sharing maps only."""
+    return bool(getattr(space, "holds_plans", False))
+
+
+def encoded(space: SearchSpace, plan: KVPlan) -> dict[str, Any] | None:
+    """Parameters of ``space`` that decode to ``plan``; None when it does not hold the plan."""
+    if holds_plans(space):
+        return space.encode(plan)
+    return None if plan.sharing_map is None else space.encode(plan.sharing_map)
 
 
 def or_first_pair(sharing_map: SharingMap, ranking: DissimilarityRanking) -> SharingMap:

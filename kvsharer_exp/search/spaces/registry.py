@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from kvsharer_exp.search.candidates import Candidate
 from kvsharer_exp.search.paper.greedy import Advance
 from kvsharer_exp.search.spaces.base import SearchSpace, Space, SpaceSetting, refuse_a_single_map
 from kvsharer_exp.values.errors import InputError
@@ -48,6 +49,8 @@ def make_space(
     rank: Callable[[str, float], DissimilarityRanking] | None = None,
     advance: Advance | None = None,
     reset: Callable[[], None] = lambda: None,
+    candidates: Sequence[Candidate] = (),
+    budgets: Sequence[float] = (),
     **options: Any,
 ) -> SearchSpace:
     """Make the space ``kind`` for this ranking.
@@ -59,17 +62,20 @@ def make_space(
             may read another one, the space holds a single map, or what was made is no space.
     """
     create = _find(kind)
+    of_plans = is_for_plans(kind)
     targets = {pair.target for pair in ranking.pairs}
-    if len(targets) < max_shared:
+    if len(targets) < max_shared and not of_plans:
         raise InputError(
             f"{max_shared} shared layers asked, but only {len(targets)} layers of this model may "
             "read another: lower compression.ratios"
         )
-    if len(ranking.pairs) == 1:
+    if len(ranking.pairs) == 1 and not of_plans:
         only = ranking.pairs[0]
         full = SharingMap.identity(ranking.num_layers)
         refuse_a_single_map(kind, [full.share(only.target, only.source)])
-    setting = SpaceSetting(ranking, max_shared, tuple(seeds), rank, advance, reset)
+    setting = SpaceSetting(
+        ranking, max_shared, tuple(seeds), rank, advance, reset, tuple(candidates), tuple(budgets)
+    )
     with _options_for(kind):
         space = create(setting, **options)
     if not isinstance(space, SearchSpace):
@@ -93,6 +99,15 @@ def check_space(kind: str, **options: Any) -> None:
         pair = LayerPair(target=1, source=0, distance=0.0)
         with _options_for(kind):
             create(SpaceSetting(DissimilarityRanking("", "", 2, (pair,)), 1), **options)
+
+
+def is_for_plans(kind: str) -> bool:
+    """Whether the space ``kind`` holds KV plans, and not sharing maps only.
+
+    Raises:
+        InputError: there is no such space.
+    """
+    return bool(getattr(_find(kind), "holds_plans", False))
 
 
 def _find(kind: str) -> Callable[..., SearchSpace]:

@@ -53,7 +53,7 @@ class Beam:
         made = (
             parent.share(target, source)
             for parent in memory.best(self.width).get(size - 1, [])
-            for target, source in memory.model.pairs
+            for target, source in memory.model.terms.keys
             if target not in parent.targets
         )
         yield from memory.ranked(made, costs)

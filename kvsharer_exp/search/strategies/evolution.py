@@ -82,7 +82,7 @@ class Evolution:
             while len(child.targets) > size:
                 child = _drop(rng, child)
             while len(child.targets) < size:
-                child = _add(rng, child, memory.model.pairs)
+                child = _add(rng, child, memory.model.terms.keys)
             yield child
 
 
@@ -121,7 +121,7 @@ def _favourites(memory: Memory, costs: np.ndarray) -> dict[int, SharingMap]:
     targets: set[int] = set()
     read: set[int] = set()
     for index in np.argsort(costs, kind="stable"):
-        target, source = memory.model.pairs[index]
+        target, source = memory.model.terms.keys[index]
         if target not in targets | read and source not in targets:
             child = child.share(target, source)
             targets.add(target)

@@ -18,18 +18,20 @@ from optuna.trial import FrozenTrial
 
 from kvsharer_exp.search.spaces.base import SearchSpace
 from kvsharer_exp.search.strategies.memory import Memory
-from kvsharer_exp.values.sharing_map import SharingMap
 
 
 class Strategy(Protocol):
-    """Decides which sharing maps are worth scoring next."""
+    """Decides which sharing maps or plans are worth scoring next."""
 
-    def propose(self, memory: Memory, rng: np.random.Generator) -> Iterator[SharingMap]:
-        """Yield maps worth scoring, the best first, until there is nothing more to propose."""
+    def propose(self, memory: Memory, rng: np.random.Generator) -> Iterator[Any]:
+        """Yield maps (or plans, if the space holds plans) worth scoring, the best first.
+
+        It ends when there is nothing more to propose.
+        """
 
 
 class MapSampler(BaseSampler):
-    """Samples parameters of ``space`` that decode to a map that ``strategy`` proposes.
+    """Samples parameters of ``space`` that decode to a map or plan that ``strategy`` proposes.
 
     ``space``: any space whose ``encode`` takes most maps (``layer_sources`` takes all). ``errors``:
     the block errors of the space's pairs (`calibration.block_errors`), where they are known.

@@ -10,15 +10,18 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from kvsharer_exp.search.front import by_size
-from kvsharer_exp.search.spaces.base import SearchSpace
+from kvsharer_exp.search.front import by_rung, bytes_rung, num_shared
+from kvsharer_exp.search.spaces.base import SearchSpace, holds_plans
+from kvsharer_exp.search.spaces.layer_actions import LayerActions
 from kvsharer_exp.search.stages import FIT, screens
-from kvsharer_exp.search.strategies.loss_model import LossModel
+from kvsharer_exp.search.strategies.loss_model import LossModel, pair_terms
+from kvsharer_exp.search.strategies.plan_terms import action_terms
 from kvsharer_exp.search.study_store import result_of
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import SAMPLED, TrialResult
@@ -27,20 +30,28 @@ from kvsharer_exp.values.trial import SAMPLED, TrialResult
 class Memory:
     """Remembers the trials of a study; what it knows is read from them, also in a resumed study.
 
+    In a space of maps it holds maps (`SharingMap`) and keeps the best of every number of shared
+    layers. In a space of plans it holds plans (`KVPlan`) and keeps the best of every rung of bytes.
+
     ``errors``: the block errors of the pairs, known before the first trial (see `LossModel`). The
     attribute ``model`` is the `LossModel`, and ``space`` the search space.
     """
 
     def __init__(self, space: SearchSpace, errors: Sequence[Sequence[float]] | None = None) -> None:
-        self.space = space
-        self.model = LossModel(space.ranking, errors)
+        self.space, self._plans = space, holds_plans(space)
+        if isinstance(space, LayerActions):
+            self.model = LossModel(action_terms(space.at))
+        else:
+            self.model = LossModel(pair_terms(space.ranking, errors))
+        self._rung = bytes_rung if self._plans else num_shared
         self._results: dict[int, TrialResult] = {}
-        self._under_way: set[SharingMap] = set()
+        self._held: dict[int, Any] = {}  # the map or plan of each of these results
+        self._under_way: set[Any] = set()
 
     def update(self, study: optuna.Study) -> None:
         """Take in the trials that have ended since the last call, and fit the model to all losses.
 
-        Losses of 0 and maps without a target teach the model nothing and are left out.
+        Losses of 0 and the full cache teach the model nothing and are left out.
         """
         self._under_way.clear()
         drawn = self.space.distributions().keys()
@@ -51,8 +62,13 @@ class Memory:
                 result = result_of(trial)
                 if result is not None and result.status != "failed":
                     self._results[trial.number] = result
+                    self._held[trial.number] = result.plan if self._plans else result.sharing_map
         losses = _losses(list(self._results.values()))
-        seen = [known for known in losses if known[0].targets and known[1] > 0]
+        seen = [
+            (held, *known)
+            for held, known in zip(self._held.values(), losses, strict=True)
+            if self.model.terms.of(held) and known[0] > 0
+        ]
         if seen:
             self.model.fit(*zip(*seen, strict=True))
 
@@ -62,9 +78,9 @@ class Memory:
         return SharingMap.identity(self.space.ranking.num_layers)
 
     @property
-    def known(self) -> set[SharingMap]:
-        """The maps that were scored, or that are drawn and will be scored."""
-        return {result.sharing_map for result in self._results.values()} | self._under_way
+    def known(self) -> set[Any]:
+        """The maps or plans that were scored, or that are drawn and will be scored."""
+        return set(self._held.values()) | self._under_way
 
     def counts(self) -> Counter[int]:
         """How many maps of each size (number of shared layers) were tried so far."""
@@ -76,38 +92,51 @@ class Memory:
         Seeds do not count, because they choose a source by other rules than what it costs.
         """
         drawn = self._under_way | {
-            result.sharing_map for result in self._results.values() if result.origin == SAMPLED
+            self._held[number]
+            for number, result in self._results.items()
+            if result.origin == SAMPLED
         }
-        targets = {target for target, _ in self.model.pairs}
+        targets = {target for target, _ in self.model.terms.keys}
         return targets - {m.targets[0] for m in drawn if len(m.targets) == 1}
 
-    def best(self, each: int) -> dict[int, list[SharingMap]]:
-        """The ``each`` best complete maps of every size, best first. Size 0 has the full cache."""
-        ranked = by_size(self._results.values())
-        maps = {
-            size: dict.fromkeys(r.sharing_map for r in each_of) for size, each_of in ranked.items()
+    def best(self, each: int) -> dict[int, list[Any]]:
+        """The ``each`` best complete maps or plans of every size or rung, best first.
+
+        Of maps, size 0 has the full cache.
+        """
+        ranked = by_rung(self._results.values(), self._rung)
+        held = {
+            rung: list(dict.fromkeys(self._held[r.number] for r in each_of))[:each]
+            for rung, each_of in ranked.items()
         }
-        return {0: [self.identity], **{size: list(found)[:each] for size, found in maps.items()}}
+        return held if self._plans else {0: [self.identity], **held}
 
     def lowest(self) -> dict[int, float]:
-        """The least loss of the complete maps of every size; the model predicts such losses."""
-        ranked = by_size(self._results.values())
+        """The least loss of the complete maps or plans of every size or rung.
+
+        The model predicts such losses.
+        """
+        ranked = by_rung(self._results.values(), self._rung)
         return {
-            size: min(result.scores.get(FIT, -(result.score or 0.0)) for result in results)
-            for size, results in ranked.items()
+            rung: min(result.scores.get(FIT, -(result.score or 0.0)) for result in results)
+            for rung, results in ranked.items()
         }
 
-    def ranked(self, maps: Iterable[SharingMap], costs: np.ndarray) -> list[SharingMap]:
-        """Order ``maps`` by the loss expected if pairs lose ``costs``; the least comes first."""
-        listed = sorted(set(maps), key=lambda sharing_map: sharing_map.kv_source_layers)
+    def ranked(self, held: Iterable[Any], costs: np.ndarray) -> list[Any]:
+        """Order maps or plans by the loss expected if terms lose ``costs``; the least first."""
+        listed = sorted(set(held), key=str if self._plans else _sources_of)
         if not listed:
             return []
         order = np.argsort(self.model.expected(listed, costs), kind="stable")
         return [listed[index] for index in order]
 
 
-def _losses(results: Sequence[TrialResult]) -> list[tuple[SharingMap, float, float]]:
-    """Every map with its loss on all windows, and the standard deviation of the log of that loss.
+def _sources_of(sharing_map: SharingMap) -> tuple[int, ...]:
+    return sharing_map.kv_source_layers
+
+
+def _losses(results: Sequence[TrialResult]) -> list[tuple[float, float]]:
+    """The loss of every result on all windows, and the standard deviation of its log.
 
     The loss of a complete map is measured, so the deviation is 0. The loss of a map that was
     screened out is estimated. It is the loss in the last stage that the map saw, times the ratio of
@@ -133,4 +162,4 @@ def _losses(results: Sequence[TrialResult]) -> list[tuple[SharingMap, float, flo
         factor, doubt = ratio(seen[-1])
         return factor * result.scores[seen[-1]], doubt
 
-    return [(result.sharing_map, *loss(result)) for result in results]
+    return [loss(result) for result in results]

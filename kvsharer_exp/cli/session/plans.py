@@ -1,0 +1,235 @@
+"""The plan of a command: what ``plan=`` or ``map=`` names, with the fits of its stand-ins.
+
+The commands that run one plan ask for `Plans`. Fits are made once for a model, a text and the
+settings of ``fit.…``: `StoredFits` keeps them in the cache folder for the commands that follow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.named_maps import is_run_id, read_map
+from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.cli.session.stored_fits import StoredFits
+from kvsharer_exp.cli.session.windows import Windows
+from kvsharer_exp.measure.fits import Fits, fit_actions, fit_plan
+from kvsharer_exp.model.fit_files import folder_of, load_fits, origin_of, save_plan
+from kvsharer_exp.model.fitted_plan import Fit, FittedPlan
+from kvsharer_exp.model.folders import cache_dir
+from kvsharer_exp.tracking.runs import Runs
+from kvsharer_exp.values.actions.base import Action
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan import KVPlan
+from kvsharer_exp.values.plan_files import FITS, PLAN, json_of_folder
+
+_VERSION = "1"  # of the way that fits are made: another one makes those of the cache folder anew
+
+
+class Plans:
+    """Reads the plan that the configuration names, and fits the stand-ins of plans."""
+
+    def __init__(self, config: Config, log: RunLog, loaded: LoadedModel, windows: Windows) -> None:
+        self._config, self._log, self._loaded, self._windows = config, log, loaded, windows
+
+    @cached_property
+    def plan(self) -> KVPlan:
+        """The plan that ``plan=`` or ``map=`` names; nothing is fitted for it yet.
+
+        Raises:
+            InputError: none or both are given, or what is given is no plan.
+        """
+        config = self._config
+        if config.plan is not None and config.map is not None:
+            raise InputError("plan= and map= are both given: give one, a plan may be a map")
+        if config.plan is None and config.map is None:
+            raise InputError(
+                "no map given: give map=0_1_0_3, plan=0_1q4_0_a or a .json file with one"
+            )
+        if config.plan is None:
+            return KVPlan.of(read_map(config, self._log.tracker))
+        return self._read(config.plan)
+
+    @cached_property
+    def other(self) -> KVPlan | None:
+        """The plan that ``compare=`` names; None if it is not given.
+
+        Raises:
+            InputError: what is given is no plan.
+        """
+        return None if self._config.compare is None else self._read(self._config.compare)
+
+    def check(self) -> None:
+        """Refuse plans that do not fit the model.
+
+        Raises:
+            SharingError: the numbers of layers differ, or a layer cannot do its action.
+        """
+        for plan in (self.plan, self.other):
+            if plan is not None:
+                self._loaded.check(plan)
+
+    @cached_property
+    def fitted(self) -> FittedPlan:
+        """`plan` with its fits: those that lie in its folder, or else made on calibration text.
+
+        Raises:
+            InputError: the fits in the folder are damaged, or of another model or text.
+        """
+        return self._with_fits(self._config.plan, self.plan)
+
+    @cached_property
+    def other_fitted(self) -> FittedPlan | None:
+        """`other` with its fits, as `fitted`.
+
+        Raises:
+            InputError: see `fitted`.
+        """
+        return None if self.other is None else self._with_fits(self._config.compare, self.other)
+
+    def fit(self, plan: KVPlan) -> FittedPlan:
+        """``plan`` with fits on the fit windows; those in the cache folder are not made again.
+
+        Raises:
+            InputError: the calibration text is too short.
+        """
+        wanted = {i: [action] for i, action in enumerate(plan.actions) if action.fitted}
+        if not wanted:
+            return FittedPlan(plan)
+        if not self._config.fit.sequential:
+            found = self.fits(wanted)
+            return FittedPlan(plan, {layer: fit for (layer, _), fit in found.items()})
+        with self._stored as stored:
+            fitted = stored.plan(plan)
+            if fitted is None:
+                self._tell(len(wanted))
+                fitted = fit_plan(
+                    self._loaded.model, plan, self._text, sequential=True, **self._options
+                )
+                stored.keep_plan(fitted)
+        return FittedPlan(plan, {i: self._at_home(i, fit) for i, fit in fitted.fits.items()})
+
+    def fits(self, wanted: Mapping[int, Sequence[Action]]) -> Fits:
+        """A fit for each of the stand-ins ``wanted``, by layer, each alone in the full model.
+
+        Raises:
+            InputError: the calibration text is too short.
+        """
+        with self._stored as stored:
+            known = stored.fits(wanted)
+            missing = {
+                layer: [action for action in actions if (layer, action) not in known]
+                for layer, actions in wanted.items()
+            }
+            missing = {layer: actions for layer, actions in missing.items() if actions}
+            if missing:
+                self._tell(sum(map(len, missing.values())))
+                made = fit_actions(self._loaded.model, self._text, missing, **self._options)
+                stored.keep(made)
+                known |= made
+        return {key: self._at_home(key[0], fit) for key, fit in known.items()}
+
+    @cached_property
+    def origin(self) -> dict[str, str]:
+        """What fits depend on: model, text, dtype and settings, as files of fits hold it."""
+        about, wanted = self._loaded.description, self._config.fit
+        digest = hashlib.sha256(json.dumps(self._text.tolist()).encode()).hexdigest()
+        return {
+            **self._place,
+            "model_id": str(about["id"]),
+            "dtype": str(about["dtype"]),
+            "windows": f"{len(self._text)} of {wanted.window_tokens} tokens, {digest[:12]}",
+            "sequential": str(wanted.sequential).lower(),
+            "version": _VERSION,
+        }
+
+    def keep(self, fitted: FittedPlan) -> None:
+        """Write a plan that has fits to the run folder, with them, and the plan to MLflow too."""
+        if not fitted.fits:
+            return
+        given = folder_of(self._config.plan)
+        if given is not None and (given / FITS).is_file():
+            origin = origin_of(given / FITS)
+        else:
+            origin = self.origin
+        save_plan(self._log.folder, fitted, origin=origin)
+        self._log.tracker.log_text(self._log.run_id, fitted.plan.to_json() + "\n", PLAN)
+
+    @property
+    def _place(self) -> dict[str, str]:
+        """The part of the origin that a folder with fits has to share."""
+        text = self._windows.texts.fingerprints["calibration"]
+        return {"model": str(self._loaded.description["fingerprint"]), "text": text}
+
+    @property
+    def _stored(self) -> StoredFits:
+        return StoredFits(cache_dir() / "fits", self.origin, self._loaded.num_layers)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        wanted = self._config.fit
+        return {"batch_size": self._config.scoring.batch_size, "memory_bytes": wanted.memory_bytes}
+
+    @cached_property
+    def _text(self) -> torch.Tensor:
+        wanted, windows = self._config.fit, self._windows.fit
+        if len(windows) < 2:
+            raise InputError(
+                f"calibration.path leaves {len(windows)} windows of fit.window_tokens="
+                f"{wanted.window_tokens} beside the scoring windows: give more text, or lower "
+                "scoring.num_windows"
+            )
+        if len(windows) < wanted.num_windows:
+            self._log.say(
+                f"the calibration text has {len(windows)} windows of {wanted.window_tokens} tokens "
+                f"for fits, fit.num_windows={wanted.num_windows} are asked"
+            )
+        return windows
+
+    def _tell(self, count: int) -> None:
+        many = "stand-in" if count == 1 else "stand-ins"
+        self._log.say(
+            f"fitting {count} {many} on {len(self._text)} windows of "
+            f"{self._text.shape[1]} tokens of the calibration text"
+        )
+
+    def _at_home(self, layer: int, fit: Fit) -> Fit:
+        """``fit`` with its numbers on the device of the layer, so that no forward moves them."""
+        device = next(self._loaded.layers[layer].attention.parameters()).device
+        if device.type == "meta":
+            return fit
+        return replace(fit, tensors={name: t.to(device) for name, t in fit.tensors.items()})
+
+    def _with_fits(self, value: Any, plan: KVPlan) -> FittedPlan:
+        folder = folder_of(value)
+        if folder is None or not (folder / FITS).is_file():
+            return self.fit(plan)
+        fitted = load_fits(folder / FITS, plan, origin=self._place)
+        return FittedPlan(plan, {i: self._at_home(i, fit) for i, fit in fitted.fits.items()})
+
+    def _read(self, value: Any) -> KVPlan:
+        if is_run_id(value):
+            return self._of_run(value)
+        folder = folder_of(value)
+        if folder is not None:
+            return KVPlan.from_json(json_of_folder(Path(folder)))
+        return KVPlan.parse(str(value) if isinstance(value, int) else value)
+
+    def _of_run(self, run_id: str) -> KVPlan:
+        """The plan of an MLflow run, as its ``result.json`` or its tags have it."""
+        tracker, tracking = self._log.tracker, self._config.tracking
+        if tracker.exists(run_id):
+            runs = Runs.open(tracking.uri, tracking.experiment, tracking.artifacts)
+            result = json.loads(runs.text(run_id, "result.json") or "{}")
+            if isinstance(result.get("plan"), str):
+                return KVPlan.parse(result["plan"])
+        return tracker.find_plan(run_id)

@@ -1,0 +1,91 @@
+"""The fits in the cache folder: one file for each layer and action, for each origin a folder.
+
+`Plans` opens a `StoredFits` before it fits anything. While it is open no other process has it open,
+so of two commands that start together one fits, and the other reads what the first has kept. A file
+that is damaged is as good as none. Where the folder cannot be written, nothing is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import quote
+
+from kvsharer_exp.measure.fits import Fits
+from kvsharer_exp.model.files import locked
+from kvsharer_exp.model.fit_files import FitFileError, load_fits, save_fits
+from kvsharer_exp.model.fitted_plan import FittedPlan
+from kvsharer_exp.values.actions.base import Action
+from kvsharer_exp.values.plan import KVPlan
+
+_log = logging.getLogger(__name__)
+
+
+class StoredFits:
+    """The fits of one ``origin`` below ``folder``, as a context manager that holds their lock."""
+
+    def __init__(self, folder: Path, origin: Mapping[str, str], num_layers: int) -> None:
+        name = hashlib.sha256(json.dumps(dict(origin), sort_keys=True).encode()).hexdigest()[:16]
+        self.folder, self._origin = folder / name, origin
+        self._full = KVPlan.full(num_layers)
+        self._held = ExitStack()
+
+    def __enter__(self) -> StoredFits:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._held.enter_context(locked(self.folder.with_suffix(".lock")))
+        except OSError as error:
+            _log.warning("fits are not kept in %s (%s)", self.folder.parent, error.strerror)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def fits(self, wanted: Mapping[int, Sequence[Action]]) -> Fits:
+        """Those of the ``wanted`` stand-ins, by layer, that are here."""
+        found: Fits = {}
+        for layer, actions in wanted.items():
+            for action in actions:
+                fitted = self._load(self._path(layer, action), self._full.replace(layer, action))
+                if fitted is not None:
+                    found[layer, action] = fitted.fits[layer]
+        return found
+
+    def keep(self, fits: Fits) -> None:
+        """Write ``fits``, each to its file."""
+        for (layer, action), fit in fits.items():
+            alone = FittedPlan(self._full.replace(layer, action), {layer: fit})
+            self._save(self._path(layer, action), alone)
+
+    def plan(self, plan: KVPlan) -> FittedPlan | None:
+        """The fits of a whole plan, which depend on each other; None if they are not here."""
+        return self._load(self._plan_path(plan), plan)
+
+    def keep_plan(self, fitted: FittedPlan) -> None:
+        """Write the fits of a whole plan."""
+        self._save(self._plan_path(fitted.plan), fitted)
+
+    def _path(self, layer: int, action: Action) -> Path:
+        return self.folder / f"{layer}_{quote(action.text(layer), safe='')}.safetensors"
+
+    def _plan_path(self, plan: KVPlan) -> Path:
+        return self.folder / f"plan_{plan.digest}.safetensors"
+
+    def _load(self, path: Path, plan: KVPlan) -> FittedPlan | None:
+        if not path.is_file():
+            return None
+        try:
+            return load_fits(path, plan, origin=self._origin)
+        except FitFileError as error:
+            _log.warning("%s: they are made again", error)
+            return None
+
+    def _save(self, path: Path, fitted: FittedPlan) -> None:
+        try:
+            save_fits(path, fitted, origin=self._origin)
+        except OSError as error:
+            _log.warning("fits are not kept in %s (%s)", path.parent, error.strerror)

@@ -1,0 +1,189 @@
+"""Measure what a search of plans may choose from, before its first trial.
+
+The command ``sweep`` calls `PlanParts.make` for a search space of plans. Stand-ins of all layers
+are fitted in one pass over the fit windows. The block error of every action is measured on scoring
+windows, which the fits have not seen. Reads are the pairs of least block error, and those of maps
+among the seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.calibration import ERROR_WINDOWS, Calibration
+from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.plans import Plans
+from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.cli.session.windows import Windows
+from kvsharer_exp.measure.action_errors import action_errors
+from kvsharer_exp.measure.fits import Fits
+from kvsharer_exp.model.actions.registry import runner_of
+from kvsharer_exp.model.actions.sizes import BUDGET_SIZE, kv_bytes
+from kvsharer_exp.model.fitted_plan import FittedPlan
+from kvsharer_exp.model.sharing.projections import SharingError
+from kvsharer_exp.search.candidates import READ, Candidate, wanted_actions
+from kvsharer_exp.search.spaces.layer_actions import ACTIONS
+from kvsharer_exp.search.study_store import Seed, StudyStore
+from kvsharer_exp.values.actions.base import Action
+from kvsharer_exp.values.actions.own import Own
+from kvsharer_exp.values.actions.read import Read
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan import KVPlan
+
+DEFAULT_KV = (0.15, 0.1875, 0.22, 0.25, 0.3125)
+_SOURCES = 3
+
+
+@dataclass(frozen=True)
+class PlanParts:
+    """The candidates of a search of plans, the fits of its stand-ins, and the budgets asked for."""
+
+    candidates: tuple[Candidate, ...]
+    fits: Fits
+    budgets: tuple[float, ...]
+
+    @classmethod
+    def make(
+        cls,
+        config: Config,
+        log: RunLog,
+        loaded: LoadedModel,
+        windows: Windows,
+        calibration: Calibration,
+        plans: Plans,
+        store: StudyStore,
+        seeds: Sequence[Seed],
+    ) -> PlanParts:
+        """Fit and measure; what the study keeps is not measured again.
+
+        Raises:
+            InputError: an action is unknown, or a budget cannot be met.
+        """
+        options = config.search_space.options
+        allowed = _allowed(loaded, options)
+        fitted = {i: [a for a in of if a.fitted] for i, of in allowed.items()}
+        fits = plans.fits({i: actions for i, actions in fitted.items() if actions})
+        if store.candidates is None:
+            text = windows.scoring if len(windows.scoring) else windows.calibration
+            text = text[:ERROR_WINDOWS]
+            asked = {
+                i: [(a, fits.get((i, a))) for a in of if a != Own()] for i, of in allowed.items()
+            }
+            measured = action_errors(
+                loaded.model, text, asked, batch_size=config.scoring.batch_size
+            )
+            log.say(f"measured the block errors of {sum(map(len, asked.values()))} actions")
+            errors = {
+                (i, action): error
+                for i, of in asked.items()
+                for (action, _), error in zip(of, measured[i], strict=True)
+            }
+            errors |= {(i, Own()): 0.0 for i, of in allowed.items() if Own() in of}
+            if READ in options.get("actions", ACTIONS):
+                count = int(options.get("sources", _SOURCES))
+                errors |= _reads(calibration.text.block_errors, count, seeds, _fixed(options))
+            store.candidates = [
+                Candidate(i, action, error, _bytes(loaded, i, action, config.footprint.context))
+                for (i, action), error in errors.items()
+                if math.isfinite(error)
+            ]
+        candidates = tuple(store.candidates or ())
+        return cls(candidates, fits, budgets_of(config, loaded, candidates))
+
+    def fitted(self, plan: KVPlan) -> FittedPlan:
+        """``plan`` with the fits of its stand-ins."""
+        actions = enumerate(plan.actions)
+        return FittedPlan(plan, {i: self.fits[i, a] for i, a in actions if a.fitted})
+
+
+def _allowed(loaded: LoadedModel, options: dict[str, Any]) -> dict[int, list[Action]]:
+    """By layer the actions but reads that the options name and the layer can do."""
+    fixed, texts = _fixed(options), options.get("actions", ACTIONS)
+    found: dict[int, list[Action]] = {}
+    refused: list[SharingError] = []
+    for layer in loaded.layers:
+        found[layer.index] = []
+        for action in wanted_actions(layer.index, texts, fixed):
+            try:
+                runner_of(action).check(layer, loaded.layers)
+            except SharingError as error:
+                refused.append(error)
+            else:
+                found[layer.index].append(action)
+        if not found[layer.index]:
+            raise (
+                refused[-1]
+                if refused
+                else InputError(
+                    f"search_space.options.actions leaves layer {layer.index} nothing to do: "
+                    "give own, q4, x, c or a beside read"
+                )
+            )
+    return found
+
+
+def _fixed(options: dict[str, Any]) -> dict[int, str]:
+    return {int(layer): str(text) for layer, text in (options.get("fixed") or {}).items()}
+
+
+def _reads(
+    errors: Sequence[Sequence[float]], count: int, seeds: Sequence[Seed], fixed: dict[int, str]
+) -> dict[tuple[int, Action], float]:
+    """The pairs that plans may read: ``count`` a layer of least error, and those of the seeds."""
+    wanted: set[tuple[int, int]] = set()
+    for target, row in enumerate(errors):
+        able = [source for source, error in enumerate(row) if math.isfinite(error)]
+        wanted |= {(target, s) for s in sorted(able, key=lambda s: row[s])[:count]}
+    for _, seed in seeds:
+        sources = KVPlan.of(seed).key_sources
+        wanted |= {(t, s) for t, s in enumerate(sources) if s is not None and s != t}
+    return {(t, Read(s)): errors[t][s] for t, s in sorted(wanted) if t not in fixed}
+
+
+def _bytes(loaded: LoadedModel, layer: int, action: Action, context: int) -> int:
+    return runner_of(action).kv_bytes(loaded.layers[layer], context, BUDGET_SIZE)
+
+
+def budgets_of(
+    config: Config, loaded: LoadedModel, candidates: Sequence[Candidate]
+) -> tuple[float, ...]:
+    """The budgets asked for, as shares of the full cache's bytes.
+
+    Raises:
+        InputError: one is below what the smallest plan keeps, or above the full cache.
+    """
+    context, batch = config.footprint.context, config.footprint.batch
+    full = kv_bytes(KVPlan.full(loaded.num_layers), loaded.layers, context, BUDGET_SIZE)
+    wanted, least = config.compression, _least(candidates, loaded.num_layers) / full
+    if wanted.kv_gib is not None:
+        share = wanted.kv_gib * 2**30 / (full * batch)
+        if not least <= share <= 1:
+            low, high = (part * full * batch / 2**30 for part in (least, 1))
+            raise InputError(
+                f"compression.kv_gib={wanted.kv_gib:g} cannot be met at footprint.context="
+                f"{context} and batch={batch}: give {low:.3g} to {high:.3g}"
+            )
+        return (share,)
+    if wanted.kv is None:
+        return tuple(share for share in DEFAULT_KV if share >= least) or (1.0,)
+    for share in wanted.kv:
+        if share < least:
+            raise InputError(
+                f"compression.kv={share:g} is below the smallest plan of these actions: "
+                f"give at least {math.ceil(least * 1000) / 1000:g}"
+            )
+    return tuple(sorted(wanted.kv))
+
+
+def _least(candidates: Sequence[Candidate], num_layers: int) -> int:
+    """The bytes of the smallest plan: one layer has to own."""
+    smallest = [min(c.kv_bytes for c in candidates if c.layer == i) for i in range(num_layers)]
+    owned = [
+        min((c.kv_bytes for c in candidates if c.layer == i and c.kv_bytes), default=math.inf)
+        for i in range(num_layers)
+    ]
+    return int(min(sum(smallest) + o - s for o, s in zip(owned, smallest, strict=True)))

@@ -1,0 +1,107 @@
+"""Count what the layers of a plan do, by kind, and say it in a few words.
+
+Tables, pictures and MLflow name a sharing map by its number of shared layers, like ``4/30``. A plan
+that is no map has no such number. It is named by a `summary`, like ``24 own, 4 affine, 2 read``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from statistics import fmean
+
+from kvsharer_exp.values.actions.own import Own
+from kvsharer_exp.values.actions.read import Read
+from kvsharer_exp.values.actions.read_kv import ReadKV
+from kvsharer_exp.values.actions.registry import OURS
+from kvsharer_exp.values.plan import KVPlan
+
+_PART = 40  # the most characters of the readable text of one action
+
+
+def is_map(plan: KVPlan) -> bool:
+    """Whether the plan is a sharing map: its layers own in 16 bits or read, and nothing else."""
+    return plan.sharing_map is not None
+
+
+def kinds_of(plan: KVPlan) -> dict[str, int]:
+    """How many layers do each kind of action: ``own`` first, then the most frequent kinds.
+
+    A layer that reads keys and values of two layers counts as ``read``.
+    """
+    names = [_kind(action.name) for action in plan.actions]
+    order = [_kind(action.name) for action in OURS]
+    counts = Counter(names)
+    known = {name: place for place, name in reversed(list(enumerate(order)))}
+
+    def place(name: str) -> tuple[bool, int, int]:
+        return name != Own.name, -counts[name], known.get(name, len(order))
+
+    return {name: counts[name] for name in sorted(counts, key=place)}
+
+
+def _kind(name: str) -> str:
+    return Read.name if name == ReadKV.name else name
+
+
+def num_quantised(plan: KVPlan) -> int:
+    """How many layers keep their KV in fewer than 16 bits."""
+    return sum(isinstance(action, Own) and action.quantised for action in plan.actions)
+
+
+def mean_bits(plan: KVPlan) -> float:
+    """The mean number of bits over the layers that keep their own KV, without scales and sinks."""
+    return fmean(action.bits for action in plan.actions if isinstance(action, Own))
+
+
+def summary(plan: KVPlan) -> str:
+    """The kinds with their counts, and the mean bits if a layer is quantised.
+
+    >>> summary(KVPlan.parse("0_1q4_0_a_a"))
+    '2 own at 10 bits, 2 affine, 1 read'
+    """
+    parts = []
+    for kind, count in kinds_of(plan).items():
+        quantised = kind == Own.name and num_quantised(plan)
+        parts.append(f"{count} {kind}" + (f" at {mean_bits(plan):.3g} bits" if quantised else ""))
+    return ", ".join(parts)
+
+
+def size_words(plan: KVPlan) -> str:
+    """``4/30 shared`` for a map, and the `summary` of any other plan."""
+    if is_map(plan):
+        return f"{len(plan.targets)}/{plan.num_layers} shared"
+    return summary(plan)
+
+
+def plan_params(plan: KVPlan) -> dict[str, str]:
+    """What MLflow keeps of a plan as params, so that its UI can compare and sort runs by them.
+
+    Every kind of ours has its count, also if it is 0. ``actions`` says layer by layer what is done.
+    """
+    counts = {_kind(action.name): 0 for action in OURS} | kinds_of(plan)
+    return {
+        "actions": ", ".join(_readable(plan, layer) for layer in range(plan.num_layers)),
+        "own": str(counts.pop(Own.name)),
+        "quantised": str(num_quantised(plan)),
+        "mean_bits": f"{mean_bits(plan):.4g}",
+        **{name: str(count) for name, count in counts.items()},
+    }
+
+
+def _readable(plan: KVPlan, layer: int) -> str:
+    action = plan.actions[layer]
+    match action:
+        case Own():
+            words = f"own {action.bits} bits"
+        case Read(source=source):
+            words = f"read {source}"
+        case ReadKV(key_source=keys, value_source=values):
+            words = f"read {keys} keys {values} values"
+        case _:
+            words = action.name[:_PART]
+    return f"{layer} {words}"
+
+
+def kv_percent(fraction: float, *, fine: bool) -> str:
+    """The share of the KV that is kept; ``fine``: with one decimal, if it is not the whole."""
+    return f"{fraction:.1%}" if fine and fraction < 1 else f"{fraction:.0%}"

@@ -1,0 +1,203 @@
+"""The search space ``layer_actions``: what each layer does about its KV, out of a few candidates.
+
+It holds KV plans. `registry.make_space` makes it for ``search_space=layer_actions``. The candidates
+come with the setting: `cli.steps.plan_candidates` makes them from the options.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+from kvsharer_exp.search.candidates import Candidate
+from kvsharer_exp.search.front import RUNGS
+from kvsharer_exp.search.solver import solve_all, solve_front_with_reads
+from kvsharer_exp.search.spaces.base import Space
+from kvsharer_exp.values.actions.base import Action
+from kvsharer_exp.values.actions.own import Own
+from kvsharer_exp.values.choice import Choice, ReadChoice
+from kvsharer_exp.values.errors import InputError, at_least
+from kvsharer_exp.values.plan import KVPlan, KVPlanError
+
+ACTIONS = (
+    *("own", "q4g128s4", "q3g128s4", "q3s4", "q2g64s4", "q2s4"),
+    *("x", "c", "a", "read"),
+)
+
+
+@dataclass(frozen=True)
+class LayerActions(Space):
+    """``action_L`` is the text of what layer L does; what cannot be is repaired.
+
+    A layer that reads one which keeps nothing keeps its own KV instead, in 16 bits, and so does the
+    first layer if none would.
+
+    Args:
+        actions: what the search may choose from: ``own``, bits with sinks and group like ``q3s4``,
+            ``x`` (drop), ``c`` (constant), ``a`` (affine) and ``read``.
+        sources: how many sources each layer may read, those of least block error, >= 0.
+        fixed: by layer, the one action that it does.
+    """
+
+    actions: Sequence[str] = ACTIONS
+    sources: int = 3
+    fixed: Mapping[int, str] = field(default_factory=dict)
+    holds_plans: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        at_least("search_space.options.sources", self.sources, 0)
+        if isinstance(self.actions, str) or not self.actions:
+            raise InputError(
+                f"search_space.options.actions={self.actions}: give a list like [own,q4,a]"
+            )
+
+    @cached_property
+    def at(self) -> tuple[tuple[Candidate, ...], ...]:
+        """The candidates of each layer."""
+        layers: list[list[Candidate]] = [[] for _ in range(self.ranking.num_layers)]
+        for candidate in self.setting.candidates:
+            layers[candidate.layer].append(candidate)
+        return tuple(map(tuple, layers))
+
+    @cached_property
+    def full_bytes(self) -> int:
+        """The bytes of the full cache, as the candidates count them."""
+        return sum(max(c.kv_bytes for c in of_layer) for of_layer in self.at)
+
+    @cached_property
+    def rungs(self) -> tuple[int, int]:
+        """The lowest and the highest rung that is searched: those asked for, and a little above."""
+        budgets = self.setting.budgets or (1.0,)
+        low = math.ceil(min(budgets) * RUNGS - 1e-9)
+        return low, min(RUNGS, math.ceil((max(budgets) + 1 / 16) * RUNGS))
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        return {
+            f"action_{layer}": CategoricalDistribution([c.action.text(layer) for c in of_layer])
+            for layer, of_layer in enumerate(self.at)
+        }
+
+    def decode(self, params: Mapping[str, Any]) -> KVPlan:
+        texts = [params[f"action_{layer}"] for layer in range(len(self.at))]
+        by_text = [{c.action.text(c.layer): c.action for c in of_layer} for of_layer in self.at]
+        return repaired([named[text] for named, text in zip(by_text, texts, strict=True)])
+
+    def encode(self, plan: KVPlan) -> dict[str, Any] | None:
+        if plan.num_layers != len(self.at) or any(
+            text not in [c.action.text(layer) for c in self.at[layer]]
+            for layer, text in enumerate(plan.texts)
+        ):
+            return None
+        return {f"action_{layer}": text for layer, text in enumerate(plan.texts)}
+
+    def kv_bytes(self, plan: KVPlan) -> int:
+        """The bytes that ``plan`` keeps; its actions are candidates, or keep nothing or 16 bits."""
+        return sum(self._bytes[layer].get(action, 0) for layer, action in enumerate(plan.actions))
+
+    @cached_property
+    def _bytes(self) -> tuple[dict[Action, int], ...]:
+        return tuple(
+            {Own(): max(c.kv_bytes for c in of)} | {c.action: c.kv_bytes for c in of}
+            for of in self.at
+        )
+
+    def rung(self, plan: KVPlan) -> int:
+        """The 64ths of the full cache's bytes that hold the plan's, as `front.bytes_rung`."""
+        return math.ceil(self.kv_bytes(plan) / self.full_bytes * RUNGS - 1e-9)
+
+    def solve(
+        self, costs: Mapping[tuple[int, Action], float], kept: Mapping[int, Action] | None = None
+    ) -> dict[int, KVPlan]:
+        """By rung, the plan of least total cost, where it is better than that of every lower rung.
+
+        It is exact for plans without reads. In each, every layer that keeps nothing then reads the
+        owner that costs less than what it does, if there is one. Layers in ``kept`` do what they
+        do there.
+        """
+        choices = [
+            Choice(c.layer, c.action, costs[c.layer, c.action], c.kv_bytes)
+            for of_layer in self.at
+            for c in of_layer
+            if _alone(c) and (kept is None or kept.get(c.layer, c.action) == c.action)
+        ]
+        step = max(1, self.full_bytes // RUNGS)
+        found: dict[int, KVPlan] = {}
+        for solved in solve_all(choices, step=step):
+            found[self.rung(solved.plan)] = self._with_reads(solved.plan, costs)
+        return found
+
+    def seeds(self) -> SolvedSeeds:
+        """The best plans, with reads, at the budgets asked for and between, of these block errors.
+
+        The losses of the layers are taken to be their block errors, and to add up.
+        """
+        low, high = self.rungs
+        between = {round(low + (high - low) * i / 8) for i in range(9)}
+        asked = {math.floor(budget * RUNGS + 1e-9) for budget in self.setting.budgets}
+        budgets = sorted(r * self.full_bytes // RUNGS for r in between | asked if r)
+        errors = {(c.layer, c.action): c.error for of in self.at for c in of}
+        choices, reads = [], []
+        for (layer, action), error in errors.items():
+            source = action.keys_from(layer)
+            if source in (None, layer):
+                kept = self._bytes[layer][action]
+                choices.append(Choice(layer, action, error, kept))
+                continue
+            losses = {
+                c.action: error + errors.get((layer, c.action), 0.0)
+                for c in self.at[source]
+                if c.action.keys_from(source) == source
+            }
+            reads.append(ReadChoice(layer, source, losses))
+        found = solve_front_with_reads(choices, reads, budgets)
+        gap = max((s.loss - bound) / s.loss for s, bound in found if s.loss > 0)
+        return SolvedSeeds(tuple(dict.fromkeys(solved.plan for solved, _ in found)), gap)
+
+    def _with_reads(self, plan: KVPlan, costs: Mapping[tuple[int, Action], float]) -> KVPlan:
+        actions = list(plan.actions)
+        for layer, action in enumerate(plan.actions):
+            if action.keys_from(layer) is not None:
+                continue
+            for candidate in self.at[layer]:
+                source = candidate.action.keys_from(layer)
+                if source is None or _alone(candidate) or source not in plan.owners:
+                    continue
+                quantised = costs.get((layer, actions[source]), 0.0)
+                if costs[layer, candidate.action] + quantised < costs[layer, actions[layer]]:
+                    actions[layer] = candidate.action
+        return KVPlan(tuple(actions))
+
+
+@dataclass(frozen=True)
+class SolvedSeeds:
+    """Solved plans, and how far the worst of them may be above the best possible, as a share."""
+
+    plans: tuple[KVPlan, ...]
+    gap: float
+
+
+def repaired(actions: Sequence[Action]) -> KVPlan:
+    """The plan of ``actions``, in which a layer that reads what is not kept keeps its own KV."""
+    mended = list(actions)
+    for layer, action in enumerate(mended):
+        sources = action.keys_from(layer), action.values_from(layer)
+        if any(
+            s not in (None, layer) and (mended[s].keys_from(s), mended[s].values_from(s)) != (s, s)
+            for s in sources
+        ):
+            mended[layer] = Own()
+    try:
+        return KVPlan(tuple(mended))
+    except KVPlanError:  # no layer owns
+        return KVPlan((Own(), *mended[1:]))
+
+
+def _alone(candidate: Candidate) -> bool:
+    """Whether the action needs no other layer."""
+    layer, action = candidate.layer, candidate.action
+    return {action.keys_from(layer), action.values_from(layer)} <= {None, layer}

@@ -1,0 +1,106 @@
+"""The strategy ``evolution`` in a space of plans: solves them at drawn costs, makes offspring.
+
+`samplers.make_sampler` makes it for ``sampler=evolution`` where the space holds plans.
+
+The costs of all actions are drawn from the posterior of a `LossModel` (Thompson sampling), and the
+best plan of every rung of bytes under the draw is solved. In half of the draws the rung is the one
+whose loss the draw promises to lower most, as a share, in the others it is any rung that was asked
+for. Offspring of that rung keep some layers of the best plans so far, and the other layers are
+solved anew. The draw, with what was learned of whole plans, orders them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvsharer_exp.search.spaces.layer_actions import LayerActions
+from kvsharer_exp.search.strategies.memory import Memory
+from kvsharer_exp.values.actions.base import Action
+from kvsharer_exp.values.actions.own import Own
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan import KVPlan
+
+Costs = dict[tuple[int, Action], float]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanEvolution:
+    """Proposes solved plans and offspring of the best plans (`map_sampler.Strategy`).
+
+    Args:
+        elites: number of plans kept per rung, >= 1.
+        offspring: number of plans made per draw, >= 1; a tenth of those that maps have.
+        explore: scale of the posterior's spread in the draw, >= 0.
+    """
+
+    elites: int = 3
+    offspring: int = 10
+    explore: float = 0.7
+
+    def propose(self, memory: Memory, rng: np.random.Generator) -> Iterator[KVPlan]:
+        space = memory.space
+        assert isinstance(space, LayerActions)
+        archive = memory.best(self.elites)
+        for attempt in range(4):
+            draw = memory.model.draw(rng, self.explore if attempt else self.explore / 2)
+            costs = costs_of(memory, draw)
+            low, high = space.rungs
+            every = space.solve(costs)
+            solved = {rung: plan for rung, plan in every.items() if low <= rung <= high} or every
+            if rng.random() < 0.5:
+                rung = _most_promising(memory, draw, solved)
+            else:
+                rung = int(rng.choice(list(solved)))
+            near = sorted(archive, key=lambda r: (abs(r - rung), r))[:3]
+            parents = [parent for r in near for parent in archive[r]]
+            made = [solved[rung]]
+            for _ in range(self.offspring if parents else 0):
+                parent = parents[rng.integers(len(parents))]
+                made += self._child(space, parent, costs, rung, rng)
+            yield from memory.ranked((p for p in made if space.rung(p) <= rung), draw)
+
+    def _child(
+        self,
+        space: LayerActions,
+        parent: KVPlan,
+        costs: Costs,
+        rung: int,
+        rng: np.random.Generator,
+    ) -> list[KVPlan]:
+        """The plan that keeps most layers of ``parent``, while the others are solved anew."""
+        anew = rng.random(parent.num_layers) < rng.uniform(0.1, 0.6)
+        kept = {
+            layer: action
+            for layer, action in enumerate(parent.actions)
+            if not anew[layer] and action.keys_from(layer) in (None, layer)
+        }
+        try:
+            solved = space.solve(costs, kept)
+        except InputError:  # what is kept is no candidate any more
+            return []
+        fitting = [r for r in solved if r <= rung]
+        return [solved[max(fitting)]] if fitting else []
+
+
+def costs_of(memory: Memory, draw: np.ndarray) -> Costs:
+    """By layer and action, what it costs under ``draw``; 16 bits cost nothing."""
+    costs: Costs = {(layer, Own()): 0.0 for layer in range(memory.space.ranking.num_layers)}
+    return costs | dict(zip(memory.model.terms.keys, draw.tolist(), strict=True))
+
+
+def _most_promising(memory: Memory, draw: np.ndarray, solved: dict[int, KVPlan]) -> int:
+    """The rung whose least loss so far its solved plan should lower by the largest share."""
+    known, lowest = memory.known, memory.lowest()
+    new = {rung: plan for rung, plan in solved.items() if plan not in known}
+    if not new:
+        return min(solved)
+    losses = memory.model.expected(list(new.values()), draw)
+    best = {rung: min((lowest[r] for r in lowest if r <= rung), default=np.inf) for rung in new}
+    gains = [
+        np.log(max(best[rung], 1e-12)) - np.log(max(loss, 1e-12))
+        for rung, loss in zip(new, losses, strict=True)
+    ]
+    return list(new)[int(np.argmax(gains))]

@@ -1,0 +1,61 @@
+"""Copy the modules that run plans, as files for the folder of an export.
+
+A model that runs under a plan needs the code of its actions wherever it is loaded. `shipped_code`
+writes what `plan_files` returns. No second implementation exists: the files are this package's own
+modules, starting at `planned_model`, and all that these import.
+
+transformers loads code from the files of one folder that import each other relatively. So the
+module ``kvsharer_exp.model.packed.codes`` becomes ``kvplan_model_packed_codes.py``, and the imports
+and the names of runners are rewritten to match. Nothing else is changed.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib import resources
+
+MAIN = "kvsharer_exp.shipping.planned_model"
+PLAN_CODE, PLAN_CLASS = "modeling_kv_plan", "KVPlanForCausalLM"
+_STOCK_LINE = "from transformers import LlamaForCausalLM as StockForCausalLM"
+_IMPORT = re.compile(r"^(\s*from )(kvsharer_exp\.[\w.]+)(?= import )", re.MULTILINE)
+_RUNNER = re.compile(r'"(kvsharer_exp\.[\w.]+)(?=:\w+")')
+_ORIGIN = "# A module of kvsharer_exp (Apache-2.0), copied by its command export.\n"
+
+
+def plan_files(stock_class: str) -> dict[str, str]:
+    """The files by name, for a model of the transformers class ``stock_class``."""
+    files = {f"{_flat(module)}.py": _rewritten(module) for module in shipped_modules()}
+    main = f"{PLAN_CODE}.py"
+    assert files[main].count(_STOCK_LINE) == 1
+    line = _STOCK_LINE.replace("LlamaForCausalLM", stock_class)
+    return {**files, main: files[main].replace(_STOCK_LINE, line)}
+
+
+@cache
+def shipped_modules() -> tuple[str, ...]:
+    """`planned_model` and every module of this package that it needs, by full name."""
+    found, waiting = {MAIN}, [MAIN]
+    while waiting:
+        text = _text(waiting.pop())
+        needed = {name for _, name in _IMPORT.findall(text)} | set(_RUNNER.findall(text))
+        waiting += sorted(needed - found)
+        found |= needed
+    return tuple(sorted(found))
+
+
+def _text(module: str) -> str:
+    package, _, name = module.rpartition(".")
+    return (resources.files(package) / f"{name}.py").read_text(encoding="utf-8")
+
+
+def _rewritten(module: str) -> str:
+    text = _IMPORT.sub(lambda found: f"{found[1]}.{_flat(found[2])}", _text(module))
+    return _ORIGIN + _RUNNER.sub(lambda found: f'".{_flat(found[1])}', text)
+
+
+def _flat(module: str) -> str:
+    """The name that ``module`` has in the folder of an export."""
+    if module == MAIN:
+        return PLAN_CODE
+    return "kvplan_" + "_".join(module.split(".")[1:])

@@ -1,0 +1,63 @@
+"""The pieces that `Plans` is made of: stored fits, windows that overlap, words."""
+
+import threading
+from pathlib import Path
+
+import torch
+
+from kvsharer_exp import KVPlan
+from kvsharer_exp.cli.session.plan_words import action_words, counted, memory_words
+from kvsharer_exp.cli.session.stored_fits import StoredFits
+from kvsharer_exp.cli.session.windows import without_runs_of
+from kvsharer_exp.model.fitted_plan import Fit
+from kvsharer_exp.values.actions.constant import Constant
+from kvsharer_exp.values.footprint import Footprint
+
+
+def test_of_two_that_start_together_one_makes_the_fits(tmp_path: Path) -> None:
+    made, start = [], threading.Barrier(2)
+    fit = Fit({"bias": torch.ones(3)})
+
+    def work() -> None:
+        start.wait()
+        with StoredFits(tmp_path, {"model": "m"}, 2) as stored:
+            if not stored.fits({1: [Constant()]}):
+                made.append(1)
+                threading.Event().wait(0.2)
+                stored.keep({(1, Constant()): fit})
+
+    both = [threading.Thread(target=work) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert made == [1]
+
+
+def test_windows_with_a_run_in_common_are_left_out() -> None:
+    windows = torch.arange(120).view(3, 40)
+    others = torch.cat([torch.full((4,), 999), torch.arange(50, 66)]).view(1, 20)
+    assert without_runs_of(windows, others).tolist() == windows[[0, 2]].tolist()
+    nearly = torch.cat([torch.full((5,), 999), torch.arange(50, 65)]).view(1, 20)
+    assert len(without_runs_of(windows, nearly)) == 3
+    short = torch.arange(90, 94).view(1, 4)
+    assert without_runs_of(windows, short).tolist() == windows[:2].tolist()
+    assert len(without_runs_of(windows, windows[:0])) == 3
+
+
+def test_every_action_has_words() -> None:
+    plan = KVPlan.parse("0_1q4g64s4_0_0k1v_4k0v_x_c_a")
+    words = [action_words(action, layer) for layer, action in enumerate(plan.actions)]
+    assert words == [
+        "keeps its KV",
+        "keeps its KV in 4 bits, groups of 64, 4 first tokens in full",
+        "reads the KV of layer 0",
+        "reads keys: those of layer 0, values: those of layer 1",
+        "reads keys: its own, values: those of layer 0",
+        "has no attention",
+        "adds a constant for its attention",
+        "has an affine map for its attention",
+    ]
+    assert counted(plan) == "3 of 8 layers shared, 1 quantised, 3 without attention"
+    assert "5 bytes of parameters more" in memory_words(plan, Footprint(10.5, 0.5, -5))
+    assert "10.5 KV bytes per token (50.0% of full)" in memory_words(plan, Footprint(10.5, 0.5, 1))

@@ -1,0 +1,209 @@
+"""The space of plans: every draw is a valid plan, solving is exact, and the search learns costs."""
+
+from itertools import product
+
+import numpy as np
+import optuna
+import pytest
+from optuna.samplers import RandomSampler
+
+from kvsharer_exp.search.candidates import Candidate, wanted_actions
+from kvsharer_exp.search.front import RUNGS, best_per_rung, bytes_rung
+from kvsharer_exp.search.samplers import make_sampler
+from kvsharer_exp.search.spaces.base import encoded
+from kvsharer_exp.search.spaces.layer_actions import LayerActions, repaired
+from kvsharer_exp.search.spaces.registry import make_space
+from kvsharer_exp.search.stages import FIT, Outcome, screen
+from kvsharer_exp.search.study import Search, open_study, run_search
+from kvsharer_exp.values.actions.affine import Affine
+from kvsharer_exp.values.actions.drop import Drop
+from kvsharer_exp.values.actions.own import Own
+from kvsharer_exp.values.actions.read import Read
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.plan import KVPlan
+from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
+from kvsharer_exp.values.sharing_map import SharingMap
+
+LAYERS = 8
+PAIRS = tuple(LayerPair(t, s, float(t - s)) for t in range(LAYERS) for s in range(t))
+RANKING = DissimilarityRanking("m", "d", LAYERS, PAIRS)
+BYTES = {16: 640, 4: 200, 2: 120}
+
+
+def candidates(seed: int = 0, layers: int = LAYERS) -> list[Candidate]:
+    dice = np.random.default_rng(seed)
+    found = []
+    for layer in range(layers):
+        scale = dice.lognormal(0, 1)
+        found.append(Candidate(layer, Own(), 0.0, BYTES[16]))
+        found.append(Candidate(layer, Own(4), 0.01 * scale, BYTES[4]))
+        found.append(Candidate(layer, Own(2), 0.1 * scale * dice.lognormal(0, 0.3), BYTES[2]))
+        found.append(Candidate(layer, Affine(), 0.2 * scale * dice.lognormal(0, 0.5), 0))
+        found.append(Candidate(layer, Drop(), 0.5 * scale * dice.lognormal(0, 0.5), 0))
+        if layer:
+            source = int(dice.integers(layer))
+            found.append(Candidate(layer, Read(source), 0.3 * scale * dice.lognormal(0, 1), 0))
+    return found
+
+
+def space_of(found: list[Candidate], budgets: tuple[float, ...] = (0.1, 0.3)) -> LayerActions:
+    space = make_space("layer_actions", RANKING, max_shared=3, candidates=found, budgets=budgets)
+    assert isinstance(space, LayerActions)
+    return space
+
+
+SPACE = space_of(candidates())
+
+
+def test_every_draw_is_a_valid_plan_that_comes_back() -> None:
+    study = optuna.create_study(sampler=RandomSampler(seed=0))
+    kinds = set()
+    for _ in range(300):
+        plan = SPACE.decode(study.ask(SPACE.distributions()).params)
+        params = SPACE.encode(plan)
+        assert params is not None
+        assert SPACE.decode(params) == plan
+        kinds |= {action.name for action in plan.actions}
+    assert kinds == {"own", "affine", "drop", "read"}
+
+
+def test_what_cannot_be_is_repaired() -> None:
+    assert str(repaired([Own(), Drop(), Read(1), Read(0)])) == "0_x_2_0"
+    assert str(repaired([Own(4), Read(0), Read(1)])) == "0q4_0_2"
+    assert str(repaired([Drop(), Affine()])) == "0_a"
+
+
+def test_a_plan_of_other_actions_is_not_in_the_space_and_a_map_may_be() -> None:
+    assert SPACE.encode(KVPlan.full(LAYERS).replace(3, Own(8))) is None
+    assert encoded(SPACE, KVPlan.full(LAYERS)) is not None
+    maps = make_space("layer_sources", RANKING, max_shared=3)
+    shared = SharingMap.identity(LAYERS).share(4, 1)
+    assert encoded(maps, KVPlan.of(shared)) == maps.encode(shared)
+    assert encoded(maps, KVPlan.full(LAYERS).replace(3, Drop())) is None
+
+
+def costs_of(found: list[Candidate]) -> dict:
+    return {(c.layer, c.action): c.error for c in found}
+
+
+def test_solving_is_exact_without_reads_and_no_worse_with_them() -> None:
+    found = candidates(1, 5)
+    ranking = DissimilarityRanking("m", "d", 5, tuple(p for p in PAIRS if p.target < 5))
+    space = make_space("layer_actions", ranking, max_shared=1, candidates=found)
+    assert isinstance(space, LayerActions)
+    costs = costs_of(found)
+
+    def cost(plan: KVPlan) -> float:
+        total = 0.0
+        for layer, action in enumerate(plan.actions):
+            source = action.keys_from(layer)
+            total += costs[layer, action]
+            if source not in (None, layer):
+                total += costs[layer, plan.actions[source]]
+        return total
+
+    best: dict[int, float] = {}
+    alone = [[c.action for c in of if c.action.name != "read"] for of in space.at]
+    for actions in product(*alone):
+        if any(action.name == "own" for action in actions):
+            plan = KVPlan(actions)
+            rung = space.rung(plan)
+            best[rung] = min(best.get(rung, np.inf), cost(plan))
+    solved = space.solve(costs)
+    lowest = np.inf
+    for rung in sorted(best):
+        if best[rung] < lowest - 1e-12:
+            lowest = best[rung]
+            assert rung in solved
+            assert cost(solved[rung]) <= lowest + 1e-12
+    assert set(solved) <= set(best)
+
+
+def test_solved_seeds_meet_their_budgets_within_a_percent_of_the_bound() -> None:
+    seeds = SPACE.seeds()
+    assert seeds.gap <= 0.01
+    assert {plan for plan in seeds.plans if SPACE.kv_bytes(plan) <= 0.1 * SPACE.full_bytes}
+    assert all(SPACE.encode(plan) is not None for plan in seeds.plans)
+
+
+TRUE = {
+    key: error * np.random.default_rng(7).lognormal(0, 0.8, 1000)[i]
+    for i, (key, error) in enumerate(costs_of(candidates()).items())
+}
+
+
+def loss(plan: KVPlan) -> float:
+    """Costs unlike the block errors, which together do more than add up."""
+    total = 0.0
+    for layer, action in enumerate(plan.actions):
+        source = action.keys_from(layer)
+        total += TRUE[layer, action]
+        if source not in (None, layer):
+            total += TRUE[layer, plan.actions[source]]
+    return 1e-4 + total * (
+        1 + 0.1 * sum(a.keys_from(i) is None for i, a in enumerate(plan.actions))
+    )
+
+
+def score(plan, size, so_far) -> Outcome:
+    value = loss(plan)
+    return Outcome({screen(2): value, FIT: value, "kl": value}, "complete", "fit", -value)
+
+
+def size(plan: KVPlan) -> Footprint:
+    kept = SPACE.kv_bytes(plan)
+    return Footprint(kept, kept / SPACE.full_bytes, 0)
+
+
+def searched(folder, kind: str, n_trials: int, seed: int = 0, seeds=()):
+    with open_study(f"{kind}{seed}{n_trials}", storage=None, folder=folder) as store:
+        sampler = make_sampler(kind, space=SPACE, seed=seed, trials_so_far=store.count_trials())
+        return run_search(store, Search(SPACE, sampler, score, size, seeds), n_trials=n_trials)
+
+
+def test_evolution_solves_learns_and_beats_random_on_the_rungs_asked(tmp_path) -> None:
+    seeds = [("solved", plan) for plan in SPACE.seeds().plans]
+    found = searched(tmp_path, "evolution", 90, seeds=seeds)
+    assert len({result.plan for result in found}) == 90
+    low, high = SPACE.rungs
+    asked = [bytes_rung(r) <= high for r in found if r.origin == "sampler"]
+    assert np.mean(asked) > 0.8  # the others were drawn at random where nothing new was proposed
+    first, best = (best_per_rung(part, bytes_rung) for part in (found[: len(seeds)], found))
+    random = best_per_rung(searched(tmp_path, "random", 300), bytes_rung)
+
+    def at(best: dict, rung: int) -> float:
+        return max(r.score for step, r in best.items() if step <= rung)
+
+    for rung in (low, (low + high) // 2, high):
+        assert at(best, rung) >= at(random, rung)
+    gains = [at(first, rung) / at(best, rung) for rung in range(low, high)]
+    assert np.mean(gains) > 1.1  # verified losses corrected the costs
+
+
+def test_the_same_seed_gives_the_same_plans_and_a_study_goes_on(tmp_path) -> None:
+    one, two = (searched(tmp_path / name, "evolution", 25) for name in "ab")
+    assert [r.plan for r in one] == [r.plan for r in two]
+    assert [r.plan for r in searched(tmp_path / "c", "evolution", 25, seed=1)] != [
+        r.plan for r in one
+    ]
+
+
+def test_a_rung_is_a_64th_of_the_full_caches_bytes() -> None:
+    for kept in (0, 1, 79, 80, 81, 5120):
+        result_rung = bytes_rung(type("R", (), {"footprint": Footprint(kept, kept / 5120, 0)})())
+        assert result_rung == -(-kept * RUNGS // 5120)
+    assert SPACE.rung(KVPlan.full(LAYERS)) == RUNGS
+
+
+def test_options_name_actions_and_fix_layers() -> None:
+    texts = ["own", "q4", "q3g64s4", "x", "read"]
+    assert wanted_actions(3, texts, {}) == [Own(), Own(4), Own(3, 64, 4), Drop()]
+    assert wanted_actions(3, texts, {3: "a"}) == [Affine()]
+    for text in ("nope", "q5x", "0", "1k2v"):
+        with pytest.raises(InputError, match="is no action of layer 3"):
+            wanted_actions(3, [text], {})
+    with pytest.raises(InputError, match="give a list like"):
+        make_space("layer_actions", RANKING, max_shared=1, actions="own")
+    with pytest.raises(InputError, match="beam is for maps"):
+        make_sampler("beam", space=SPACE, seed=0)

@@ -1,0 +1,44 @@
+"""`kvsharer export plan=…` end to end on the tiny model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvsharer_exp import apply_plan, load_exported, load_model, load_plan
+from kvsharer_exp.values.plan import KVPlan
+from tests.cli.commands import test_commands as commands
+
+run = commands.run  # a fixture
+
+
+@pytest.mark.parametrize("plan", ["0_1q4g8s2_c_0_x_a", "0_1q4g8_0k1v_3_x_1"])
+def test_the_folder_is_the_plan_that_was_scored(run, plan: str, capsys) -> None:
+    result = run("export", f"plan={plan}")
+    folder = Path(result["export"]["path"])
+    plan = str(KVPlan.parse(plan))
+    assert result["plan"] == plan and result["kv_source_layers"] is None
+    model, tokenizer = load_exported(folder)
+    original, _ = load_model("tiny", device="cpu")
+    ids = tokenizer("What is exported is what was scored.", return_tensors="pt").input_ids
+    kept = load_plan(result["folder"]) if "a" in plan else KVPlan.parse(plan)
+    with torch.inference_mode(), apply_plan(original, kept):
+        expected = original(ids).logits
+    with torch.inference_mode():
+        assert torch.equal(model(ids).logits, expected)
+    card = (folder / "README.md").read_text()
+    assert f"`{plan}`" in card
+    assert all(len(line) <= 200 for line in card.splitlines())
+    assert f"{result['scores']['perplexity/report']:.4g}" in card
+    named = result["folder"] if "a" in plan else folder / "kv_plan.json"
+    assert f"plan={named}" in "".join(capsys.readouterr().out.split("\n"))
+    said = run("generate", f"plan={named}", "generate.prompt=Hello", "generate.max_new_tokens=2")
+    assert said["plan"] == plan
+
+
+def test_the_scores_are_those_of_evaluate(run) -> None:
+    plan = "plan=0_1q4g8s2_0k1v_1_x_5"
+    exported, evaluated = run("export", plan), run("evaluate", plan)
+    for name, value in exported["scores"].items():
+        assert value == pytest.approx(evaluated["scores"][name], rel=1e-5)
+    assert exported["footprint"] == evaluated["footprint"]
