@@ -11,6 +11,8 @@ from kvsharer_exp.data.passages import Passage, TextParts
 from kvsharer_exp.data.split import split_texts
 from kvsharer_exp.data.windows import token_windows
 from kvsharer_exp.model.actions.base import ActionRunner
+from kvsharer_exp.model.actions.stand_in import StandInRunner
+from kvsharer_exp.model.moments import Moments
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.spec import ModelSpec
 from kvsharer_exp.search.fitness import Fitness
@@ -46,11 +48,13 @@ __all__ = [
     "MapSampler",
     "Memory",
     "ModelSpec",
+    "Moments",
     "Passage",
     "SearchSpace",
     "SharingMap",
     "Space",
     "SpaceSetting",
+    "StandInRunner",
     "Strategy",
     "TextParts",
     "TrialResult",

@@ -2,20 +2,28 @@
 
 import json
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
 import pytest
+import torch
 
 from kvsharer_exp.cli.main import main
+from kvsharer_exp.measure.fits import fit_plan
+from kvsharer_exp.model.footprint import footprint
+from kvsharer_exp.model.sharing.runtime import apply_plan
 from kvsharer_exp.search import samplers
 from kvsharer_exp.search.samplers import SAMPLERS, make_sampler
 from kvsharer_exp.search.spaces.registry import make_space
+from kvsharer_exp.values.actions.registry import action_classes
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.plugins import find_part
 from kvsharer_exp.values.sharing_map import SharingMap
 from tests.cli.commands.test_commands import QUICK
 from tests.search.test_spaces import LINE, check_encoded
+from tests.tiny import tiny_model, tokens
 
 EXAMPLE = Path(__file__).parent / "plugin_example"
 PROJECT = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
@@ -60,6 +68,45 @@ def test_the_sampler_of_the_example(example) -> None:
         make_sampler("front_mix", space=space, seed=0, elites=4)
     with pytest.raises(InputError, match=r"sampler\.kind=frontmix is unknown: did you mean front_"):
         make_sampler("frontmix", space=space, seed=0)
+
+
+@pytest.fixture
+def action(example) -> Iterator[None]:
+    """The example's action as if installed; actions are looked up once in a process."""
+    action_classes.cache_clear()
+    yield
+    action_classes.cache_clear()
+
+
+def test_the_action_of_the_example_goes_through_parse_and_run(action) -> None:
+    plan = KVPlan.parse("0_e_2_0_e_5")
+    assert KVPlan.from_json(plan.to_json()) == plan
+    assert [a.name for a in plan.actions] == ["own", "echo", "own", "read", "echo", "own"]
+    model, windows = tiny_model("llama"), tokens(8, 24)
+    fitted = fit_plan(model, plan, windows)
+    weight = fitted.fits[1].tensors["weight"]
+    assert torch.allclose(weight, weight[0, 0] * torch.eye(64, dtype=weight.dtype))
+    assert weight[0, 0] != 0
+    with torch.inference_mode(), apply_plan(model, fitted):
+        one_shot = model(windows, use_cache=False).logits
+        assert torch.allclose(model(windows, use_cache=True).logits, one_shot)
+    assert footprint(model, plan).kv_fraction == 0.5
+
+
+def test_the_action_of_the_example_is_searched_and_exports_say_why_not(
+    action, tmp_path: Path, monkeypatch, store, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("search_space=layer_actions", "search_space.options.actions=[own,q4g8,e]")
+    few = ("study.n_trials=10", "fit.num_windows=8", "fit.window_tokens=16", "compression.kv=[0.5]")
+    assert main(["sweep", *QUICK, *store, *words, *few, "hydra.run.dir=run"]) == 0
+    front = json.loads(Path("run/result.json").read_text())["front"]
+    echoed = [entry["plan"] for entry in front if "e" in entry["plan"].split("_")]
+    assert echoed
+    capsys.readouterr()
+    ship = ("export", f"plan={echoed[0]}", "hydra.run.dir=ship")
+    assert main([*ship, *QUICK, *store, *few[1:3], "export.path=shipped"]) == 2
+    assert "action echo of another package" in " ".join(capsys.readouterr().err.split())
 
 
 def lines_of_the_example() -> list[str]:
