@@ -27,7 +27,8 @@ COMMANDS = {
     "sweep": "the Optuna search -> Pareto front of memory against accuracy, in MLflow",
     "evaluate": "scores of one map or plan (map=0_1_0_3, plan=0_1q4_0_a, a .json file or an MLflow "
     "run id) beside the full cache",
-    "plan": "what a plan does (plan=0_1q4_0_a), layer by layer: KV bytes, block error, parameters",
+    "plan": "what a plan does (plan=0_1q4_0_a), layer by layer; or the best plan for a budget "
+    "(compression.kv=[0.25] run=ID) of a finished sweep of plans, without a model",
     "bench": "memory and speed of one map or plan beside the full cache; without one what a ratio "
     "would buy",
     "ablate": "the paper's ablations and its reviewers' questions (+experiment=NAME), with "

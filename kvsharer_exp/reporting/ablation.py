@@ -1,7 +1,7 @@
 """Summarise an ablation: arms with intervals, and which of their differences are real.
 
-The command ``ablate`` makes a `Row` of every map, and `summarise` turns rows into cells. Tables,
-figures and files are made from these.
+The command ``ablate`` makes a `Row` of every map or KV plan, and `summarise` turns rows into cells.
+Tables, figures and files are made from these.
 
 The reference is the first arm of the first variant. Every other arm is compared with it item by
 item, at the same ratio, and only where both share the same number of layers. The p-values of one
@@ -29,11 +29,12 @@ MARKS = {"better": "▲", "worse": "▼", "not told apart": "≈"}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One map that one arm chose under one variant, and what was measured of it.
+    """One map or plan that one arm chose under one variant, and what was measured of it.
 
     ``variant`` holds the settings that vary, by configuration key. ``items`` holds the values
     behind each score in the order of the items; behind a perplexity these are log-likelihoods in
-    nats per token.
+    nats per token. ``plan`` is the text of a KV plan that is no map; ``result.kv_source_layers`` is
+    empty then, and its counts are of the layers without KV of their own.
     """
 
     variant: Mapping[str, Any]
@@ -46,11 +47,17 @@ class Row:
     items: Mapping[str, Sequence[float]] = field(default_factory=dict)
     retained: Mapping[str, float] = field(default_factory=dict)
     mlflow_run_id: str = ""
+    plan: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The row for ``result.json``, without items and trace, which are kept elsewhere."""
+        """The row for ``result.json``, without items and trace, which are kept elsewhere.
+
+        A plan that is no map has its text, and null as its ``kv_source_layers``.
+        """
         result = self.result.to_dict()
         del result["trace"]
+        if self.plan:
+            result |= {"kv_source_layers": None, "plan": self.plan}
         return {
             "variant": dict(self.variant),
             "arm": self.arm,
@@ -73,7 +80,8 @@ class Cell:
     perplexities is geometric. For a single draw it holds the score with its interval over items.
     ``against`` holds by score name the comparison with the reference, and ``verdicts`` whether the
     arm is ``better`` than the reference, ``worse``, or ``not told apart`` from it. ``found``: the
-    number of layers shared in each draw. ``evaluated`` and ``seconds`` are means over the draws.
+    number of layers shared in each draw, of a plan those that it saves. ``evaluated``, ``seconds``
+    and ``kv_fraction`` are means over the draws.
     """
 
     variant: Mapping[str, Any]
@@ -86,6 +94,7 @@ class Cell:
     scores: Mapping[str, Interval]
     against: Mapping[str, Comparison]
     verdicts: Mapping[str, str] = field(default_factory=dict)
+    kv_fraction: float = 1.0
 
     @property
     def label(self) -> str:
@@ -141,6 +150,7 @@ def _cell(group: Sequence[Row], against: dict[str, Comparison], confidence: floa
             if (interval := _over_draws(group, name, confidence)) is not None
         },
         against=against,
+        kv_fraction=fmean(row.kv_fraction for row in group),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 from kvsharer_exp.reporting.ablation import MARKS, Cell
 from kvsharer_exp.search.paper.acceptance import RankBin
+from kvsharer_exp.search.paper.arms import PLAN_ARMS
 from kvsharer_exp.values.intervals import Interval, half_width
 from kvsharer_exp.values.score_names import HELD_OUT_KL, ScoreName, label, table_columns
 
@@ -18,19 +19,29 @@ LEGEND = (
     "for the number of comparisons (Holm); no mark: not as many layers shared, or no items"
 )
 
+PLANS_LEGEND = (
+    "KV: the share of the full cache's bytes that is kept, at footprint.context. The arms drop, "
+    "constant, affine and quantised keep no more bytes than read does at the same ratio. Their "
+    "column shared counts layers without KV of their own; that of quantised repeats that of read"
+)
+
 
 def arms_table(
     cells: Sequence[Cell], full: Mapping[str, float], intervals: Mapping[str, Interval]
 ) -> list[list[str]]:
     """Header and rows: the full cache first, then every arm at every ratio.
 
-    Each task has a column of its own, with an interval and a mark (see `LEGEND`).
+    Each task has a column of its own, with an interval and a mark (see `LEGEND`). If an arm chose
+    plans, a column says what is kept (see `PLANS_LEGEND`).
     """
+    kept = any(cell.arm in PLAN_ARMS for cell in cells)
     shown = [name for name in (HELD_OUT_KL, *table_columns(full)) if name in full]
-    rows = [["arm", "ratio", "shared", "evaluated", "seconds", *map(label, shown)]]
+    kept_name, kept_full = (["KV"], ["100.0%"]) if kept else ([], [])
+    rows = [["arm", "ratio", "shared", *kept_name, "evaluated", "seconds", *map(label, shown)]]
     none = Interval(0.0, 0.0, 0.0)  # the KL of the full cache to itself
     whole = [none if name == HELD_OUT_KL else intervals.get(name) for name in shown]
-    rows.append(["full cache", "", "0", "", "", *[_number(interval) for interval in whole]])
+    scored = [_number(interval) for interval in whole]
+    rows.append(["full cache", "", "0", *kept_full, "", "", *scored])
     for cell in cells:
         scores = [
             _number(cell.scores.get(name), MARKS.get(cell.verdicts.get(name, ""), ""))
@@ -44,6 +55,7 @@ def arms_table(
                 cell.label + draws,
                 f"{cell.compression:.1%}",
                 f"{found}/{cell.requested}",
+                *([f"{cell.kv_fraction:.1%}"] if kept else []),
                 f"{cell.evaluated:.0f}",
                 f"{cell.seconds:.1f}",
                 *scores,

@@ -23,6 +23,7 @@ from kvsharer_exp.search.spaces.base import SearchSpace, holds_plans
 from kvsharer_exp.search.strategies.beam import Beam
 from kvsharer_exp.search.strategies.evolution import Evolution
 from kvsharer_exp.search.strategies.map_sampler import MapSampler, Strategy
+from kvsharer_exp.search.strategies.plan_beam import PlanBeam
 from kvsharer_exp.search.strategies.plan_evolution import PlanEvolution
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plugins import find_part, options_for
@@ -60,16 +61,13 @@ def _ours(
     **options: Any,
 ) -> BaseSampler:
     if holds_plans(space):
-        strategy = _for_plans(strategy)
+        strategy = _FOR_PLANS[strategy]
         options.pop("offspring", None)  # of maps; solving a plan takes longer
     return MapSampler(space, strategy(**options), seed=seed, errors=errors)
 
 
-def _for_plans(strategy: Callable[..., Strategy]) -> Callable[..., Strategy]:
-    """The strategy of the same name for a space of plans."""
-    if strategy is not Evolution:
-        raise InputError("sampler.kind=beam is for maps: choose evolution for plans")
-    return PlanEvolution
+_FOR_PLANS: dict[Any, Callable[..., Strategy]] = {Evolution: PlanEvolution, Beam: PlanBeam}
+"""The strategies of the same names for a space of plans."""
 
 
 GROUP = "kvsharer_exp.samplers"

@@ -172,3 +172,17 @@ def test_figures_draw_what_the_cells_hold() -> None:
 def test_a_cell_of_one_score_without_an_interval_stands_for_itself() -> None:
     (cell,) = summarise([row("a")], confidence=0.95)
     assert isinstance(cell.scores[HELD_OUT_KL], Interval)
+
+
+def test_a_plan_that_is_no_map_has_its_text_and_a_column_for_its_bytes() -> None:
+    result = GreedyResult(0.5, 2, 2, (), 0, 1.0, ())
+    dropped = Row({}, "drop", 0, result, 0.5, plan="0_x_2_x")
+    assert dropped.to_dict()["kv_source_layers"] is None
+    assert dropped.to_dict()["plan"] == "0_x_2_x"
+    assert "plan" not in row("a").to_dict()
+    full = row("full", 2.8)
+    cells = summarise([row("read"), dropped], confidence=0.95)
+    header, whole, *rows = arms_table(cells, full.scores, full.intervals)
+    assert header[:4] == ["arm", "ratio", "shared", "KV"]
+    assert whole[:4] == ["full cache", "", "0", "100.0%"]
+    assert [cells[3] for cells in rows] == ["50.0%", "50.0%"]

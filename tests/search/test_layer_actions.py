@@ -189,6 +189,22 @@ def test_the_same_seed_gives_the_same_plans_and_a_study_goes_on(tmp_path) -> Non
     ]
 
 
+def test_a_beam_goes_down_the_rungs_by_one_layer_at_a_time(tmp_path) -> None:
+    sampler = make_sampler("beam", space=SPACE, seed=0, tries=3)
+    with open_study("beam", storage=None, folder=tmp_path) as store:
+        found = run_search(store, Search(SPACE, sampler, score, size), n_trials=60)
+    plans = [KVPlan.full(LAYERS)]
+    for result in found:
+        changes = [
+            sum(a != b for a, b in zip(result.plan.texts, plan.texts, strict=True))
+            for plan in plans
+        ]
+        assert 1 in changes
+        plans.append(result.plan)
+    assert len(set(plans)) == 61
+    assert min(map(SPACE.rung, plans)) < 32
+
+
 def test_a_rung_is_a_64th_of_the_full_caches_bytes() -> None:
     for kept in (0, 1, 79, 80, 81, 5120):
         result_rung = bytes_rung(type("R", (), {"footprint": Footprint(kept, kept / 5120, 0)})())
@@ -205,5 +221,3 @@ def test_options_name_actions_and_fix_layers() -> None:
             wanted_actions(3, [text], {})
     with pytest.raises(InputError, match="give a list like"):
         make_space("layer_actions", RANKING, max_shared=1, actions="own")
-    with pytest.raises(InputError, match="beam is for maps"):
-        make_sampler("beam", space=SPACE, seed=0)

@@ -1,8 +1,8 @@
 """The command ``ablate``: the paper's ablations and its reviewers' questions, as one table.
 
 A file of ``conf/experiment/`` (``+experiment=NAME``) or ``ablate.…=`` says what is run: some arms
-under every combination of the settings that vary. Each map is scored on the same held-out windows
-as the full cache and the first arm, so that every difference has an interval.
+under every combination of the settings that vary. Each map or KV plan is scored on the same
+held-out windows as the full cache and the first arm, so that every difference has an interval.
 """
 
 from __future__ import annotations
@@ -20,12 +20,21 @@ from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.steps.ablation_outputs import Ablation, publish
+from kvsharer_exp.cli.steps.ablation_plans import PlanArms
 from kvsharer_exp.cli.steps.ablation_rows import RowScorer
 from kvsharer_exp.measure.benchmark import check_length, measure
 from kvsharer_exp.measure.prediction import predict
-from kvsharer_exp.reporting.ablation import Row, describe
+from kvsharer_exp.reporting.ablation import describe
 from kvsharer_exp.search.paper.acceptance import pairs_alone
-from kvsharer_exp.search.paper.arms import GIVEN, Walker, check_arm, evaluated, is_random
+from kvsharer_exp.search.paper.arms import (
+    ARMS,
+    GIVEN,
+    PLAN_ARMS,
+    Walker,
+    check_arm,
+    evaluated,
+    is_random,
+)
 from kvsharer_exp.search.paper.greedy import num_targets
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.greedy import GreedyResult
@@ -44,7 +53,7 @@ def run(
     scorers: Scorers,
 ) -> None:
     """Write ``result.json`` with all maps, arms and comparisons, and what else is asked for."""
-    arms = [check_arm(arm) for arm in dict.fromkeys(config.ablate.arms)]
+    arms = [check_arm(arm, (*ARMS, *PLAN_ARMS)) for arm in dict.fromkeys(config.ablate.arms)]
     settings = [(variant, apply(config, variant)) for variant in variants(config)]
     given = read_maps(config, log.tracker) if GIVEN in arms else ()
     if config.ablate.tasks:
@@ -53,10 +62,11 @@ def run(
     _check_lengths(config, loaded)
     if config.ablate.tasks:
         scorers.require()
-    _check_texts(calibration, [setting for _, setting in settings])
+    _check_texts(log, loaded, calibration, [setting for _, setting in settings], arms)
     log.start(loaded.description, windows.texts, experiment=config.ablate.name)
     now = calibration.varied(settings[0][1])
     now.keep_ranking(log)
+    plan_arms = PlanArms(log, loaded, now)
     ablation = Ablation(RowScorer(config, log, loaded, scorers), now.ranking)
     if config.ablate.every_pair:
         log.say("scoring pairs of layers shared alone")
@@ -65,12 +75,19 @@ def run(
     for variant, setting in settings:
         now = now.varied(setting)  # made from the last one, so that what has not changed is kept
         walker = now.walker(max_candidates=config.ablate.max_candidates, given=given)
+        plan_arms = plan_arms.varied(now)
         for arm in arms:
+            if arm in PLAN_ARMS:
+                chosen = plan_arms.run(arm, config.compression.ratios)
+                results = [result for result, _ in chosen]
+                _tell(log, describe(arm, variant), results)
+                ablation.add(variant, arm, 0, results, [plan for _, plan in chosen])
+                continue
             for draw in range(config.ablate.draws if is_random(arm) else 1):
                 found = _walk(config, log, walker, arm, draw, variant)
                 ablation.add(variant, arm, draw, found)
     if config.ablate.lengths:
-        ablation.timings = _timings(config, log, loaded, ablation.rows)
+        ablation.timings = _timings(config, log, loaded, ablation)
     publish(config, log, ablation)
 
 
@@ -126,47 +143,57 @@ def _check_lengths(config: Config, loaded: LoadedModel) -> None:
         check_length(loaded.model, prompt + new, f"ablate.lengths={prompt}+{new}")
 
 
-def _check_texts(calibration: Calibration, settings: Sequence[Config]) -> None:
+def _check_texts(
+    log: RunLog,
+    loaded: LoadedModel,
+    calibration: Calibration,
+    settings: Sequence[Config],
+    arms: Sequence[str],
+) -> None:
     """Refuse texts that overlap or are too short, for any setting, before anything is computed."""
     calibration.text.windows.require("calibration", "held_out")
     now = calibration
     for setting in settings:
         now = now.varied(setting)
         now.text.windows.require("calibration")
+        PlanArms(log, loaded, now).require(arms)
 
 
 def _walk(
     config: Config, log: RunLog, walker: Walker, arm: str, draw: int, variant: Variant
 ) -> list[GreedyResult]:
     found = walker.run(arm, config.compression.ratios, seed=config.seed, draw=draw)
+    _tell(log, describe(arm, variant) + (f" · draw {draw}" if is_random(arm) else ""), found)
+    return found
+
+
+def _tell(log: RunLog, words: str, found: Sequence[GreedyResult]) -> None:
     longest = max(found, key=lambda result: result.found)
-    words = describe(arm, variant) + (f" · draw {draw}" if is_random(arm) else "")
     log.say(
         f"{words}: {longest.found} of {max(r.requested for r in found)} layers, "
         f"{max(map(evaluated, found))} candidates evaluated"
     )
-    return found
 
 
 def _timings(
-    config: Config, log: RunLog, loaded: LoadedModel, rows: Sequence[Row]
+    config: Config, log: RunLog, loaded: LoadedModel, ablation: Ablation
 ) -> list[dict[str, Any]]:
     """Measure memory and speed of the first arm's maps, cell by cell as ``bench`` does."""
-    cells = []
-    first = [row for row in rows if row.arm == rows[0].arm and row.variant == rows[0].variant]
-    for row in (row for row in first if row.result.found and row.draw == 0):
-        sharing_map = SharingMap(row.result.kv_source_layers)
+    cells, head = [], ablation.rows[0]
+    for row, plan in zip(ablation.rows, ablation.plans, strict=True):
+        if (row.arm, row.variant, row.draw) != (head.arm, head.variant, 0) or not row.result.found:
+            continue
         for batch, (prompt, new) in product(config.bench.batch_sizes, config.ablate.lengths):
             measured = measure(
                 loaded.model,
-                sharing_map,
+                plan,
                 batch=batch,
                 context=prompt,
                 new_tokens=new,
                 repeats=config.bench.repeats,
                 seed=config.seed,
             )
-            predicted = predict(loaded.model, sharing_map, batch=batch, context=prompt)
+            predicted = predict(loaded.model, plan.plan, batch=batch, context=prompt)
             where = {"compression": row.result.compression, "batch": batch, "context": prompt}
             cells.append({**where, **measured, "predicted": predicted})
             log.say(f"measured batch {batch}, {prompt} + {new} tokens")

@@ -2,6 +2,9 @@
 
 The block error of an action is measured with this action alone in the full model, on windows that
 the fits have not seen. ``compare=`` names another plan; the command then says where they differ.
+
+With a budget (``compression.kv=`` or ``run=``) in place of a plan, the command names the best plan
+for it that a finished sweep of plans knows or predicts. It then loads no model.
 """
 
 from __future__ import annotations
@@ -16,14 +19,17 @@ from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.plan_words import action_words, kind_of, memory_words
 from kvsharer_exp.cli.session.plans import Plans
-from kvsharer_exp.cli.session.result_file import identify, tags_of
+from kvsharer_exp.cli.session.result_file import head, identify, tags_of, write_result
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.windows import Windows
+from kvsharer_exp.cli.steps.budget_plan import Answer, study_of, sweep_of_plans
 from kvsharer_exp.cli.terminal import TurningTable
 from kvsharer_exp.measure.action_errors import action_errors
 from kvsharer_exp.model.actions.registry import runner_of
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.footprint import footprint
+from kvsharer_exp.reporting.measured import FinishedRun
+from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.plan import KVPlan
 
@@ -47,7 +53,10 @@ class LayerLine:
 
 
 def run(config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, plans: Plans) -> None:
-    """Print the plan layer by layer, and write ``result.json``."""
+    """Print the plan layer by layer, or the plan for each budget, and write ``result.json``."""
+    if _asks_for_budgets(config):
+        _answer_budgets(config, log)
+        return
     plan, other = plans.plan, plans.other
     plans.check()
     log.start(loaded.description, windows.texts, **tags_of(plan))
@@ -180,3 +189,73 @@ def _show_difference(config: Config, log: RunLog, one: Side, other: Side) -> Non
         f"({other_size.kv_fraction - size.kv_fraction:+.1%} of full) and differs in "
         f"{len(pairs)} of {plan.num_layers} layers."
     )
+
+
+def _asks_for_budgets(config: Config) -> bool:
+    """Whether plans for budgets are asked, and not what a plan does.
+
+    Raises:
+        InputError: both are asked.
+    """
+    wanted = config.compression
+    asked = {"run": config.run, "compression.kv": wanted.kv, "compression.kv_gib": wanted.kv_gib}
+    given = {"plan": config.plan, "map": config.map, "compare": config.compare}
+    budget = next((key for key, value in asked.items() if value is not None), None)
+    plan = next((key for key, value in given.items() if value is not None), None)
+    if budget and plan:
+        raise InputError(
+            f"{plan}= and {budget}= are both given: give a plan to see what it does, or a budget "
+            "to be given a plan"
+        )
+    return budget is not None
+
+
+def _answer_budgets(config: Config, log: RunLog) -> None:
+    """Print a line for each budget, and write ``result.json``."""
+    run = sweep_of_plans(config)
+    context = int((run.config.get("footprint") or {}).get("context") or config.footprint.context)
+    with study_of(config, run) as study:
+        answers = [study.within(kv) for kv in study.budgets(config, context)]
+        count = len(study.results)
+    about = {"model": run.model, "runs": run.run_id, "study": str(run.result["study"])}
+    log.run_id = log.tracker.start_run(
+        f"{run.model} · {config.command}",
+        tags={"command": config.command, **about, "model_id": str(run.result["model"]["id"])},
+        params={"runs": run.run_id, "seed": str(config.seed)},
+    )
+    console = log.console
+    console.print(
+        f"from {count} plans of {run.title}, run {run.run_id}; shares of the full cache's KV "
+        f"bytes at {context} tokens",
+        markup=False,
+    )
+    for answer in answers:
+        line = f"{answer.kv:.4g}  {_status(run, answer)}, keeps {answer.kv_fraction:.2%}: "
+        console.print(f"{line}{answer.plan}", markup=False, soft_wrap=True)
+    result = {
+        **head(
+            config,
+            model=run.result["model"],
+            seconds=log.seconds,
+            mlflow_run_id=log.run_id,
+            versions=log.environment,
+        ),
+        "run": run.run_id,
+        "study": about["study"],
+        "budgets": [answer.to_dict() for answer in answers],
+    }
+    log.tracker.log_text(log.run_id, write_result(log.folder, result), "result.json")
+    console.print(f"\nresult   {log.folder / 'result.json'}", markup=False)
+    if config.quiet:
+        return
+    console.print(f"mlflow   {log.tracker.run_url(log.run_id)}   (kvsharer ui shows it)")
+    then = next((answer for answer in answers if answer.status == "predicted"), answers[0])
+    words = f"kvsharer evaluate model={run.model} {kind_of(then.plan)}={then.plan}"
+    console.print(f"next     {words}", markup=False, soft_wrap=True)
+
+
+def _status(run: FinishedRun, answer: Answer) -> str:
+    loss = "KL" if run.result.get("fitness") == "kl" else "loss"
+    if answer.status == "known":
+        return f"known, {loss} {answer.loss:.4g} (trial {answer.trial})"
+    return f"predicted, {loss} {answer.loss:.4g} until it is scored"

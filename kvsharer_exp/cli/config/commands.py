@@ -81,7 +81,9 @@ class AblateConfig:
         name: the name of the ablation in titles and reports. Default: ``ablation``.
         arms: ways to choose a map: (dissimilar|similar|random)_(tested|untested),
             ``trailing_layers``, ``adjacent_pairs`` and ``given`` (``map=`` names a map, or the run
-            of a finished sweep). Default: the six of the first form.
+            of a finished sweep). ``read`` is the map of least block error; ``drop``, ``constant``,
+            ``affine`` and ``quantised`` are KV plans that keep at most its bytes. Default: the six
+            of the first form.
         draws: how often a random arm is drawn, at least 1. Default: 5.
         max_candidates: how many maps a tested arm may evaluate at most, at least 1. Default: 80.
             null: as many as the ranking has pairs.

@@ -16,9 +16,11 @@ from kvsharer_exp.cli.session.result_file import told_directions
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.steps.ablation_rows import RowScorer
 from kvsharer_exp.cli.terminal import TurningTable
+from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.reporting.ablation import Cell, Row, describe, summarise
 from kvsharer_exp.reporting.ablation_tables import (
     LEGEND,
+    PLANS_LEGEND,
     acceptance_table,
     arms_table,
     limit_sentences,
@@ -34,11 +36,12 @@ from kvsharer_exp.reporting.figures.ablation import (
 from kvsharer_exp.reporting.figures.style import save_png
 from kvsharer_exp.reporting.markup import to_markdown
 from kvsharer_exp.search.paper.acceptance import PairScore, RankBin, acceptance_by_rank
-from kvsharer_exp.search.paper.arms import is_tested
+from kvsharer_exp.search.paper.arms import PLAN_ARMS, is_tested
 from kvsharer_exp.values.correlation import spearman
 from kvsharer_exp.values.greedy import GreedyResult
 from kvsharer_exp.values.ranking import DissimilarityRanking
 from kvsharer_exp.values.score_names import HELD_OUT_PERPLEXITY
+from kvsharer_exp.values.sharing_map import SharingMap
 
 
 @dataclass
@@ -47,22 +50,33 @@ class Ablation:
 
     ``walks`` holds the longest trace of every walk with the test. Only the walks of the first
     variant count for acceptance against rank: ``ranking`` is that of the first variant, and
-    ``tested`` holds, by arm, the result of each of these walks that tried most pairs.
+    ``tested`` holds, by arm, the result of each of these walks that tried most pairs. ``plans``
+    holds for each of the ``rows`` what was scored.
     """
 
     scorer: RowScorer
     ranking: DissimilarityRanking
     rows: list[Row] = field(default_factory=list)
+    plans: list[FittedPlan] = field(default_factory=list)
     walks: list[dict[str, Any]] = field(default_factory=list)
     pairs: list[PairScore] = field(default_factory=list)
     timings: list[dict[str, Any]] = field(default_factory=list)
     tested: dict[str, list[GreedyResult]] = field(default_factory=dict)
 
     def add(
-        self, variant: Mapping[str, Any], arm: str, draw: int, found: Sequence[GreedyResult]
+        self,
+        variant: Mapping[str, Any],
+        arm: str,
+        draw: int,
+        found: Sequence[GreedyResult],
+        plans: Sequence[FittedPlan] | None = None,
     ) -> None:
-        """Score the maps of one walk, and keep their rows."""
-        self.rows += [self.scorer.row(variant, arm, draw, result) for result in found]
+        """Score what one walk found, and keep the rows; without ``plans`` these are its maps."""
+        if plans is None:
+            plans = [FittedPlan.of(SharingMap(result.kv_source_layers)) for result in found]
+        for result, plan in zip(found, plans, strict=True):
+            self.rows.append(self.scorer.row(variant, arm, draw, result, plan))
+            self.plans.append(plan)
         if not is_tested(arm):
             return
         longest = max(found, key=lambda result: result.candidates)
@@ -93,6 +107,8 @@ def publish(config: Config, log: RunLog, ablation: Ablation) -> None:
         *limit_sentences(full.items, confidence=confidence),
         *untested_sentences(full.items),
     ]
+    if any(row.arm in PLAN_ARMS for row in ablation.rows):
+        notes.insert(1, PLANS_LEGEND)
     correlations = _correlations(ablation.pairs, confidence)
     notes += [
         f"Spearman's ρ of a pair's distance and its {name} alone: {c['mean']:.2f} "
@@ -104,9 +120,12 @@ def publish(config: Config, log: RunLog, ablation: Ablation) -> None:
     _show(log, ablation, tables, notes)
     for name, content in _files(config, ablation, cells, bins, tables, notes).items():
         log.keep(name, content)
-    shared = [row.result.kv_source_layers for row in ablation.rows if row.result.found]
-    best = "_".join(map(str, shared[0])) if shared else ""
-    then = f"evaluate model={config.model.name} map={best}" if best else "ablate search.threshold=0"
+    first = next((row for row in ablation.rows if row.result.found), None)
+    then = "ablate search.threshold=0"
+    if first is not None:
+        sources = "_".join(map(str, first.result.kv_source_layers))
+        named = f"plan={first.plan}" if first.plan else f"map={sources}"
+        then = f"evaluate model={config.model.name} {named}"
     log.finish(
         {
             "experiment": config.ablate.name,
@@ -135,7 +154,9 @@ def too_few(rows: Sequence[Row], num_pairs: int, max_candidates: int | None) -> 
     """Say for each arm that found too few layers, in one sentence, at which ratios and why."""
     ratios: dict[tuple[str, str], list[str]] = {}
     for row in (row for row in rows if row.result.found < row.result.requested):
-        if not row.result.trace:
+        if row.arm in PLAN_ARMS:
+            why = "no plan of that size"
+        elif not row.result.trace:
             why = "no map of that size"
         elif row.result.candidates == max_candidates:
             why = f"the budget of {max_candidates} candidates was spent"

@@ -1,6 +1,6 @@
-"""Make the rows of an ablation: score each map on held-out windows, and log it as a child run.
+"""Make the rows of an ablation: score each plan on held-out windows, and log it as a child run.
 
-`Ablation` asks a `RowScorer` for the row of every map that an arm chose.
+`Ablation` asks a `RowScorer` for the row of every map or KV plan that an arm chose.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.measure.score_interval import score_intervals
+from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.footprint import footprint
-from kvsharer_exp.model.sharing.runtime import share_kv
+from kvsharer_exp.model.sharing.runtime import apply_plan
 from kvsharer_exp.reporting.ablation import Row, describe
 from kvsharer_exp.search.paper.arms import evaluated
 from kvsharer_exp.values.finite import NotFiniteError
+from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.greedy import GreedyResult
 from kvsharer_exp.values.intervals import Interval
-from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.score_names import HELD_OUT_KL, HELD_OUT_PERPLEXITY, Directions, retained
-from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import TrialResult
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The scores of one map, their intervals, and the values behind them (see `Row`)."""
+    """The scores of one plan, their intervals, and the values behind them (see `Row`)."""
 
     scores: dict[str, float]
     intervals: dict[str, Interval]
@@ -37,7 +37,7 @@ class Scores:
 
 
 class RowScorer:
-    """Scores maps and logs every row as a child run in MLflow; a known map is not scored again.
+    """Scores plans and logs every row as a child run in MLflow; a known plan is not scored again.
 
     The held-out windows give KL and perplexity in one pass. The report tasks are scored if
     ``ablate.tasks`` asks for them.
@@ -47,9 +47,9 @@ class RowScorer:
         self._config, self._log, self._loaded = config, log, loaded
         self._tasks = scorers.report_tasks if config.ablate.tasks else None
         self._evaluator = scorers.of_held_out_windows()
-        self._known: dict[str, Scores] = {}
+        self._known: dict[tuple[str, ...], Scores] = {}
         self._rows = 0
-        self.full = self._score(loaded.full_cache)
+        self.full = self._score(FittedPlan.of(loaded.full_cache))
         log.say("scored the full cache")
 
     @property
@@ -57,36 +57,50 @@ class RowScorer:
         """What the tasks say of their scores; empty without tasks."""
         return self._tasks.directions if self._tasks is not None else {}
 
-    def row(self, variant: Mapping[str, Any], arm: str, draw: int, result: GreedyResult) -> Row:
-        """Make the row of ``result`` with its scores. A map that shares no layer has no scores."""
-        sharing_map = SharingMap(result.kv_source_layers)
+    def row(
+        self,
+        variant: Mapping[str, Any],
+        arm: str,
+        draw: int,
+        result: GreedyResult,
+        plan: FittedPlan,
+    ) -> Row:
+        """Make the row of ``result``, which is ``plan``, with its scores.
+
+        Where an arm found nothing, the plan is the full cache and has no scores.
+        """
         if not result.found:
             return Row(variant, arm, draw, result, kv_fraction=1.0)
         try:
-            measured = self._score(sharing_map)
-        except NotFiniteError as error:  # the map has no scores, which is a result too
-            self._log.say(f"{sharing_map}: {error}")
+            measured = self._score(plan)
+        except NotFiniteError as error:  # the plan has no scores, which is a result too
+            self._log.say(f"{plan.plan}: {error}")
             measured = Scores({}, {}, {})
+        held = self._footprint(plan)
         row = Row(
             variant,
             arm,
             draw,
             result,
-            kv_fraction=footprint(self._loaded.model, sharing_map).kv_fraction,
+            kv_fraction=held.kv_fraction,
             scores=measured.scores,
             intervals=measured.intervals,
             items=measured.items,
             retained=retained(measured.scores, self.full.scores, self.directions),
+            plan="" if plan.plan.sharing_map is not None else str(plan.plan),
         )
-        return replace(row, mlflow_run_id=self._keep(row, sharing_map))
+        return replace(row, mlflow_run_id=self._keep(row, plan, held))
 
-    def _score(self, sharing_map: SharingMap) -> Scores:
-        if sharing_map.digest not in self._known:
-            self._known[sharing_map.digest] = self._measure(sharing_map)
-        return self._known[sharing_map.digest]
+    def _footprint(self, plan: FittedPlan) -> Footprint:
+        return footprint(self._loaded.model, plan.plan, context=self._config.footprint.context)
 
-    def _measure(self, sharing_map: SharingMap) -> Scores:
-        measured = self._evaluator.score(sharing_map)
+    def _score(self, plan: FittedPlan) -> Scores:
+        if plan.keys not in self._known:
+            self._known[plan.keys] = self._measure(plan)
+        return self._known[plan.keys]
+
+    def _measure(self, plan: FittedPlan) -> Scores:
+        measured = self._evaluator.score(plan)
         scores = {HELD_OUT_KL: measured.kl, HELD_OUT_PERPLEXITY: measured.perplexity}
         items = {
             HELD_OUT_KL: list(measured.kls),
@@ -94,7 +108,7 @@ class RowScorer:
         }
         errors: dict[str, float] = {}
         if self._tasks is not None:
-            with share_kv(self._loaded.model, sharing_map):
+            with apply_plan(self._loaded.model, plan):
                 scores |= self._tasks.score()
             items |= self._tasks.item_scores
             errors = self._tasks.stderr()
@@ -102,16 +116,16 @@ class RowScorer:
         intervals = score_intervals(scores, items, errors, confidence=confidence, seed=seed)
         return Scores(scores, intervals, items)
 
-    def _keep(self, row: Row, sharing_map: SharingMap) -> str:
+    def _keep(self, row: Row, plan: FittedPlan, held: Footprint) -> str:
         """Log the row; returns the id of its MLflow run."""
         result = row.result
         params = {"arm": row.arm, "compression": result.compression, "draw": row.draw}
         trial = TrialResult(
             number=self._rows,
             params={**params, **row.variant},
-            plan=KVPlan.of(sharing_map),
+            plan=plan.plan,
             scores=row.scores,
-            footprint=footprint(self._loaded.model, sharing_map),
+            footprint=held,
             status="complete",
             stage_reached="report",
             seconds=result.seconds,

@@ -5,7 +5,8 @@ command ``ablate`` runs them with a `Walker`; ``search`` and the seeds of a ``sw
 
 ``<order>_tested`` and ``<order>_untested`` walk the ranking in one order, with and without the
 test. The other arms use no order of the pairs. An arm with the test may evaluate at most
-``max_candidates`` maps, the same number for each such arm.
+``max_candidates`` maps, the same number for each such arm. The arms in `PLAN_ARMS` choose KV plans;
+`cli.steps.ablation_plans` runs them, because they need more than a ranking.
 
 Paper: https://arxiv.org/abs/2410.18517 §5.
 """
@@ -34,18 +35,21 @@ WALKS = {f"{order}_{test}": order for order in ORDERS for test in ("tested", "un
 FIXED = {"trailing_layers": trailing_layers, "adjacent_pairs": adjacent_pairs}
 GIVEN = "given"
 ARMS = (*WALKS, *FIXED, GIVEN)
+PLAN_ARMS = ("read", "drop", "constant", "affine", "quantised")
 _DRAW_STRIDE = 1000  # draw 0 is what `kvsharer search search.order=random` finds with that seed
 
 
-def check_arm(name: str) -> str:
-    """Return ``name`` if it is the name of an arm.
+def check_arm(name: str, arms: Sequence[str] = ARMS) -> str:
+    """Return ``name`` if it is the name of one of ``arms``.
 
     Raises:
         InputError: there is no such arm.
     """
-    if name not in ARMS:
-        near = difflib.get_close_matches(name, ARMS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose of {', '.join(ARMS)}"
+    if name not in arms:
+        near = difflib.get_close_matches(name, arms, n=1)
+        walks = [f"{order}_(un)tested" for order in ORDERS]  # all on one line of a terminal
+        all_names = ", ".join([*walks, *(arm for arm in arms if arm not in WALKS)])
+        hint = f"did you mean {near[0]}?" if near else f"choose of {all_names}"
         raise InputError(f"arm {name!r} is unknown: {hint}")
     return name
 

@@ -9,8 +9,9 @@ from mlflow.tracking import MlflowClient
 
 from kvsharer_exp.cli.argv import translate
 from kvsharer_exp.cli.main import main
+from kvsharer_exp.cli.session import plans
 from kvsharer_exp.model.folders import data_dir
-from kvsharer_exp.search.paper.arms import ARMS
+from kvsharer_exp.search.paper.arms import ARMS, PLAN_ARMS
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.sharing_map import SharingMap
 
@@ -20,16 +21,20 @@ QUICK = (
     *("heldout.num_windows=12", "heldout.window_tokens=24", "compression.ratios=[0.34,0.5]"),
 )
 # What is large in a file, made small; nothing that says what is compared.
+FITS = ("fit.num_windows=6", "fit.window_tokens=40", "scoring.num_windows=3")
 SMALL = {
     "paper_main": ("scoring=wiki", "scoring.report.limit=2"),
     "paper_memory_speed": ("ablate.lengths=[[8,3],[16,2]]", "compression.ratios=[0.34]"),
     "paper_calibration_size": ("ablate.calibration_sizes=[3,2,4]",),
+    "question_drop": (*FITS, "scoring.window_tokens=32"),
+    "question_equal_bytes": (*FITS, "scoring.window_tokens=32"),
 }
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch, store):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plans, "cache_dir", lambda: tmp_path / "cache")
 
     def call(*arguments: str) -> dict:
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
@@ -174,7 +179,9 @@ def test_every_experiment_runs(name: str, run, capsys) -> None:
     result = run(f"experiment={name}", *SMALL.get(name, ()))
     written = yaml.safe_load((data_dir("conf") / "experiment" / f"{name}.yaml").read_text())
     assert result["experiment"] == name
-    assert written["ablate"]["arms"][0] == result["reference"]["arm"] == "dissimilar_tested"
+    arms = written["ablate"]["arms"]
+    first = "read" if set(arms) <= set(PLAN_ARMS) else "dissimilar_tested"
+    assert arms[0] == result["reference"]["arm"] == first
     assert {row["arm"] for row in result["rows"]} == set(written["ablate"]["arms"])
     assert (result["folder"] / "ablation.md").read_text().startswith(f"# tiny: {name}")
     if name == "paper_memory_speed":
@@ -195,7 +202,7 @@ def test_experiments_cover_the_paper_and_its_reviewers() -> None:
         *("paper_main", "paper_ppl", "paper_random", "paper_order", "paper_calibration_set"),
         *("paper_calibration_size", "paper_search_time", "paper_memory_speed"),
         *("question_acceptance", "question_block_error", "question_distance"),
-        *("question_threshold", "question_too_few"),
+        *("question_threshold", "question_too_few", "question_drop", "question_equal_bytes"),
     }
 
 
@@ -208,6 +215,8 @@ def test_experiment_composes_with_and_without_plus() -> None:
 
 REFUSALS = {
     "ablate.arms=[dissimilar_teste]": "did you mean dissimilar_tested?",
+    "ablate.arms=[quantized]": "did you mean quantised?",
+    "ablate.arms=[zzz]": "random_(un)tested, trailing_layers, adjacent_pairs, given, read, drop,",
     "ablate.arms=[]": "ablate.arms is empty",
     "ablate.arms=[given]": "no map given",
     "ablate.distances=[cosin]": "calibration.distance=cosin is unknown: did you mean cosine?",

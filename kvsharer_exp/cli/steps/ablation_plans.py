@@ -1,0 +1,214 @@
+"""Run the arms of an ablation that choose KV plans: what else could be done with a map's bytes.
+
+The command ``ablate`` asks `PlanArms` for the arms in `PLAN_ARMS`. At every ratio, ``read`` is the
+map whose pairs have least block error, and sets the budget: no other plan keeps more bytes, counted
+in 16 bits at ``footprint.context``. ``drop``, ``constant`` and ``affine`` leave as many layers
+without KV as that map has targets. ``quantised`` has every layer keep its KV, in fewer bits. All
+choose by block errors, which are taken to add up, on text that no stand-in was fitted on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from kvsharer_exp.cli.session.calibration import ERROR_WINDOWS, Calibration
+from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.plans import Plans
+from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.measure.action_errors import action_errors
+from kvsharer_exp.model.actions.registry import runner_of
+from kvsharer_exp.model.actions.sizes import BUDGET_SIZE
+from kvsharer_exp.model.fitted_plan import FittedPlan
+from kvsharer_exp.model.sharing.projections import SharingError
+from kvsharer_exp.search.solver import solve_all, within
+from kvsharer_exp.values.actions.affine import Affine
+from kvsharer_exp.values.actions.base import Action
+from kvsharer_exp.values.actions.constant import Constant
+from kvsharer_exp.values.actions.drop import Drop
+from kvsharer_exp.values.actions.own import Own
+from kvsharer_exp.values.choice import Choice
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.greedy import GreedyResult
+from kvsharer_exp.values.plan import KVPlan
+from kvsharer_exp.values.sharing_map import SharingMap
+
+READ, QUANTISED = "read", "quantised"
+ACTIONS: Mapping[str, tuple[Action, ...]] = {
+    "drop": (Drop(),),
+    "constant": (Constant(),),
+    "affine": (Affine(),),
+    QUANTISED: tuple(Own(bits, sinks=4) for bits in (8, 4, 3, 2)),
+}
+"""By arm, what its layers may do instead of keeping their KV in 16 bits."""
+
+Chosen = tuple[GreedyResult, FittedPlan]
+"""What an arm chose at one ratio. Of a plan that is no map the result names no sources."""
+
+
+class PlanArms:
+    """The arms that choose plans, on the text of one `Calibration`."""
+
+    def __init__(self, log: RunLog, loaded: LoadedModel, calibration: Calibration) -> None:
+        self._log, self._loaded, self._calibration = log, loaded, calibration
+        self._windows = calibration.text.windows
+        self._plans = Plans(calibration.config, log, loaded, self._windows)
+        self._maps: dict[tuple[float, ...], list[GreedyResult]] = {}
+        self._errors: dict[str, dict[tuple[int, Action], float]] = {}
+
+    def varied(self, calibration: Calibration) -> PlanArms:
+        """The arms on the text of another calibration: these, if the text is the same."""
+        if calibration.text is self._calibration.text:
+            return self
+        return PlanArms(self._log, self._loaded, calibration)
+
+    def require(self, arms: Sequence[str]) -> None:
+        """Refuse text that is too short for these ``arms``, before model time is spent.
+
+        Raises:
+            InputError: there are too few windows for fits, or none to measure block errors on.
+        """
+        actions = [action for arm in arms for action in ACTIONS.get(arm, ())]
+        if actions:
+            _ = self._text
+        if any(action.fitted for action in actions):
+            _ = self._plans.origin  # names the fit windows, and so refuses too few of them
+
+    def run(self, arm: str, ratios: Sequence[float]) -> list[Chosen]:
+        """Choose the arm's plan at each of ``ratios``.
+
+        ``requested`` and ``found`` of a result are numbers of layers without KV of their own;
+        ``quantised`` has the ``found`` of the map whose bytes it does not exceed. ``found`` is 0
+        where no plan of the arm is that small; the full cache then stands for the plan.
+
+        Raises:
+            InputError: a ratio asks for zero or all layers, or the text is too short.
+        """
+        maps = self._least_error_maps(ratios)
+        if arm == READ:
+            return [(r, FittedPlan.of(SharingMap(r.kv_source_layers))) for r in maps]
+        began = time.perf_counter()
+        errors = self._errors_of(arm)
+        plans = [self._choose(arm, errors, SharingMap(r.kv_source_layers)) for r in maps]
+        fitted = [None if plan is None else self._plans.fit(plan) for plan in plans]
+        seconds = time.perf_counter() - began
+        return [self._chosen(read, plan, seconds) for read, plan in zip(maps, fitted, strict=True)]
+
+    def _least_error_maps(self, ratios: Sequence[float]) -> list[GreedyResult]:
+        """The maps that read the pairs of least block error; they cost block errors only."""
+        key = tuple(ratios)
+        if key not in self._maps:
+            began = time.perf_counter()
+            found = self._calibration.error_walker().run("similar_untested", ratios)
+            seconds = time.perf_counter() - began
+            self._maps[key] = [
+                GreedyResult(
+                    r.compression, r.requested, r.found, r.kv_source_layers, 0, seconds, ()
+                )
+                for r in found
+            ]
+        return self._maps[key]
+
+    def _chosen(self, read: GreedyResult, plan: FittedPlan | None, seconds: float) -> Chosen:
+        full = self._loaded.full_cache
+        found, sources = (read.found, ()) if plan else (0, full.kv_source_layers)
+        result = GreedyResult(read.compression, read.requested, found, sources, 0, seconds, ())
+        return result, plan or FittedPlan.of(full)
+
+    @property
+    def _text(self) -> torch.Tensor:
+        """The windows that block errors are measured on, which the fits have not seen.
+
+        Raises:
+            InputError: the text gives none.
+        """
+        windows = self._windows
+        text = windows.scoring
+        if not len(text):
+            text = windows.beside_fits(windows.calibration)
+        if not len(text):
+            raise InputError(
+                "calibration.path leaves no window to measure block errors on beside the fit "
+                "windows: give more text, or lower fit.num_windows"
+            )
+        return text[:ERROR_WINDOWS]
+
+    def _errors_of(self, arm: str) -> dict[tuple[int, Action], float]:
+        """The block errors of the arm's actions, without those that a layer cannot do."""
+        if arm not in self._errors:
+            layers = self._loaded.layers
+            able = {i: [a for a in ACTIONS[arm] if self._can(i, a)] for i in range(len(layers))}
+            wanted = {i: [a for a in of if a.fitted] for i, of in able.items()}
+            wanted = {i: actions for i, actions in wanted.items() if actions}
+            fits = self._plans.fits(wanted) if wanted else {}
+            asked = {i: [(a, fits.get((i, a))) for a in of] for i, of in able.items() if of}
+            batch_size = self._calibration.config.scoring.batch_size
+            measured = action_errors(self._loaded.model, self._text, asked, batch_size=batch_size)
+            self._errors[arm] = {
+                (i, action): error
+                for i, of in asked.items()
+                for (action, _), error in zip(of, measured[i], strict=True)
+                if math.isfinite(error)
+            }
+        return self._errors[arm]
+
+    def _can(self, index: int, action: Action) -> bool:
+        layers = self._loaded.layers
+        try:
+            runner_of(action).check(layers[index], layers)
+        except SharingError:
+            return False
+        return True
+
+    def _choose(
+        self, arm: str, errors: Mapping[tuple[int, Action], float], read: SharingMap
+    ) -> KVPlan | None:
+        """The arm's plan that keeps no more bytes than ``read``; None if no plan is that small."""
+        budget = sum(self._bytes(i, Own()) for i in KVPlan.of(read).owners)
+        choices = [
+            *[Choice(i, Own(), 0.0, self._bytes(i, Own())) for i in range(read.num_layers)],
+            *[Choice(i, a, error, self._bytes(i, a)) for (i, a), error in errors.items()],
+        ]
+        if not read.targets:
+            return None
+        if arm == QUANTISED:
+            try:
+                return within(solve_all(choices, step=budget), budget).plan
+            except InputError:  # the smallest plan keeps more
+                return None
+        return without_kv(choices, len(read.targets), budget)
+
+    def _bytes(self, index: int, action: Action) -> int:
+        context = self._calibration.config.footprint.context
+        return runner_of(action).kv_bytes(self._loaded.layers[index], context, BUDGET_SIZE)
+
+
+def without_kv(choices: Sequence[Choice], count: int, budget: int) -> KVPlan | None:
+    """The plan of least loss with exactly ``count`` layers that own nothing, within ``budget``.
+
+    It is exact. Each layer has a choice that owns its KV, and at most one that does not. Returns
+    None if there is no such plan.
+    """
+    owned = {choice.layer: choice for choice in choices if choice.owns}
+    whole = sum(choice.kv_bytes for choice in owned.values())
+    # By layers given up and bytes saved: the least loss, and what those layers do. Layers of equal
+    # size meet in one state, so there are few.
+    best: dict[tuple[int, int], tuple[float, dict[int, Action]]] = {(0, 0): (0.0, {})}
+    for choice in (choice for choice in choices if not choice.owns):
+        gain = owned[choice.layer].kv_bytes - choice.kv_bytes
+        for (number, saved), (loss, actions) in list(best.items()):
+            key, total = (number + 1, saved + gain), loss + choice.loss
+            if number < count and (key not in best or total < best[key][0]):
+                best[key] = total, {**actions, choice.layer: choice.action}
+    fitting = [
+        (loss, actions)
+        for (number, saved), (loss, actions) in best.items()
+        if number == count and whole - saved <= budget
+    ]
+    if not fitting:
+        return None
+    _, actions = min(fitting, key=lambda state: state[0])
+    return KVPlan(tuple(actions.get(i, owned[i].action) for i in sorted(owned)))

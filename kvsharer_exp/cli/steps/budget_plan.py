@@ -1,0 +1,242 @@
+"""Answer a budget of memory from a finished sweep of plans, without a model and without scoring.
+
+The command ``plan`` asks here when it is given a budget. The study of the sweep knows the plans
+that it scored, and what each action may be. The loss model of the search is fitted to all of its
+results, and the plan of least expected loss is solved for the budget. The answer is the better of
+the best known plan and the solved one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.finished_runs import finished_run, names_of, open_runs
+from kvsharer_exp.cli.steps.plan_candidates import DEFAULT_KV
+from kvsharer_exp.reporting.measured import FinishedRun
+from kvsharer_exp.search.front import best_within, kv_of
+from kvsharer_exp.search.solver import solve_with_reads
+from kvsharer_exp.search.spaces.base import SpaceSetting
+from kvsharer_exp.search.spaces.layer_actions import LayerActions
+from kvsharer_exp.search.stages import FIT
+from kvsharer_exp.search.strategies.memory import Memory
+from kvsharer_exp.search.strategies.plan_evolution import costs_of
+from kvsharer_exp.search.study import open_study
+from kvsharer_exp.search.study_store import StudyStore
+from kvsharer_exp.values.choice import Choice, ReadChoice
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan import KVPlan
+from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
+from kvsharer_exp.values.text import shorten
+
+_SPACE = "layer_actions"
+_CLOSE = 1e-9  # shares are quotients of bytes: this much above a budget is rounding
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The plan for a budget of ``kv``, a share of the full cache's bytes.
+
+    ``loss`` is measured if the plan is known, and ``trial`` is then the number of its trial.
+    """
+
+    kv: float
+    plan: KVPlan
+    status: Literal["known", "predicted"]
+    kv_fraction: float
+    loss: float
+    trial: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "plan": str(self.plan)}
+
+
+def sweep_of_plans(config: Config) -> FinishedRun:
+    """The sweep of plans that ``run=`` names, or else the newest finished one of the model.
+
+    Raises:
+        InputError: there is no such run, or it is no sweep of plans.
+    """
+    names = names_of(config)
+    if len(names) > 1:
+        raise InputError(f"plan takes one run, {len(names)} given: give run=<MLflow run id>")
+    runs = open_runs(config, names)
+    if names:
+        found = finished_run(runs, names[0], ("sweep",))
+        if found.result.get("search_space") != _SPACE:
+            raise InputError(
+                f"run {shorten(names[0], 60)} is a sweep of maps: "
+                f"give a run of kvsharer sweep search_space={_SPACE}"
+            )
+        return found
+    model = config.model.name
+    for stored in runs.recent():
+        if (stored.status, stored.command, stored.model) != ("FINISHED", "sweep", model):
+            continue
+        try:
+            found = finished_run(runs, stored.run_id, ("sweep",))
+        except InputError:  # of an earlier version
+            continue
+        if found.result.get("search_space") == _SPACE:
+            return found
+    raise InputError(
+        f"no finished sweep of plans of model {shorten(model, 40)} in this store: give run=, or "
+        f"run kvsharer sweep search_space={_SPACE} first"
+    )
+
+
+@contextmanager
+def study_of(config: Config, run: FinishedRun) -> Iterator[PlanStudy]:
+    """Open the study of a sweep, in the storage that the sweep used; nothing is written to it.
+
+    ``study.storage`` and ``tracking.folder`` of this command come before the recorded ones.
+
+    Raises:
+        InputError: the study is not there, is being run, or belongs to another run by now.
+    """
+    name, held = str(run.result["study"]), run.config
+    storage = config.study.storage or (held.get("study") or {}).get("storage")
+    recorded = (held.get("tracking") or {}).get("folder") or config.tracking.folder
+    folders = [Path(folder) / "studies" for folder in (config.tracking.folder, recorded)]
+    folder = next((f for f in folders if (f / f"{name}.lock").is_file()), folders[0])
+    journal = Path(storage or folder / f"{name}.journal")
+    if "://" not in str(storage) and not journal.is_file():
+        raise InputError(
+            f"the study of run {run.run_id} is not in {shorten(str(journal), 80)}: "
+            "give tracking.folder or study.storage"
+        )
+    with open_study(name, storage=storage, folder=folder) as store:
+        if not store.candidates or not store.results():
+            raise InputError(
+                f"study {shorten(name, 60)} holds no plan: check study.storage, or run the sweep "
+                "again"
+            )
+        if store.mlflow_run_id != run.run_id:
+            raise InputError(
+                f"study {shorten(name, 60)} was made again by run {store.mlflow_run_id}: "
+                f"give run={store.mlflow_run_id}"
+            )
+        yield PlanStudy(store)
+
+
+class PlanStudy:
+    """What a study of plans knows: its results, its candidates, and the loss model of all results.
+
+    ``full_bytes``: those of the full cache at the context of the sweep.
+    """
+
+    def __init__(self, store: StudyStore) -> None:
+        candidates = tuple(store.candidates or ())
+        layers = 1 + max(candidate.layer for candidate in candidates)
+        # Plans are solved from the candidates alone, and the space asks for some ranking.
+        ranking = DissimilarityRanking("", "", layers, (LayerPair(1, 0, 0.0),))
+        space = LayerActions(SpaceSetting(ranking, layers - 1, candidates=candidates))
+        self._space, self._memory, self.results = space, Memory(space), store.results()
+        self._memory.update(store.study)
+        self._mean = self._memory.model.draw(np.random.default_rng(0), 0.0)
+        # No layer need have 16 bits as a candidate, so the full cache is that of the shares.
+        whole = [
+            space.kv_bytes(result.plan) / kv_of(result)
+            for result in self.results
+            if space.encode(result.plan) is not None
+        ]
+        self.full_bytes = round(whole[0]) if whole else space.full_bytes
+
+    def budgets(self, config: Config, context: int) -> tuple[float, ...]:
+        """The budgets asked for, as shares of the full cache's bytes at ``context``.
+
+        Raises:
+            InputError: one is below what the smallest plan keeps, or above the full cache.
+        """
+        wanted, footprint, least = config.compression, config.footprint, self.least
+        if wanted.kv_gib is not None:
+            if footprint.context != context:
+                raise InputError(
+                    f"the sweep counted memory at footprint.context={context}, not "
+                    f"{footprint.context}: give footprint.context={context} with kv_gib"
+                )
+            gib = self.full_bytes * footprint.batch / 2**30
+            share = wanted.kv_gib / gib
+            if not least - _CLOSE <= share <= 1 + _CLOSE:
+                raise InputError(
+                    f"compression.kv_gib={wanted.kv_gib:g} cannot be met at footprint.context="
+                    f"{context} and batch={footprint.batch}: give {least * gib:.3g} to {gib:.3g}"
+                )
+            return (share,)
+        if wanted.kv is None:
+            return tuple(share for share in DEFAULT_KV if share >= least) or (1.0,)
+        for share in wanted.kv:
+            if share < least - _CLOSE:
+                raise InputError(
+                    f"compression.kv={share:g} is below the smallest plan of this study: "
+                    f"give at least {math.ceil(least * 1000) / 1000:g}"
+                )
+        return tuple(sorted(wanted.kv))
+
+    @cached_property
+    def least(self) -> float:
+        """The share of the full cache's bytes that the smallest plan keeps, known or not."""
+        choices, reads = self._priced
+        choices = [replace(choice, loss=float(choice.kv_bytes)) for choice in choices]
+        reads = [replace(read, losses=dict.fromkeys(read.losses, 0.0)) for read in reads]
+        solved, _ = solve_with_reads(choices, reads, self.full_bytes)
+        return min([solved.kv_bytes / self.full_bytes, *map(kv_of, self.results)])
+
+    def within(self, kv: float) -> Answer:
+        """The better of the best known plan within ``kv`` and the plan solved for ``kv``.
+
+        Raises:
+            InputError: no plan within ``kv`` was scored, but for the solved one, which failed.
+        """
+        answers = [answer for answer in (self._known(kv), self._predicted(kv)) if answer]
+        if not answers:
+            raise InputError(
+                f"the plan for compression.kv={kv:g} failed when it was scored: give more"
+            )
+        return min(answers, key=lambda answer: answer.loss)
+
+    def _known(self, kv: float) -> Answer | None:
+        best = best_within(self.results, kv + _CLOSE)
+        if best is None:
+            return None
+        loss = best.scores.get(FIT, -(best.score or 0.0))
+        return Answer(kv, best.plan, "known", kv_of(best), loss, best.number)
+
+    def _predicted(self, kv: float) -> Answer | None:
+        """The plan of least cost at the estimated costs; None if it was scored, or none fits."""
+        try:
+            solved, _ = solve_with_reads(*self._priced, int((kv + _CLOSE) * self.full_bytes))
+        except InputError:
+            return None
+        if any(result.plan == solved.plan for result in self.results):
+            return None
+        (loss,) = self._memory.model.expected([solved.plan], self._mean)
+        share = solved.kv_bytes / self.full_bytes
+        return Answer(kv, solved.plan, "predicted", share, float(loss))
+
+    @cached_property
+    def _priced(self) -> tuple[list[Choice], list[ReadChoice]]:
+        """What each layer may do, at the estimated costs; a read costs as `plan_terms` has it."""
+        costs, at = costs_of(self._memory, self._mean), self._space.at
+        choices, reads = [], []
+        for candidate in (c for of_layer in at for c in of_layer):
+            layer, action = candidate.layer, candidate.action
+            loss, source = costs[layer, action], action.keys_from(layer)
+            if source is None or source == layer:
+                choices.append(Choice(layer, action, loss, candidate.kv_bytes))
+                continue
+            losses = {
+                c.action: loss + costs.get((layer, c.action), 0.0)
+                for c in at[source]
+                if c.action.keys_from(source) == source
+            }
+            reads.append(ReadChoice(layer, source, losses))
+        return choices, reads

@@ -1,0 +1,217 @@
+"""`plan` for a budget of memory out of a finished sweep of plans; sweeps of other budgets."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvsharer_exp.cli.main import main
+from kvsharer_exp.cli.session import loaded_model
+from kvsharer_exp.cli.steps import budget_plan
+from kvsharer_exp.search.stages import StagedScorer
+from kvsharer_exp.search.study import open_study
+from kvsharer_exp.values.plan import KVPlan
+from tests.refusals import check_refusal
+
+QUICK = (
+    *("model=tiny", "calibration.num_windows=3", "calibration.window_tokens=16"),
+    *("scoring.num_windows=3", "scoring.window_tokens=32", "scoring.search.tasks=[]"),
+    *("scoring.report.tasks=[]", "heldout.num_windows=2", "heldout.window_tokens=24"),
+    *("fit.num_windows=6", "fit.window_tokens=40", "tracking.experiment=budgets"),
+)
+SWEEP = ("sweep", "search_space=layer_actions", "study.screen_windows=[]")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """A store with a sweep of plans and then one of maps: their results, and the words for it."""
+    folder = tmp_path_factory.mktemp("budgets")
+    store = [f"tracking.uri=sqlite:///{folder}/mlflow.db", f"tracking.folder={folder}"]
+    words = ("study.n_trials=14", "compression.kv=[0.3]", "study.name=plans")
+    for name, more in (("plans", (*SWEEP, *words)), ("maps", ("sweep", "study.n_trials=4"))):
+        arguments = [*QUICK, *store, f"hydra.run.dir={folder / name}", "--quiet", *more]
+        assert main(arguments) == 0
+    return {
+        **{name: read(folder / name) for name in ("plans", "maps")},
+        "folder": folder,
+        "store": store,
+    }
+
+
+@pytest.fixture
+def plan(swept, tmp_path: Path, monkeypatch):
+    """Run ``plan`` where every way to a model fails; gives its ``result.json``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loaded_model, "load", lambda spec: pytest.fail("a model is loaded"))
+
+    def call(*arguments: str) -> dict[str, Any]:
+        run_dir = f"hydra.run.dir={tmp_path / 'run'}"
+        assert main(["plan", *QUICK[:1], QUICK[-1], *swept["store"], run_dir, *arguments]) == 0
+        return read(tmp_path / "run")
+
+    return call
+
+
+@pytest.fixture
+def refuse(swept, tmp_path: Path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+
+    def call(names: str, *arguments: str) -> None:
+        capfd.readouterr()
+        words = ["plan", *QUICK[:1], QUICK[-1], *swept["store"], "--quiet", *arguments]
+        assert main(words) == 2
+        check_refusal(capfd.readouterr().err, names)
+
+    return call
+
+
+def trials(swept) -> dict[str, Any]:
+    """By its text, the result of every plan that the study knows."""
+    with open_study("plans", storage=None, folder=swept["folder"] / "studies") as store:
+        return {str(result.plan): result for result in store.results()}
+
+
+def test_budgets_are_answered_without_a_model(swept, plan, capsys) -> None:
+    run_id, before = swept["plans"]["mlflow_run_id"], trials(swept)
+    result = plan("compression.kv=[0.9,0.3,0.5]", f"run={run_id}")
+    assert [answer["kv"] for answer in result["budgets"]] == [0.3, 0.5, 0.9]
+    assert (result["run"], result["model"]["id"]) == (run_id, "random:tiny")
+    shown = capsys.readouterr().out
+    for answer in result["budgets"]:
+        assert answer["kv_fraction"] <= answer["kv"]
+        assert KVPlan.parse(answer["plan"]).num_layers == 6
+        fitting = [
+            r for r in before.values()
+            if r.score is not None and r.footprint.kv_fraction <= answer["kv"]
+        ]  # fmt: skip
+        best = min((-r.score for r in fitting), default=float("inf"))
+        if answer["status"] == "known":
+            known = before[answer["plan"]]
+            assert (answer["loss"], answer["trial"]) == (best, known.number)
+            words = f"known, KL {best:.4g} (trial {known.number})"
+        else:
+            assert answer["plan"] not in before
+            assert 0 < answer["loss"] < best
+            words = f"predicted, KL {answer['loss']:.4g} until it is scored"
+        (line,) = [line for line in shown.splitlines() if line.endswith(f": {answer['plan']}")]
+        assert line.startswith(f"{answer['kv']:.4g}  {words}")
+    assert "next     kvsharer evaluate model=tiny " in shown
+    assert trials(swept).keys() == before.keys()  # the study is as it was
+
+
+def test_shares_are_counted_as_with_a_model(swept) -> None:
+    # The bytes of a study without a model, and those of a model, are counted in two ways.
+    with open_study("plans", storage=None, folder=swept["folder"] / "studies") as store:
+        study = budget_plan.PlanStudy(store)
+    assert study.full_bytes == 6 * 4096 * 2 * 32 * 2
+    for result in study.results:
+        share = study._space.kv_bytes(result.plan) / study.full_bytes
+        assert share == pytest.approx(result.footprint.kv_fraction, abs=1e-12)
+    assert study.least <= min(r.footprint.kv_fraction for r in study.results)
+
+
+def test_where_nothing_better_is_known_the_solved_plan_answers(
+    swept, plan, monkeypatch, tmp_path: Path
+) -> None:
+    known, grid = trials(swept), [round(0.2 + 0.05 * i, 2) for i in range(12)]
+    with open_study("plans", storage=None, folder=swept["folder"] / "studies") as store:
+        study = budget_plan.PlanStudy(store)
+        new = [kv for kv in grid if study._predicted(kv) is not None]
+    assert new
+    monkeypatch.setattr(budget_plan, "best_within", lambda results, kv: None)
+    answers = plan(f"compression.kv={new}".replace(" ", ""))["budgets"]
+    assert [answer["kv"] for answer in answers] == new
+    for answer in answers:
+        assert (answer["status"], answer["trial"]) == ("predicted", None)
+        assert answer["plan"] not in known
+        assert answer["kv_fraction"] <= answer["kv"]
+        assert answer["loss"] > 0
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    words = (f"plan={answers[0]['plan']}", f"hydra.run.dir={tmp_path / 'scored'}", "--quiet")
+    assert main(["evaluate", *QUICK, *swept["store"], *words]) == 0
+    size = read(tmp_path / "scored")["footprint"]
+    assert size["kv_fraction"] == pytest.approx(answers[0]["kv_fraction"], abs=1e-12)
+
+
+def test_the_better_of_known_and_solved_answers(swept, plan, monkeypatch, capsys) -> None:
+    kept = trials(swept).values()
+    fitting = [r for r in kept if r.score is not None and r.footprint.kv_fraction <= 0.4]
+    best = max(fitting, key=lambda result: result.score)
+    other = KVPlan.parse("0_0_0_0_0_0")
+    for share, status in ((0.9, "predicted"), (1.1, "known")):
+        loss = -share * best.score
+        made = budget_plan.Answer(0.4, other, "predicted", 1 / 6, loss)
+        monkeypatch.setattr(budget_plan.PlanStudy, "_predicted", lambda self, kv, made=made: made)
+        (answer,) = plan("compression.kv=[0.4]")["budgets"]
+        assert answer["status"] == status
+        if status == "known":
+            assert (answer["plan"], answer["trial"]) == (str(best.plan), best.number)
+            assert (answer["loss"], answer["kv_fraction"]) == (
+                -best.score, best.footprint.kv_fraction,
+            )  # fmt: skip
+    words = f"known, KL {-best.score:.4g} (trial {best.number}), keeps "
+    assert words in capsys.readouterr().out
+
+
+def test_without_run_the_newest_sweep_of_plans_answers(swept, plan) -> None:
+    assert plan("compression.kv=[0.5]")["run"] == swept["plans"]["mlflow_run_id"]
+    given = plan(f"run={swept['folder'] / 'plans'}")  # a run folder, and the default budgets
+    assert given["run"] == swept["plans"]["mlflow_run_id"]
+    assert len(given["budgets"]) >= 1
+
+
+def test_gib_are_shares_of_the_full_cache_of_all_sequences(swept, plan, refuse) -> None:
+    full = 3 * 6 * 4096 * 2 * 32 * 2 / 2**30
+    words = ("footprint.batch=3", f"run={swept['plans']['mlflow_run_id']}")
+    (answer,) = plan(f"compression.kv_gib={full / 2}", *words)["budgets"]
+    assert answer["kv"] == pytest.approx(0.5, abs=1e-9)
+    (same,) = plan("compression.kv=[0.5]", *words)["budgets"]
+    assert {**answer, "kv": 0.5} == same
+    refuse(f"to {full:.3g}", f"compression.kv_gib={2 * full}", *words)
+    refuse("cannot be met", f"compression.kv_gib={full / 1e6}", *words)
+    refuse("give footprint.context=4096", "compression.kv_gib=1", "footprint.context=99", *words)
+
+
+def test_what_cannot_be_answered_is_refused_in_a_line(swept, refuse, tmp_path: Path) -> None:
+    run = f"run={swept['plans']['mlflow_run_id']}"
+    refuse("give at least 0.", "compression.kv=[0.001]", run)
+    refuse("at most 1", "compression.kv=[1.5]", run)
+    refuse("is a sweep of maps", "compression.kv=[0.5]", f"run={swept['maps']['mlflow_run_id']}")
+    refuse("is not in this store", "compression.kv=[0.5]", f"run={'a' * 32}")
+    refuse("plan takes one run, 2 given", f"run=[a,{'b' * 32}]")
+    refuse("plan= and run= are both given", "plan=0_1_2_3_4_5", run)
+    refuse("plan= and compression.kv= are both given", "plan=0_1_2_3_4_5", "compression.kv=[0.5]")
+    refuse("compare= and run= are both given", "compare=0_1_2_3_4_5", run)
+    refuse("no finished sweep of plans", "compression.kv=[0.5]", "tracking.experiment=empty")
+    refuse("give tracking.folder or study.storage", run, "study.storage=absent.journal")
+
+
+def test_another_budget_continues_the_study_and_scores_no_plan_twice(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scored: list[str] = []
+    inner = StagedScorer.__call__
+
+    def counted(self, plan, size, results):
+        scored.append(str(plan))
+        return inner(self, plan, size, results)
+
+    monkeypatch.setattr(StagedScorer, "__call__", counted)
+    results = []
+    for trials_asked, kv in ((6, "[0.5]"), (6, "[0.3]"), (9, "[0.25,0.4]")):
+        words = (f"study.n_trials={trials_asked}", f"compression.kv={kv}", "hydra.run.dir=run")
+        store = ("tracking.uri=sqlite:///mlruns/m.db", "--quiet")
+        assert main([*SWEEP, *QUICK, *store, *words]) == 0
+        results.append((read(Path("run")), len(scored)))
+    assert len({result["study"] for result, _ in results}) == 1
+    assert len({result["mlflow_run_id"] for result, _ in results}) == 1
+    assert [count for _, count in results] == [6, 6, 9]
+    assert len(set(scored)) == 9
