@@ -50,7 +50,7 @@ class Config:
     plan: Any = field(default=None, metadata=PATH)
     # For the command plan: another plan, given as plan= is, to compare with.
     compare: Any = field(default=None, metadata=PATH)
-    # For report and reproduce: one or a list of MLflow run ids or run folders.
+    # For report, reproduce and plan: one or a list of MLflow run ids or run folders.
     run: Any = field(default=None, metadata=PATHS)
     model: ModelConfig = field(default_factory=ModelConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)

@@ -71,9 +71,9 @@ class LayerActions(Space):
 
     @cached_property
     def rungs(self) -> tuple[int, int]:
-        """The lowest and the highest rung that is searched: those asked for, and a little above."""
+        """The lowest and highest rung that is searched: what the budgets hold, and a bit above."""
         budgets = self.setting.budgets or (1.0,)
-        low = math.ceil(min(budgets) * RUNGS - 1e-9)
+        low = max(1, math.floor(min(budgets) * RUNGS + 1e-9))
         return low, min(RUNGS, math.ceil((max(budgets) + 1 / 16) * RUNGS))
 
     def distributions(self) -> dict[str, BaseDistribution]:
