@@ -61,7 +61,7 @@ def long_ratio(plan: str, windows: int, words: list[str]) -> float:
 
 def table(rows: list[dict]) -> str:
     long = any("ratio_2048" in row for row in rows)
-    head = ["budget", "KV kept", "what the layers do", "KL", "ppl ratio", "saved or added weights"]
+    head = ["budget", "KV kept", "what the layers do", "KL", "ppl ratio", "weights saved"]
     head[5:5] = ["ppl ratio, 2,048 tokens"] if long else []
     lines = [" | ".join(["", *head, ""]).strip(), "| --- " * len(head) + "|"]
     for row in rows:
@@ -73,7 +73,7 @@ def table(rows: list[dict]) -> str:
             f"{row['kl']:.3g}",
             f"{row['ratio']:.3f}",
             *([f"{row.get('ratio_2048', math.nan):.3f}"] if long else []),
-            f"{megabytes:+.1f} MB" if megabytes else "0",
+            f"{megabytes:.1f} MB" if megabytes else "0",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -125,6 +125,7 @@ def test_the_questions_run_at_equal_bytes(name: str, run, fitted, store, capsys)
     assert "shared counts layers without KV of their own" in shown
 
 
+@pytest.mark.slow  # several commands
 def test_the_same_twice_and_beside_the_other_arms(run) -> None:
     arms = f"ablate.arms=[trailing_layers,{','.join(PLAN_ARMS)}]"
     both = run(arms, "ablate.distances=[euclidean_flat,cka]")
@@ -136,6 +137,7 @@ def test_the_same_twice_and_beside_the_other_arms(run) -> None:
     check_rows({"rows": [row for row in first if row["arm"] != "trailing_layers"]})
 
 
+@pytest.mark.slow  # several commands
 def test_scores_are_those_of_evaluate(run, tmp_path, store) -> None:
     """The plan of a row, given to ``evaluate``, is fitted alike and has the same perplexity."""
     row = by_arm(run("ablate.arms=[affine]"))["affine", 0.5]

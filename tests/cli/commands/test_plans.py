@@ -122,6 +122,7 @@ def test_a_map_is_a_plan_and_gives_the_same_result(run, capsys) -> None:
     assert capsys.readouterr().out.count("2 of 6 layers shared: 1,024 KV bytes per token") == 2
 
 
+@pytest.mark.slow  # several commands
 def test_other_settings_are_other_fits(run, fitted) -> None:
     plan = "plan=0_1_2_3_4_c"
     run("plan", plan)
@@ -133,6 +134,7 @@ def test_other_settings_are_other_fits(run, fitted) -> None:
     assert len(fitted) == 5
 
 
+@pytest.mark.slow  # several commands
 def test_one_after_the_other_is_kept_whole(run, fitted) -> None:
     # The second stand-in is fitted behind the first, so its numbers are others.
     first = load_plan(run("evaluate", "plan=0_1_a_3_a_5")["folder"])
@@ -147,6 +149,7 @@ def test_one_after_the_other_is_kept_whole(run, fitted) -> None:
     assert first.keys[4] != second.keys[4]
 
 
+@pytest.mark.slow  # several commands
 def test_a_damaged_file_of_the_cache_is_made_again(run, fitted, tmp_path: Path) -> None:
     scores = run("evaluate", f"plan={PLAN}")["scores"]
     (file,) = (tmp_path / "cache").rglob("5_a.safetensors")
@@ -157,6 +160,7 @@ def test_a_damaged_file_of_the_cache_is_made_again(run, fitted, tmp_path: Path) 
     assert len(fitted) == 2
 
 
+@pytest.mark.slow  # several commands
 def test_a_cache_that_cannot_be_written_costs_time_only(run, fitted, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     scores = [run("evaluate", f"plan={PLAN}")["scores"] for _ in range(2)]
