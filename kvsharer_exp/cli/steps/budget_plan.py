@@ -224,19 +224,5 @@ class PlanStudy:
 
     @cached_property
     def _priced(self) -> tuple[list[Choice], list[ReadChoice]]:
-        """What each layer may do, at the estimated costs; a read costs as `plan_terms` has it."""
-        costs, at = costs_of(self._memory, self._mean), self._space.at
-        choices, reads = [], []
-        for candidate in (c for of_layer in at for c in of_layer):
-            layer, action = candidate.layer, candidate.action
-            loss, source = costs[layer, action], action.keys_from(layer)
-            if source is None or source == layer:
-                choices.append(Choice(layer, action, loss, candidate.kv_bytes))
-                continue
-            losses = {
-                c.action: loss + costs.get((layer, c.action), 0.0)
-                for c in at[source]
-                if c.action.keys_from(source) == source
-            }
-            reads.append(ReadChoice(layer, source, losses))
-        return choices, reads
+        """What each layer may do, at the estimated costs."""
+        return self._space.priced(costs_of(self._memory, self._mean))

@@ -131,6 +131,28 @@ class LayerActions(Space):
             found[self.rung(solved.plan)] = self._with_reads(solved.plan, costs)
         return found
 
+    def priced(
+        self, costs: Mapping[tuple[int, Action], float]
+    ) -> tuple[list[Choice], list[ReadChoice]]:
+        """What each layer may do, at these ``costs``; a read costs as `plan_terms` has it.
+
+        A layer that reads a quantised owner also loses what it would lose by these bits itself.
+        """
+        choices, reads = [], []
+        for candidate in (c for of_layer in self.at for c in of_layer):
+            layer, action = candidate.layer, candidate.action
+            loss, source = costs[layer, action], action.keys_from(layer)
+            if source is None or source == layer:
+                choices.append(Choice(layer, action, loss, candidate.kv_bytes))
+                continue
+            losses = {
+                c.action: loss + costs.get((layer, c.action), 0.0)
+                for c in self.at[source]
+                if c.action.keys_from(source) == source
+            }
+            reads.append(ReadChoice(layer, source, losses))
+        return choices, reads
+
     def seeds(self) -> SolvedSeeds:
         """The best plans, with reads, at the budgets asked for and between, of these block errors.
 
@@ -141,20 +163,7 @@ class LayerActions(Space):
         asked = {math.floor(budget * RUNGS + 1e-9) for budget in self.setting.budgets}
         budgets = sorted(r * self.full_bytes // RUNGS for r in between | asked if r)
         errors = {(c.layer, c.action): c.error for of in self.at for c in of}
-        choices, reads = [], []
-        for (layer, action), error in errors.items():
-            source = action.keys_from(layer)
-            if source in (None, layer):
-                kept = self._bytes[layer][action]
-                choices.append(Choice(layer, action, error, kept))
-                continue
-            losses = {
-                c.action: error + errors.get((layer, c.action), 0.0)
-                for c in self.at[source]
-                if c.action.keys_from(source) == source
-            }
-            reads.append(ReadChoice(layer, source, losses))
-        found = solve_front_with_reads(choices, reads, budgets)
+        found = solve_front_with_reads(*self.priced(errors), budgets)
         gap = max((s.loss - bound) / s.loss for s, bound in found if s.loss > 0)
         return SolvedSeeds(tuple(dict.fromkeys(solved.plan for solved, _ in found)), gap)
 
