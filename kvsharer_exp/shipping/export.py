@@ -22,7 +22,7 @@ from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.load import quiet_transformers
 from kvsharer_exp.model.sharing.permanent import make_plan
 from kvsharer_exp.shipping.shipped_code import ship_code
-from kvsharer_exp.shipping.stored import fill_fused, read_fits, read_plan
+from kvsharer_exp.shipping.stored import fill_fused, read_fits, read_plan, stock_config
 from kvsharer_exp.values.actions.registry import OURS
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
@@ -148,9 +148,13 @@ def load_exported(folder: str | Path) -> tuple[Any, Any]:
     plan, norms = read_plan(folder)
     with quiet_transformers():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            config = stock_config(folder)
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, config=config, trust_remote_code=False
+            )
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
+                config=config,
                 dtype="auto",
                 use_safetensors=True,
                 trust_remote_code=False,

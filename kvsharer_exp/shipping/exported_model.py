@@ -1,8 +1,8 @@
 """A causal language model in which some layers, the targets, read the KV of an earlier layer.
 
 ``kvsharer export`` writes this file beside the weights, with the model's own class in the line
-marked below. transformers loads the model from it, and nothing but torch and transformers is
-needed.
+marked below, and beside it one for the configuration. transformers loads the model from them, and
+nothing but torch and transformers is needed.
 
 config.json says which layer reads which, in ``kv_source_layers``: one source per layer, and its own
 index for a layer that owns its KV. ``kv_sharing`` in config.json says how attention is built here.
@@ -22,6 +22,8 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM as StockForCausalLM  # the class of this model
 from transformers.cache_utils import DummyLayer
+
+from kvsharer_exp.shipping.exported_config import KVSharedConfig
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 _FUNCTION = "_gradient_checkpointing_func"  # what checkpoints a block; transformers puts it there
@@ -193,6 +195,8 @@ class PutCheckpoints:
 
 class KVSharedForCausalLM(StockForCausalLM):
     """The stock model with ``config.kv_source_layers`` in force."""
+
+    config_class = KVSharedConfig
 
     @classmethod
     def is_custom_code(cls) -> bool:

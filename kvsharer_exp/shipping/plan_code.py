@@ -15,21 +15,29 @@ import re
 from functools import cache
 from importlib import resources
 
-MAIN = "kvsharer_exp.shipping.planned_model"
+MAIN, CONFIG = "kvsharer_exp.shipping.planned_model", "kvsharer_exp.shipping.exported_config"
 PLAN_CODE, PLAN_CLASS = "modeling_kv_plan", "KVPlanForCausalLM"
-_STOCK_LINE = "from transformers import LlamaForCausalLM as StockForCausalLM"
 _IMPORT = re.compile(r"^(\s*from )(kvsharer_exp\.[\w.]+)(?= import )", re.MULTILINE)
 _RUNNER = re.compile(r'"(kvsharer_exp\.[\w.]+)(?=:\w+")')
 _ORIGIN = "# A module of kvsharer_exp (Apache-2.0), copied by its command export.\n"
 
 
-def plan_files(stock_class: str) -> dict[str, str]:
-    """The files by name, for a model of the transformers class ``stock_class``."""
+def plan_files(model_class: str, config_class: str) -> dict[str, str]:
+    """The files by name, for a model and a configuration of these classes of transformers."""
     files = {f"{_flat(module)}.py": _rewritten(module) for module in shipped_modules()}
-    main = f"{PLAN_CODE}.py"
-    assert files[main].count(_STOCK_LINE) == 1
-    line = _STOCK_LINE.replace("LlamaForCausalLM", stock_class)
-    return {**files, main: files[main].replace(_STOCK_LINE, line)}
+    model, config = f"{PLAN_CODE}.py", f"{PLAN_CONFIG}.py"
+    return {
+        **files,
+        model: with_stock(files[model], "LlamaForCausalLM", model_class),
+        config: with_stock(files[config], "LlamaConfig", config_class),
+    }
+
+
+def with_stock(text: str, ours: str, theirs: str) -> str:
+    """``text`` of a file that builds on the class ``ours`` of transformers, built on ``theirs``."""
+    line = f"from transformers import {ours} as "
+    assert text.count(line) == 1
+    return text.replace(line, line.replace(ours, theirs))
 
 
 @cache
@@ -59,3 +67,6 @@ def _flat(module: str) -> str:
     if module == MAIN:
         return PLAN_CODE
     return "kvplan_" + "_".join(module.split(".")[1:])
+
+
+PLAN_CONFIG = _flat(CONFIG)

@@ -34,6 +34,7 @@ from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.connect import connect
 from kvsharer_exp.model.sharing.exchange import EachThread
 from kvsharer_exp.model.sharing.projections import QueryRows, SharingError
+from kvsharer_exp.shipping.exported_config import KVSharedConfig
 from kvsharer_exp.values.plan import KVPlan
 
 RUNNERS = (OwnRunner, ReadRunner, ReadKVRunner, DropRunner, ConstantRunner, AffineRunner)
@@ -41,6 +42,8 @@ RUNNERS = (OwnRunner, ReadRunner, ReadKVRunner, DropRunner, ConstantRunner, Affi
 
 class KVPlanForCausalLM(StockForCausalLM):
     """The stock model with ``config.kv_plan`` in force."""
+
+    config_class = KVSharedConfig
 
     @classmethod
     def is_custom_code(cls) -> bool:

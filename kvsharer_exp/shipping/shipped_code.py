@@ -9,6 +9,7 @@ transformers copies them whenever it saves the model.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,10 +18,18 @@ from typing import Any
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.projections import FusedProjection
-from kvsharer_exp.shipping.plan_code import PLAN_CLASS, PLAN_CODE, plan_files
+from kvsharer_exp.shipping.exported_config import TYPE_PREFIX, own_architecture
+from kvsharer_exp.shipping.plan_code import (
+    CONFIG,
+    PLAN_CLASS,
+    PLAN_CODE,
+    PLAN_CONFIG,
+    plan_files,
+    with_stock,
+)
 
 _CODE, _CLASS = "modeling_kv_shared", "KVSharedForCausalLM"
-_STOCK_LINE = "from transformers import LlamaForCausalLM as StockForCausalLM"
+_CONFIG, _CONFIG_CLASS = "configuration_kv_shared", "KVSharedConfig"
 _OF_THE_HUB = ("repo_id", "commit_message", "create_pr", "private")
 
 
@@ -37,7 +46,10 @@ def ship_code(model: Any, plan: FittedPlan) -> None:
         norms = {layer: plan.fits[layer].norm for layer in sorted(without & plan.fits.keys())}
         model.config.kv_plan_norms = {str(layer): norm for layer, norm in norms.items() if norm}
     code, name = (_CODE, _CLASS) if is_map else (PLAN_CODE, PLAN_CLASS)
-    model.config.auto_map = {"AutoModelForCausalLM": f"{code}.{name}"}
+    model.config.auto_map = {
+        "AutoConfig": f"{_CONFIG if is_map else PLAN_CONFIG}.{_CONFIG_CLASS}",
+        "AutoModelForCausalLM": f"{code}.{name}",
+    }
     model.save_pretrained = _SaveWithCode(model, is_map)
 
 
@@ -45,7 +57,8 @@ def ship_code(model: Any, plan: FittedPlan) -> None:
 class _SaveWithCode:
     """The ``save_pretrained`` of ``model``: that of its class, and the code in the same folder.
 
-    It is an object and no closure, so that a deep copy of the model saves itself.
+    The configuration is written under the names of an export (`exported_config`). It is an object
+    and no closure, so that a deep copy of the model saves itself.
     """
 
     model: Any
@@ -67,8 +80,9 @@ class _SaveWithCode:
         folder = Path(save_directory)
         if is_main_process:
             code = _map_files if self.is_map else plan_files
-            for name, text in code(stock.__name__).items():
+            for name, text in code(stock.__name__, type(self.model.config).__name__).items():
                 (folder / name).write_text(text, encoding="utf-8")
+            _name_as_export(folder / "config.json")
         if push_to_hub:  # saves again, to a folder of its own, and uploads all of that
             upload.setdefault("repo_id", folder.name)
             self.model.push_to_hub(**upload, token=options.get("token"))
@@ -93,11 +107,21 @@ def _how(model: Any) -> dict[str, Any]:
     return how
 
 
-def _map_files(stock_class: str) -> dict[str, str]:
-    """The file `exported_model` by name, with ``stock_class`` as the class it builds on."""
-    text = (resources.files("kvsharer_exp.shipping") / "exported_model.py").read_text(
-        encoding="utf-8"
-    )
-    assert text.count(_STOCK_LINE) == 1
-    line = _STOCK_LINE.replace("LlamaForCausalLM", stock_class)
-    return {f"{_CODE}.py": text.replace(_STOCK_LINE, line)}
+def _map_files(model_class: str, config_class: str) -> dict[str, str]:
+    """The files `exported_model` and `exported_config`, with the classes that they build on."""
+    here = resources.files("kvsharer_exp.shipping")
+    model = (here / "exported_model.py").read_text(encoding="utf-8")
+    config = (here / "exported_config.py").read_text(encoding="utf-8")
+    model = model.replace(f"from {CONFIG} import", f"from .{_CONFIG} import")
+    return {
+        f"{_CODE}.py": with_stock(model, "LlamaForCausalLM", model_class),
+        f"{_CONFIG}.py": with_stock(config, "LlamaConfig", config_class),
+    }
+
+
+def _name_as_export(path: Path) -> None:
+    """Give the stock model's config.json the model type and the architecture of an export."""
+    held = json.loads(path.read_text(encoding="utf-8"))
+    held["model_type"] = TYPE_PREFIX + held["model_type"].removeprefix(TYPE_PREFIX)
+    held["architectures"] = [own_architecture(name) for name in held["architectures"]]
+    path.write_text(json.dumps(held, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from transformers import AutoConfig, PreTrainedConfig
 
 from kvsharer_exp.model.actions.check import check_plan
 from kvsharer_exp.model.actions.registry import runner_of
@@ -20,6 +21,7 @@ from kvsharer_exp.model.actions.stand_in import StandInRunner
 from kvsharer_exp.model.fitted_plan import Fit, FittedPlan
 from kvsharer_exp.model.sharing.architectures import AttentionLayer, attention_layers
 from kvsharer_exp.model.sharing.projections import QueryRows
+from kvsharer_exp.shipping.exported_config import TYPE_PREFIX
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
@@ -59,6 +61,17 @@ def read_plan(folder: Path) -> tuple[KVPlan, dict[int, str]]:
         return _plan(text), _norms(config.get("kv_plan_norms"))
     except (InputError, ValueError) as error:
         raise InputError(f"{shorten(path)}: kv_plan: {clip(str(error), 80)}: {AGAIN}") from error
+
+
+def stock_config(folder: Path) -> Any:
+    """The configuration of the stock model of an export, also of one of an earlier version.
+
+    Raises:
+        OSError, ValueError, KeyError: transformers cannot read it.
+    """
+    held, _ = PreTrainedConfig.get_config_dict(folder)
+    held["model_type"] = str(held["model_type"]).removeprefix(TYPE_PREFIX)
+    return AutoConfig.for_model(**held)
 
 
 def _plan(text: object) -> KVPlan:

@@ -141,7 +141,8 @@ def test_what_is_in_the_folder(theirs, tokenizer) -> None:
     config = json.loads((folder / "config.json").read_text())
     sharing_map = some_map(tiny_model("llama"), 2)
     assert config["kv_source_layers"] == list(sharing_map.kv_source_layers)
-    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["architectures"] == ["KVSharedLlamaForCausalLM"]
+    assert config["model_type"] == "kvsharer_exp_llama"
     assert SharingMap.parse(folder / "sharing_map.json") == sharing_map
     _, again = load_exported(folder)
     assert again("a b").input_ids == tokenizer("a b").input_ids

@@ -11,7 +11,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from kvsharer_exp.shipping.plan_code import plan_files, shipped_modules
 from kvsharer_exp.values.actions.registry import OURS
 
-FILES = plan_files("LlamaForCausalLM")
+FILES = plan_files("LlamaForCausalLM", "LlamaConfig")
 
 
 def test_one_file_for_each_module() -> None:
@@ -54,6 +54,9 @@ def test_every_action_and_its_runner_ship(action: type) -> None:
 
 
 def test_the_class_of_the_model_is_filled_in() -> None:
-    main = plan_files("GPT2LMHeadModel")["modeling_kv_plan.py"]
+    files = plan_files("GPT2LMHeadModel", "GPT2Config")
+    main, config = files["modeling_kv_plan.py"], files["kvplan_shipping_exported_config.py"]
     assert "from transformers import GPT2LMHeadModel as StockForCausalLM" in main
-    assert "LlamaForCausalLM" not in main
+    assert "import LlamaForCausalLM" not in main
+    assert "from transformers import GPT2Config as StockConfig" in config
+    assert "LlamaConfig" not in config

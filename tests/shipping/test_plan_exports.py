@@ -190,7 +190,8 @@ def test_what_is_in_the_folder(folders, tokenizer) -> None:
     assert not {"sharing_map.json", "modeling_kv_shared.py"} & names
     config = json.loads((folder / "config.json").read_text())
     assert config["kv_plan"] == str(KVPlan.parse(PLANS["everything"]))
-    assert config["architectures"] == ["Gemma3ForCausalLM"]
+    assert config["architectures"] == ["KVSharedGemma3ForCausalLM"]
+    assert config["model_type"] == "kvsharer_exp_gemma3_text"
     assert not {"kv_source_layers", "kv_sharing"} & config.keys()
     assert str(KVPlan.from_json((folder / "kv_plan.json").read_text())) == config["kv_plan"]
     norms = json.loads((folders["gemma3_text", "stand-ins"] / "config.json").read_text())
