@@ -6,12 +6,14 @@ the loss model and the solver work on it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from kvsharer_exp.search.solver import solve_with_reads
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.actions.registry import read_action
+from kvsharer_exp.values.choice import Choice, ReadChoice
 from kvsharer_exp.values.errors import InputError
 
 OWN, READ = "own", "read"
@@ -21,13 +23,52 @@ OWN, READ = "own", "read"
 class Candidate:
     """One action at one layer: its block error, and the bytes it keeps at the search's context.
 
-    The error of a layer that keeps its KV in 16 bits is 0.
+    The error of a layer that keeps its KV in 16 bits is 0. ``full_bytes`` are what the layer then
+    keeps, whether or not that is a candidate.
     """
 
     layer: int
     action: Action
     error: float
     kv_bytes: int
+    full_bytes: int
+
+
+def full_bytes(candidates: Iterable[Candidate]) -> int:
+    """The bytes of the full cache."""
+    return sum({c.layer: c.full_bytes for c in candidates}.values())
+
+
+def priced(
+    candidates: Sequence[Candidate], costs: Mapping[tuple[int, Action], float]
+) -> tuple[list[Choice], list[ReadChoice]]:
+    """What each layer may do, at these ``costs``; a read costs as `plan_terms` has it.
+
+    A layer that reads a quantised owner also loses what it would lose by these bits itself.
+    """
+    owns: dict[int, list[Action]] = {c.layer: [] for c in candidates}
+    for c in candidates:
+        if c.action.keys_from(c.layer) == c.layer:
+            owns[c.layer].append(c.action)
+    choices, reads = [], []
+    for candidate in candidates:
+        layer, action = candidate.layer, candidate.action
+        loss, source = costs[layer, action], action.keys_from(layer)
+        if source is None or source == layer:
+            choices.append(Choice(layer, action, loss, candidate.kv_bytes))
+            continue
+        losses = {own: loss + costs.get((layer, own), 0.0) for own in owns[source]}
+        reads.append(ReadChoice(layer, source, losses))
+    return choices, reads
+
+
+def smallest(candidates: Sequence[Candidate]) -> int:
+    """The bytes of the smallest plan of ``candidates``."""
+    costs = {(c.layer, c.action): float(c.kv_bytes) for c in candidates}
+    choices, reads = priced(candidates, costs)
+    reads = [replace(read, losses=dict.fromkeys(read.losses, 0.0)) for read in reads]
+    solved, _ = solve_with_reads(choices, reads, full_bytes(candidates))
+    return solved.kv_bytes
 
 
 def wanted_actions(layer: int, texts: Sequence[str], fixed: Mapping[int, str]) -> list[Action]:

@@ -174,15 +174,17 @@ class StudyStore:
         if kept is None:
             return None
         found = []
-        for layer, text, error, kv_bytes in kept:
+        for layer, text, *numbers in kept:
             action = read_action(text, layer)
             assert action is not None
-            found.append(Candidate(layer, action, error, kv_bytes))
+            found.append(Candidate(layer, action, *numbers))
         return found
 
     @candidates.setter
     def candidates(self, candidates: Sequence[Candidate]) -> None:
-        kept = [[c.layer, c.action.text(c.layer), c.error, c.kv_bytes] for c in candidates]
+        kept = [
+            [c.layer, c.action.text(c.layer), c.error, c.kv_bytes, c.full_bytes] for c in candidates
+        ]
         self._set(_CANDIDATES, kept)
 
     @property

@@ -7,7 +7,7 @@ import optuna
 import pytest
 from optuna.samplers import RandomSampler
 
-from kvsharer_exp.search.candidates import Candidate, wanted_actions
+from kvsharer_exp.search.candidates import Candidate, smallest, wanted_actions
 from kvsharer_exp.search.front import RUNGS, best_per_rung, bytes_rung
 from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.spaces.base import encoded
@@ -36,14 +36,17 @@ def candidates(seed: int = 0, layers: int = LAYERS) -> list[Candidate]:
     found = []
     for layer in range(layers):
         scale = dice.lognormal(0, 1)
-        found.append(Candidate(layer, Own(), 0.0, BYTES[16]))
-        found.append(Candidate(layer, Own(4), 0.01 * scale, BYTES[4]))
-        found.append(Candidate(layer, Own(2), 0.1 * scale * dice.lognormal(0, 0.3), BYTES[2]))
-        found.append(Candidate(layer, Affine(), 0.2 * scale * dice.lognormal(0, 0.5), 0))
-        found.append(Candidate(layer, Drop(), 0.5 * scale * dice.lognormal(0, 0.5), 0))
+        actions = [
+            (Own(), 0.0, BYTES[16]),
+            (Own(4), 0.01 * scale, BYTES[4]),
+            (Own(2), 0.1 * scale * dice.lognormal(0, 0.3), BYTES[2]),
+            (Affine(), 0.2 * scale * dice.lognormal(0, 0.5), 0),
+            (Drop(), 0.5 * scale * dice.lognormal(0, 0.5), 0),
+        ]
         if layer:
             source = int(dice.integers(layer))
-            found.append(Candidate(layer, Read(source), 0.3 * scale * dice.lognormal(0, 1), 0))
+            actions.append((Read(source), 0.3 * scale * dice.lognormal(0, 1), 0))
+        found += [Candidate(layer, *action, BYTES[16]) for action in actions]
     return found
 
 
@@ -210,6 +213,17 @@ def test_a_rung_is_a_64th_of_the_full_caches_bytes() -> None:
         result_rung = bytes_rung(type("R", (), {"footprint": Footprint(kept, kept / 5120, 0)})())
         assert result_rung == -(-kept * RUNGS // 5120)
     assert SPACE.rung(KVPlan.full(LAYERS)) == RUNGS
+
+
+def test_bytes_are_shares_of_the_full_cache_also_where_16_bits_are_no_candidate() -> None:
+    found = [c for c in candidates() if c.action != Own() and c.action != Affine()]
+    space = space_of(found, budgets=(0.2,))
+    assert space.full_bytes == LAYERS * BYTES[16]
+    plan = KVPlan.parse("_".join(f"{layer}q2" for layer in range(LAYERS)))
+    assert space.rung(plan) == 12  # 120 of 640 bytes are 12 of 64 rungs
+    assert space.kv_bytes(KVPlan.full(LAYERS)) == space.full_bytes
+    assert min(map(space.kv_bytes, space.seeds().plans)) <= 0.2 * space.full_bytes
+    assert smallest(found) == BYTES[2]
 
 
 def test_options_name_actions_and_fix_layers() -> None:

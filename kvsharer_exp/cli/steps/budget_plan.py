@@ -8,10 +8,9 @@ the best known plan and the solved one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +19,9 @@ import numpy as np
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.finished_runs import finished_run, names_of, open_runs
-from kvsharer_exp.cli.steps.plan_candidates import DEFAULT_KV
+from kvsharer_exp.cli.steps.plan_candidates import CLOSE, budgets_of
 from kvsharer_exp.reporting.measured import FinishedRun
+from kvsharer_exp.search.candidates import priced, smallest
 from kvsharer_exp.search.front import best_within, kv_of
 from kvsharer_exp.search.solver import solve_with_reads
 from kvsharer_exp.search.spaces.base import SpaceSetting
@@ -38,7 +38,6 @@ from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
 from kvsharer_exp.values.text import shorten
 
 _SPACE = "layer_actions"
-_CLOSE = 1e-9  # shares are quotients of bytes: this much above a budget is rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +127,7 @@ def study_of(config: Config, run: FinishedRun) -> Iterator[PlanStudy]:
 
 
 class PlanStudy:
-    """What a study of plans knows: its results, its candidates, and the loss model of all results.
-
-    ``full_bytes``: those of the full cache at the context of the sweep.
-    """
+    """What a study of plans knows: its results, its candidates, and a loss model of the results."""
 
     def __init__(self, store: StudyStore) -> None:
         candidates = tuple(store.candidates or ())
@@ -142,13 +138,6 @@ class PlanStudy:
         self._space, self._memory, self.results = space, Memory(space), store.results()
         self._memory.update(store.study)
         self._mean = self._memory.model.draw(np.random.default_rng(0), 0.0)
-        # No layer need have 16 bits as a candidate, so the full cache is that of the shares.
-        whole = [
-            space.kv_bytes(result.plan) / kv_of(result)
-            for result in self.results
-            if space.encode(result.plan) is not None
-        ]
-        self.full_bytes = round(whole[0]) if whole else space.full_bytes
 
     def budgets(self, config: Config, context: int) -> tuple[float, ...]:
         """The budgets asked for, as shares of the full cache's bytes at ``context``.
@@ -156,39 +145,18 @@ class PlanStudy:
         Raises:
             InputError: one is below what the smallest plan keeps, or above the full cache.
         """
-        wanted, footprint, least = config.compression, config.footprint, self.least
-        if wanted.kv_gib is not None:
-            if footprint.context != context:
-                raise InputError(
-                    f"the sweep counted memory at footprint.context={context}, not "
-                    f"{footprint.context}: give footprint.context={context} with kv_gib"
-                )
-            gib = self.full_bytes * footprint.batch / 2**30
-            share = wanted.kv_gib / gib
-            if not least - _CLOSE <= share <= 1 + _CLOSE:
-                raise InputError(
-                    f"compression.kv_gib={wanted.kv_gib:g} cannot be met at footprint.context="
-                    f"{context} and batch={footprint.batch}: give {least * gib:.3g} to {gib:.3g}"
-                )
-            return (share,)
-        if wanted.kv is None:
-            return tuple(share for share in DEFAULT_KV if share >= least) or (1.0,)
-        for share in wanted.kv:
-            if share < least - _CLOSE:
-                raise InputError(
-                    f"compression.kv={share:g} is below the smallest plan of this study: "
-                    f"give at least {math.ceil(least * 1000) / 1000:g}"
-                )
-        return tuple(sorted(wanted.kv))
+        if config.compression.kv_gib is not None and config.footprint.context != context:
+            raise InputError(
+                f"the sweep counted memory at footprint.context={context}, not "
+                f"{config.footprint.context}: give footprint.context={context} with kv_gib"
+            )
+        return budgets_of(config, self._space.full_bytes, self.least)
 
     @cached_property
     def least(self) -> float:
         """The share of the full cache's bytes that the smallest plan keeps, known or not."""
-        choices, reads = self._priced
-        choices = [replace(choice, loss=float(choice.kv_bytes)) for choice in choices]
-        reads = [replace(read, losses=dict.fromkeys(read.losses, 0.0)) for read in reads]
-        solved, _ = solve_with_reads(choices, reads, self.full_bytes)
-        return min([solved.kv_bytes / self.full_bytes, *map(kv_of, self.results)])
+        solved = smallest(self._space.setting.candidates) / self._space.full_bytes
+        return min([solved, *map(kv_of, self.results)])
 
     def within(self, kv: float) -> Answer:
         """The better of the best known plan within ``kv`` and the plan solved for ``kv``.
@@ -204,7 +172,7 @@ class PlanStudy:
         return min(answers, key=lambda answer: answer.loss)
 
     def _known(self, kv: float) -> Answer | None:
-        best = best_within(self.results, kv + _CLOSE)
+        best = best_within(self.results, kv + CLOSE)
         if best is None:
             return None
         loss = best.scores.get(FIT, -(best.score or 0.0))
@@ -213,16 +181,16 @@ class PlanStudy:
     def _predicted(self, kv: float) -> Answer | None:
         """The plan of least cost at the estimated costs; None if it was scored, or none fits."""
         try:
-            solved, _ = solve_with_reads(*self._priced, int((kv + _CLOSE) * self.full_bytes))
+            solved, _ = solve_with_reads(*self._priced, int((kv + CLOSE) * self._space.full_bytes))
         except InputError:
             return None
         if any(result.plan == solved.plan for result in self.results):
             return None
         (loss,) = self._memory.model.expected([solved.plan], self._mean)
-        share = solved.kv_bytes / self.full_bytes
+        share = solved.kv_bytes / self._space.full_bytes
         return Answer(kv, solved.plan, "predicted", share, float(loss))
 
     @cached_property
     def _priced(self) -> tuple[list[Choice], list[ReadChoice]]:
         """What each layer may do, at the estimated costs."""
-        return self._space.priced(costs_of(self._memory, self._mean))
+        return priced(self._space.setting.candidates, costs_of(self._memory, self._mean))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from kvsharer_exp.cli.config.schema import Config
@@ -22,10 +23,16 @@ from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.measure.action_errors import action_errors
 from kvsharer_exp.measure.fits import Fits
 from kvsharer_exp.model.actions.registry import runner_of
-from kvsharer_exp.model.actions.sizes import BUDGET_SIZE, kv_bytes
+from kvsharer_exp.model.actions.sizes import BUDGET_SIZE
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.sharing.projections import SharingError
-from kvsharer_exp.search.candidates import READ, Candidate, wanted_actions
+from kvsharer_exp.search.candidates import (
+    READ,
+    Candidate,
+    full_bytes,
+    smallest,
+    wanted_actions,
+)
 from kvsharer_exp.search.spaces.layer_actions import ACTIONS
 from kvsharer_exp.search.study_store import Seed, StudyStore
 from kvsharer_exp.values.actions.base import Action
@@ -35,6 +42,8 @@ from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
 
 DEFAULT_KV = (0.15, 0.1875, 0.22, 0.25, 0.3125)
+CLOSE = 1e-9
+"""Shares are quotients of bytes: this much above a budget is rounding."""
 _SOURCES = 3
 
 
@@ -86,13 +95,15 @@ class PlanParts:
             if READ in options.get("actions", ACTIONS):
                 count = int(options.get("sources", _SOURCES))
                 errors |= _reads(calibration.text.block_errors, count, seeds, _fixed(options))
+            kept = partial(_bytes, loaded, context=config.footprint.context)
             store.candidates = [
-                Candidate(i, action, error, _bytes(loaded, i, action, config.footprint.context))
+                Candidate(i, action, error, kept(i, action), kept(i, Own()))
                 for (i, action), error in errors.items()
                 if math.isfinite(error)
             ]
         candidates = tuple(store.candidates or ())
-        return cls(candidates, fits, budgets_of(config, loaded, candidates))
+        full = full_bytes(candidates)
+        return cls(candidates, fits, budgets_of(config, full, smallest(candidates) / full))
 
     def fitted(self, plan: KVPlan) -> FittedPlan:
         """``plan`` with the fits of its stand-ins."""
@@ -148,42 +159,31 @@ def _bytes(loaded: LoadedModel, layer: int, action: Action, context: int) -> int
     return runner_of(action).kv_bytes(loaded.layers[layer], context, BUDGET_SIZE)
 
 
-def budgets_of(
-    config: Config, loaded: LoadedModel, candidates: Sequence[Candidate]
-) -> tuple[float, ...]:
-    """The budgets asked for, as shares of the full cache's bytes.
+def budgets_of(config: Config, full: int, least: float) -> tuple[float, ...]:
+    """The budgets asked for, as shares of the ``full`` cache's bytes at the context.
+
+    ``least`` is the share that the smallest plan keeps.
 
     Raises:
         InputError: one is below what the smallest plan keeps, or above the full cache.
     """
-    context, batch = config.footprint.context, config.footprint.batch
-    full = kv_bytes(KVPlan.full(loaded.num_layers), loaded.layers, context, BUDGET_SIZE)
-    wanted, least = config.compression, _least(candidates, loaded.num_layers) / full
+    wanted, footprint = config.compression, config.footprint
     if wanted.kv_gib is not None:
-        share = wanted.kv_gib * 2**30 / (full * batch)
-        if not least <= share <= 1:
-            low, high = (part * full * batch / 2**30 for part in (least, 1))
+        gib = full * footprint.batch / 2**30
+        share = wanted.kv_gib / gib
+        if not least - CLOSE <= share <= 1 + CLOSE:
             raise InputError(
                 f"compression.kv_gib={wanted.kv_gib:g} cannot be met at footprint.context="
-                f"{context} and batch={batch}: give {low:.3g} to {high:.3g}"
+                f"{footprint.context} and batch={footprint.batch}: give {least * gib:.3g} to "
+                f"{gib:.3g}"
             )
         return (share,)
     if wanted.kv is None:
         return tuple(share for share in DEFAULT_KV if share >= least) or (1.0,)
     for share in wanted.kv:
-        if share < least:
+        if share < least - CLOSE:
             raise InputError(
                 f"compression.kv={share:g} is below the smallest plan of these actions: "
                 f"give at least {math.ceil(least * 1000) / 1000:g}"
             )
     return tuple(sorted(wanted.kv))
-
-
-def _least(candidates: Sequence[Candidate], num_layers: int) -> int:
-    """The bytes of the smallest plan: one layer has to own."""
-    smallest = [min(c.kv_bytes for c in candidates if c.layer == i) for i in range(num_layers)]
-    owned = [
-        min((c.kv_bytes for c in candidates if c.layer == i and c.kv_bytes), default=math.inf)
-        for i in range(num_layers)
-    ]
-    return int(min(sum(smallest) + o - s for o, s in zip(owned, smallest, strict=True)))

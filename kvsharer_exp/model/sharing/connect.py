@@ -19,7 +19,7 @@ from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.sharing.architectures import MASK, AttentionLayer
 from kvsharer_exp.model.sharing.checkpointing import BlockKV, CheckpointHook
 from kvsharer_exp.model.sharing.exchange import Exchange
-from kvsharer_exp.model.sharing.site import Site
+from kvsharer_exp.model.sharing.site import Site, masked_attention
 from kvsharer_exp.model.sharing.split import PartSite, run_parts
 
 
@@ -73,12 +73,16 @@ def connect(
 
 @dataclass(frozen=True, slots=True)
 class PadsHook:
-    """Before a forward of the decoder: counts the padding tokens in front of each row."""
+    """Before a forward of the decoder: counts the padding tokens in front of each row.
+
+    It also refuses an attention that cannot run the plan, before the model makes masks for it.
+    """
 
     exchange: Exchange
     mask_position: int
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        masked_attention(module)
         at = self.mask_position
         mask = args[at] if len(args) > at else kwargs.get(MASK)
         if isinstance(mask, torch.Tensor) and mask.ndim == 2:

@@ -29,6 +29,21 @@ ViewMaker = Callable[..., LayerView]
 """`LayerView`, or a subclass of it with its first arguments."""
 
 
+def masked_attention(module: nn.Module) -> str:
+    """The attention implementation of ``module``; it has to take a mask that says all.
+
+    Raises:
+        SharingError: it takes another kind of mask.
+    """
+    kind = str(module.config._attn_implementation)  # type: ignore[union-attr]
+    if kind not in ("sdpa", "eager"):
+        raise SharingError(
+            f"this plan quantises KV, and {kind} cannot mask what is read of it: "
+            "use model.attn_implementation=sdpa or eager"
+        )
+    return kind
+
+
 @dataclass(slots=True)
 class AttentionHook:
     """Before an attention: swaps its cache for a view, its mask for that of the view's columns.
@@ -74,12 +89,7 @@ class AttentionHook:
         hidden: torch.Tensor,
         columns: Columns,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        kind = module.config._attn_implementation  # type: ignore[union-attr]
-        if kind not in ("sdpa", "eager"):
-            raise SharingError(
-                f"layer {self.layer} reads quantised KV, which {kind} attention cannot mask: "
-                "use model.attn_implementation=sdpa or eager"
-            )
+        kind = masked_attention(module)
         if module.training and torch.is_grad_enabled():
             raise SharingError(
                 f"layer {self.layer} reads quantised KV, which has no gradient: "

@@ -1,7 +1,8 @@
 """The search space ``layer_actions``: what each layer does about its KV, out of a few candidates.
 
-It holds KV plans. `registry.make_space` makes it for ``search_space=layer_actions``. The candidates
-come with the setting: `cli.steps.plan_candidates` makes them from the options.
+It holds KV plans. It is the default; `registry.make_space` makes it for
+``search_space=layer_actions``. The candidates come with the setting: `cli.steps.plan_candidates`
+makes them from the options.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import Any, ClassVar
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from kvsharer_exp.search.candidates import Candidate
+from kvsharer_exp.search.candidates import Candidate, full_bytes, priced
 from kvsharer_exp.search.front import RUNGS
 from kvsharer_exp.search.solver import solve_all, solve_front_with_reads
 from kvsharer_exp.search.spaces.base import Space
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.actions.own import Own
-from kvsharer_exp.values.choice import Choice, ReadChoice
+from kvsharer_exp.values.choice import Choice
 from kvsharer_exp.values.errors import InputError, at_least
 from kvsharer_exp.values.plan import KVPlan, KVPlanError
 
@@ -66,8 +67,8 @@ class LayerActions(Space):
 
     @cached_property
     def full_bytes(self) -> int:
-        """The bytes of the full cache, as the candidates count them."""
-        return sum(max(c.kv_bytes for c in of_layer) for of_layer in self.at)
+        """The bytes of the full cache."""
+        return full_bytes(self.setting.candidates)
 
     @cached_property
     def rungs(self) -> tuple[int, int]:
@@ -102,8 +103,7 @@ class LayerActions(Space):
     @cached_property
     def _bytes(self) -> tuple[dict[Action, int], ...]:
         return tuple(
-            {Own(): max(c.kv_bytes for c in of)} | {c.action: c.kv_bytes for c in of}
-            for of in self.at
+            {Own(): of[0].full_bytes} | {c.action: c.kv_bytes for c in of} for of in self.at
         )
 
     def rung(self, plan: KVPlan) -> int:
@@ -131,28 +131,6 @@ class LayerActions(Space):
             found[self.rung(solved.plan)] = self._with_reads(solved.plan, costs)
         return found
 
-    def priced(
-        self, costs: Mapping[tuple[int, Action], float]
-    ) -> tuple[list[Choice], list[ReadChoice]]:
-        """What each layer may do, at these ``costs``; a read costs as `plan_terms` has it.
-
-        A layer that reads a quantised owner also loses what it would lose by these bits itself.
-        """
-        choices, reads = [], []
-        for candidate in (c for of_layer in self.at for c in of_layer):
-            layer, action = candidate.layer, candidate.action
-            loss, source = costs[layer, action], action.keys_from(layer)
-            if source is None or source == layer:
-                choices.append(Choice(layer, action, loss, candidate.kv_bytes))
-                continue
-            losses = {
-                c.action: loss + costs.get((layer, c.action), 0.0)
-                for c in self.at[source]
-                if c.action.keys_from(source) == source
-            }
-            reads.append(ReadChoice(layer, source, losses))
-        return choices, reads
-
     def seeds(self) -> SolvedSeeds:
         """The best plans, with reads, at the budgets asked for and between, of these block errors.
 
@@ -163,7 +141,7 @@ class LayerActions(Space):
         asked = {math.floor(budget * RUNGS + 1e-9) for budget in self.setting.budgets}
         budgets = sorted(r * self.full_bytes // RUNGS for r in between | asked if r)
         errors = {(c.layer, c.action): c.error for of in self.at for c in of}
-        found = solve_front_with_reads(*self.priced(errors), budgets)
+        found = solve_front_with_reads(*priced(self.setting.candidates, errors), budgets)
         gap = max((s.loss - bound) / s.loss for s, bound in found if s.loss > 0)
         return SolvedSeeds(tuple(dict.fromkeys(solved.plan for solved, _ in found)), gap)
 

@@ -1,6 +1,6 @@
 """The search space ``layer_sources``: a wanted source for every layer. It holds every map.
 
-It is the default; `registry.make_space` makes it for ``search_space=layer_sources``.
+`registry.make_space` makes it for ``search_space=layer_sources``.
 """
 
 from __future__ import annotations

@@ -128,6 +128,7 @@ def test_the_budget_is_the_same_for_each_tested_arm(run, capsys) -> None:
 def test_the_best_maps_of_a_sweep_are_an_arm(run, tmp_path, store) -> None:
     folder = tmp_path / "swept"
     quick = ("scoring.report.tasks=[]", "scoring.search.tasks=[]", "study.n_trials=8")
+    quick = (*quick, "search_space=layer_sources")
     assert main(["sweep", *QUICK, *store, *quick, f"hydra.run.dir={folder}"]) == 0
     swept = json.loads((folder / "result.json").read_text())
     front = {entry["num_shared"]: entry["kv_source_layers"] for entry in swept["front"]}

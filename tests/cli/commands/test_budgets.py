@@ -21,7 +21,8 @@ QUICK = (
     *("scoring.report.tasks=[]", "heldout.num_windows=2", "heldout.window_tokens=24"),
     *("fit.num_windows=6", "fit.window_tokens=40", "tracking.experiment=budgets"),
 )
-SWEEP = ("sweep", "search_space=layer_actions", "study.screen_windows=[]")
+SWEEP = ("sweep", "study.screen_windows=[]")
+MAPS = ("sweep", "search_space=layer_sources")
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     folder = tmp_path_factory.mktemp("budgets")
     store = [f"tracking.uri=sqlite:///{folder}/mlflow.db", f"tracking.folder={folder}"]
     words = ("study.n_trials=14", "compression.kv=[0.3]", "study.name=plans")
-    for name, more in (("plans", (*SWEEP, *words)), ("maps", ("sweep", "study.n_trials=4"))):
+    for name, more in (("plans", (*SWEEP, *words)), ("maps", (*MAPS, "study.n_trials=4"))):
         arguments = [*QUICK, *store, f"hydra.run.dir={folder / name}", "--quiet", *more]
         assert main(arguments) == 0
     return {
@@ -109,9 +110,9 @@ def test_shares_are_counted_as_with_a_model(swept) -> None:
     # The bytes of a study without a model, and those of a model, are counted in two ways.
     with open_study("plans", storage=None, folder=swept["folder"] / "studies") as store:
         study = budget_plan.PlanStudy(store)
-    assert study.full_bytes == 6 * 4096 * 2 * 32 * 2
+    assert study._space.full_bytes == 6 * 4096 * 2 * 32 * 2
     for result in study.results:
-        share = study._space.kv_bytes(result.plan) / study.full_bytes
+        share = study._space.kv_bytes(result.plan) / study._space.full_bytes
         assert share == pytest.approx(result.footprint.kv_fraction, abs=1e-12)
     assert study.least <= min(r.footprint.kv_fraction for r in study.results)
 

@@ -113,7 +113,7 @@ def test_the_next_start_leaves_every_trial_once_and_nothing_open(
     assert len({run.data.tags["trial"] for run in children}) == 8
     folder = Path(store[1].partition("=")[2]) / "studies"
     with open_study(tmp_path.name, storage=None, folder=folder) as study:
-        assert {r.sharing_map.digest: study.map_run(r.sharing_map) for r in study.results()} == {
+        assert {r.plan.digest: study.map_run(r.plan) for r in study.results()} == {
             run.data.tags["digest"]: run.info.run_id for run in children
         }
     volumes = client.get_metric_history(parent.info.run_id, "hypervolume")
