@@ -79,7 +79,11 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
 
 or, without code from this folder, `model, tokenizer = kvsharer_exp.load_exported(folder)`. Both
-give the same logits. **Without either, transformers loads the stock class and {without}**
+give the same logits. The code needs transformers 5.23 or later.
+
+`config.json` names a model type and an architecture of their own, and what does not know these
+names refuses this folder. **One way round cannot be closed: `from_pretrained` of the stock
+class itself, not of `AutoModelForCausalLM`. It {without}**
 
 ## Measured
 
@@ -104,12 +108,12 @@ torch {versions["torch"]}, transformers {versions["transformers"]}, kvsharer_exp
 _MAP = (
     "modeling_kv_shared",
     "shared",
-    "fills the missing\nweights with random numbers: it warns, and the answers are noise.",
+    "fills the missing weights\nwith random numbers: it warns, and the answers are noise.",
 )
 _PLAN = (
     "modeling_kv_plan",
     "plan",
-    "leaves the\nplan out. Missing weights become random numbers: it warns, and answers are noise.",
+    "leaves the plan out.\nMissing weights become random numbers: it warns, and the answers are noise.",
 )
 
 

@@ -1,6 +1,7 @@
-"""Say how a plan of the front is served: which engines express it, and the lines to copy.
+"""Say how a plan of the front is served: which engines run it, and the lines to copy.
 
-The page of a sweep shows this.
+The page of a sweep shows this. What it says of vLLM is what `vllm_support` lists, and the tests of
+``tests/engine/`` prove.
 """
 
 from __future__ import annotations
@@ -11,27 +12,22 @@ from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.actions.read_kv import ReadKV
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.vllm_support import FAMILIES, cannot
 
 _PROMPT = 'inputs = tokenizer("The capital of France is", return_tensors="pt")'
 _PRINT = "    print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"
 
 
-def engines(plan: SharingMap | KVPlan) -> list[str]:
-    """Name the engines that can express the plan.
+def engines(plan: SharingMap | KVPlan, architecture: str = "") -> list[str]:
+    """Name the engines that run the plan on a model of this ``architecture``.
 
-    transformers (with this package) and vLLM let a target of a map read any earlier layer of its
-    attention type. SGLang and llama.cpp can only let the last layers read the last owner. What is
-    no map is served by transformers. Quantised layers, and keys and values of two layers, need this
-    package too.
+    transformers runs all; quantised layers, and keys and values of two layers, need this package
+    too. vLLM runs the actions and the architectures of `vllm_support`.
     """
     plan = KVPlan.of(plan)
-    sharing_map = plan.sharing_map
-    if sharing_map is None:
-        return ["transformers with this package" if needs_package(plan) else "transformers"]
-    targets, layers = sharing_map.targets, sharing_map.num_layers
-    last_owner = layers - len(targets) - 1
-    trailing = all(sharing_map.kv_source_layers[i] == last_owner for i in targets)
-    return ["transformers", "vLLM", *(["SGLang", "llama.cpp"] if trailing else [])]
+    able = architecture in FAMILIES and not any(map(cannot, plan.actions))
+    ours = "transformers with this package" if needs_package(plan) else "transformers"
+    return [ours, *(["vLLM"] if able else [])]
 
 
 def needs_package(plan: KVPlan) -> bool:
@@ -42,34 +38,35 @@ def needs_package(plan: KVPlan) -> bool:
     )
 
 
-def serving(model: str, plan: KVPlan, size: str) -> str:
+def serving(model: str, plan: KVPlan, size: str, architecture: str = "") -> str:
     """Lines to copy for ``plan`` of ``model``, as HTML; ``size`` says what it does, in words."""
-    sharing_map = plan.sharing_map
-    if sharing_map is not None:
-        return _map_lines(model, sharing_map)
-    return _plan_lines(model, plan, size)
+    is_map = plan.sharing_map is not None
+    lines = _map_lines(model, plan, size) if is_map else _plan_lines(model, plan, size)
+    folder = "shared_model" if is_map else "plan_model"
+    if "vLLM" not in engines(plan, architecture):
+        return lines + "<p>vLLM does not run this plan on this model.</p>"
+    serve = html.escape(f"kvsharer serve serve.folder={folder} --check")
+    return f"""{lines}
+<p>In vLLM, first checked against the folder, token by token:</p>
+<pre>{serve}</pre>"""
 
 
-def _map_lines(model: str, sharing_map: SharingMap) -> str:
+def _map_lines(model: str, plan: KVPlan, size: str) -> str:
     code = f"""from kvsharer_exp import SharingMap, load_model, share_kv
 
 model, tokenizer = load_model({model!r})
-sharing_map = SharingMap.parse("{sharing_map}")
+sharing_map = SharingMap.parse("{plan}")
 {_PROMPT}
 with share_kv(model, sharing_map):
 {_PRINT}"""
-    shell = f"kvsharer export model={model} map={sharing_map} export.path=shared_model"
+    shell = f"kvsharer export model={model} map={plan} export.path=shared_model"
     load = """from kvsharer_exp import load_exported
 
 model, tokenizer = load_exported("shared_model")"""
     blocks = [f"<pre>{html.escape(text)}</pre>" for text in (code, shell, load)]
-    shared = f"{len(sharing_map.targets)} of {sharing_map.num_layers} layers shared"
-    return f"""<p>{shared}, in Python:</p>
+    return f"""<p>{html.escape(size)}, in Python:</p>
 {blocks[0]}<p>As a model folder without the weights that targets no longer need:</p>
-{blocks[1]}{blocks[2]}
-<p>vLLM expresses any of these maps: <code>Attention(…, kv_sharing_target_layer_name=…)</code> in
-the model's code lets a layer read any earlier one of the same attention type. SGLang and llama.cpp
-share trailing layers only: the last layers, reading the last one that keeps its KV.</p>"""
+{blocks[1]}{blocks[2]}"""
 
 
 def _plan_lines(model: str, plan: KVPlan, size: str) -> str:
@@ -98,7 +95,4 @@ model, tokenizer = load_exported("plan_model")"""
     blocks = [f"<pre>{html.escape(text)}</pre>" for text in (code, export, load)]
     return f"""<p>{html.escape(size)}, in Python:</p>
 {first}{blocks[0]}<p>As a model folder without the weights that the plan no longer needs:</p>
-{blocks[1]}{blocks[2]}
-<p>Quantised layers, and layers with keys and values of two others, are served by transformers with
-this package only. Plans of reading, dropping and stand-ins (constant, affine) are served by
-transformers. vLLM expresses sharing maps only for now.</p>"""
+{blocks[1]}{blocks[2]}"""

@@ -112,7 +112,7 @@ def front_page(sweep: SweepResult, pngs: Mapping[str, bytes]) -> str:
 {embedded(pngs["tasks"], "Averages hide what a single task loses.")}
 <h2>{kind.title()}s</h2>
 <p>One click selects a {kind}.{_at_context(sweep)}</p>
-<div class="wide">{_plans_table(sweep) if sweep.has_plans else _maps_table(sweep.changed)}</div>
+<div class="wide">{_plans_table(sweep) if sweep.has_plans else _maps_table(sweep)}</div>
 {maps}
 <h2>Serve one</h2>
 {_serving(sweep)}
@@ -125,15 +125,15 @@ def front_page(sweep: SweepResult, pngs: Mapping[str, bytes]) -> str:
 """
 
 
-def _maps_table(shared: Sequence[FrontEntry]) -> str:
+def _maps_table(sweep: SweepResult) -> str:
     rows = [
         [
             str(entry.num_shared),
             str(entry.kv_plan),
-            ", ".join(engines(entry.kv_plan)),
+            ", ".join(engines(entry.kv_plan, sweep.architecture)),
             entry.digest,
         ]
-        for entry in shared
+        for entry in sweep.changed
     ]
     return table(["shared", "kv_source_layers", "can be served by", "digest"], rows, code=1)
 
@@ -147,7 +147,7 @@ def _plans_table(sweep: SweepResult) -> str:
             size_words(entry.kv_plan),
             f"{entry.kv_bytes_per_token:,.0f}",
             f"{entry.parameter_bytes_saved / 2**20:,.1f}",
-            ", ".join(engines(entry.kv_plan)),
+            ", ".join(engines(entry.kv_plan, sweep.architecture)),
             entry.digest,
         ]
         for entry in sweep.changed
@@ -170,4 +170,4 @@ def _serving(sweep: SweepResult) -> str:
     entry = most_shared(sweep.entries, 0.95) or next(iter(sweep.changed), None)
     if entry is None:
         return "<p>No map of the front shares a layer.</p>"
-    return serving(sweep.model, entry.kv_plan, size_words(entry.kv_plan))
+    return serving(sweep.model, entry.kv_plan, size_words(entry.kv_plan), sweep.architecture)

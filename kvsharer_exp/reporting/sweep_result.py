@@ -37,6 +37,7 @@ class SweepResult:
         intervals: between which two values a plan's score lies, see `front_figure`.
         beaten: the paper's maps, at the ratios asked for, that are not on the front.
         finals: what ``result.json`` says of the finals.
+        architecture: the model's class in transformers, by which engines know what to run.
     """
 
     model: str
@@ -56,6 +57,7 @@ class SweepResult:
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     beaten: Sequence[FrontEntry] = ()
     finals: Mapping[str, Any] = field(default_factory=dict)
+    architecture: str = ""
 
     @property
     def title(self) -> str:

@@ -17,6 +17,12 @@ from transformers import LlamaConfig as StockConfig  # the class of this model's
 
 TYPE_PREFIX, ARCHITECTURE_PREFIX = "kvsharer_exp_", "KVShared"
 
+REFUSAL = (
+    "an engine's own attention and cache would ignore the KV plan of this model: "
+    "in vLLM, use the plugin of kvsharer_exp (pip install kvsharer_exp)"
+)
+"""What an engine is told that would run the model by a general back end."""
+
 
 def own_architecture(stock: str) -> str:
     """The name of the architecture ``stock`` in exports; one that is such a name stays."""

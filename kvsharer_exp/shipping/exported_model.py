@@ -23,7 +23,7 @@ from torch import nn
 from transformers import LlamaForCausalLM as StockForCausalLM  # the class of this model
 from transformers.cache_utils import DummyLayer
 
-from kvsharer_exp.shipping.exported_config import KVSharedConfig
+from kvsharer_exp.shipping.exported_config import REFUSAL, KVSharedConfig
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 _FUNCTION = "_gradient_checkpointing_func"  # what checkpoints a block; transformers puts it there
@@ -202,6 +202,11 @@ class KVSharedForCausalLM(StockForCausalLM):
     def is_custom_code(cls) -> bool:
         """Say no: weights are read like the stock class's, and renamed where those are renamed."""
         return False
+
+    @classmethod
+    def is_backend_compatible(cls) -> bool:
+        """Refuse engines, which ask whether they may put their own attention and cache in."""
+        raise ValueError(REFUSAL)
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)

@@ -34,7 +34,7 @@ from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.connect import connect
 from kvsharer_exp.model.sharing.exchange import EachThread
 from kvsharer_exp.model.sharing.projections import QueryRows, SharingError
-from kvsharer_exp.shipping.exported_config import KVSharedConfig
+from kvsharer_exp.shipping.exported_config import REFUSAL, KVSharedConfig
 from kvsharer_exp.values.plan import KVPlan
 
 RUNNERS = (OwnRunner, ReadRunner, ReadKVRunner, DropRunner, ConstantRunner, AffineRunner)
@@ -49,6 +49,11 @@ class KVPlanForCausalLM(StockForCausalLM):
     def is_custom_code(cls) -> bool:
         """Say no: weights are read like the stock class's, and renamed where those are renamed."""
         return False
+
+    @classmethod
+    def is_backend_compatible(cls) -> bool:
+        """Refuse engines, which ask whether they may put their own attention and cache in."""
+        raise ValueError(REFUSAL)
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)

@@ -105,6 +105,7 @@ def run(
         entries = EntryMaker(config, log, loaded, scorers, store, scorer.full_tasks, fitted)
         sweep = SweepResult(
             model=loaded.name,
+            architecture=type(loaded.model).__name__,
             study=store.name,
             fitness=config.scoring.fitness_label,
             asked=_asked(config, loaded, scorers, found),

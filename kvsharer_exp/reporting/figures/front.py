@@ -62,7 +62,8 @@ def front_figure(
     losses = are_losses(results)
 
     def scatter(points: list[tuple[float, float, int]], label: str, **style: Any) -> None:
-        axes.scatter([p[0] for p in points], [p[1] for p in points], label=label, **style)
+        if points:  # or the legend would name what is not drawn
+            axes.scatter([p[0] for p in points], [p[1] for p in points], label=label, **style)
 
     plans, only_maps = holds_plans(results), sharing_front(results)
     points = _points(results, losses)
