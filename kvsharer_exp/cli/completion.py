@@ -16,7 +16,7 @@ from kvsharer_exp.cli.config.groups import groups
 from kvsharer_exp.cli.config.schema import config_keys
 from kvsharer_exp.values.errors import InputError
 
-_FLAGS = ("--help", "--quiet", "--cfg", "--multirun", "--version")
+_FLAGS = ("--help", "--quiet", "--check", "--cfg", "--multirun", "--version")
 
 
 def script(words: Sequence[str], commands: Iterable[str]) -> str:
@@ -116,6 +116,7 @@ complete -c kvsharer -n 'not __fish_seen_subcommand_from completion' -a '@CHOICE
 complete -c kvsharer -n 'string match -q "*=*" -- (commandline -ct)' -F
 complete -c kvsharer -s h -l help
 complete -c kvsharer -s q -l quiet
+complete -c kvsharer -n '__fish_seen_subcommand_from serve' -l check
 complete -c kvsharer -s m -l multirun
 complete -c kvsharer -s c -l cfg -x -a 'job hydra all'
 complete -c kvsharer -l version

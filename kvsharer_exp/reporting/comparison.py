@@ -13,7 +13,7 @@ from typing import Any
 from kvsharer_exp.reporting.beside_paper import Compared
 from kvsharer_exp.reporting.measured import Measured
 from kvsharer_exp.reporting.paper_numbers import PaperNumber
-from kvsharer_exp.reporting.plan_kinds import summary
+from kvsharer_exp.reporting.plan_kinds import kv_percent, summary
 from kvsharer_exp.search.paper.arms import GIVEN
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.score_names import (
@@ -113,7 +113,10 @@ def number_text(value: float) -> str:
 
 def _size(value: Measured) -> str:
     if value.plan:
-        return summary(KVPlan.parse(value.plan))
+        words = summary(KVPlan.parse(value.plan))
+        if value.kv_fraction is None:
+            return words
+        return f"{words}, {kv_percent(value.kv_fraction, fine=True)} KV"
     found = "?" if value.num_shared is None else str(value.num_shared)
     short = value.requested not in (None, value.num_shared)
     return f"{found}/{value.num_layers}" + (f" ({value.requested} asked)" if short else "")

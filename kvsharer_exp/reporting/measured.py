@@ -66,6 +66,7 @@ class Measured:
     tokens. ``low``, ``high``: the interval of the value. ``retained``: the share of the full
     cache's quality that is left. ``mark``: ▲, ▼ or ≈, how the value compares with the first arm of
     its run. ``plan``: the text of a plan that is no sharing map; its ``num_shared`` is None.
+    ``kv_fraction``: the share of the KV that the plan of an ablation keeps.
     """
 
     quantity: str
@@ -87,3 +88,4 @@ class Measured:
     retained: float | None = None
     mark: str = ""
     plan: str = ""
+    kv_fraction: float | None = None

@@ -181,6 +181,8 @@ def _plan_beyond_maps(held: Mapping[str, Any]) -> str:
 
 def _of_bench(run: FinishedRun) -> Iterator[Measured]:
     result = run.result
+    if "engine" in result:  # loads on a server, which no table of the report has a place for
+        return
     if "digest" in result:
         for cell in result["cells"]:
             yield from _timed(run, cell, **_given(result))
@@ -207,8 +209,7 @@ def _of_ablate(run: FinishedRun) -> Iterator[Measured]:
             run,
             map=describe(cell["arm"], cell["variant"]) + draws,
             arm=cell["arm"],
-            num_shared=cell["found"][0] if len(set(cell["found"])) == 1 else None,
-            requested=cell["requested"],
+            **_found(cell, rows[_place(cell)]),
             run_ids=tuple(ids) or (run.run_id,),
         )
         base = replace(base, settings={**base.settings, **cell["variant"]})
@@ -225,6 +226,18 @@ def _of_ablate(run: FinishedRun) -> Iterator[Measured]:
         yield from _timed(
             run, cell, map=words, arm=head["arm"], num_shared=_count_shared(result, cell)
         )
+
+
+def _found(cell: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What an arm found at a ratio, as fields of `Measured`: shared layers, or a plan and its KV.
+
+    Arms that choose plans have one row.
+    """
+    plan = _plan_beyond_maps(rows[0])
+    if plan:
+        return {"num_shared": None, "plan": plan, "kv_fraction": rows[0]["kv_fraction"]}
+    same = len(set(cell["found"])) == 1
+    return {"num_shared": cell["found"][0] if same else None, "requested": cell["requested"]}
 
 
 def _count_shared(result: Mapping[str, Any], timing: Mapping[str, Any]) -> int:

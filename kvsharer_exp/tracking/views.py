@@ -18,7 +18,10 @@ _SHOWN = 12  # scores at most, because a tag of an experiment holds 20,000 chara
 
 
 def front_view(parent_id: str, scores: Sequence[str]) -> dict[str, Any]:
-    """A view of the runs on the front of one sweep, ordered by the number of shared layers.
+    """A view of the runs on the front of one sweep, from the most KV kept to the least.
+
+    The share of the KV tells maps and plans apart. The number of shared layers orders maps of one
+    share as well, and plans hardly, so it is a column only.
 
     It draws the first two ``scores`` against the KV kept, all of them in parallel coordinates, and
     each as bars. Its table has columns for them too. Only the first twelve scores are shown.
@@ -34,8 +37,8 @@ def front_view(parent_id: str, scores: Sequence[str]) -> dict[str, Any]:
     charts += [_chart("BAR", f"bar {name}", metricKey=name, displayName=name) for name in scores]
     return {
         "searchFilter": f"tags.front = 'true' and tags.mlflow.parentRunId = '{parent_id}'",
-        "orderByKey": "metrics.`num_shared`",
-        "orderByAsc": True,
+        "orderByKey": "metrics.`kv_fraction`",
+        "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],

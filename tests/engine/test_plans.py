@@ -5,6 +5,8 @@ Run by ``make engine``.
 
 import copy
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,25 @@ def test_any_way_of_scheduling_gives_the_same_tokens(folders, tmp_path: Path) ->
     assert all(answer == second[0] for answer in second)
 
 
+def test_two_devices_hold_the_query_rows_of_an_owner(tokenizer: Any, tmp_path: Path) -> None:
+    script, answers = Path(__file__).with_name("shards.py"), tmp_path / "answers.json"
+    settings = {**os.environ, "VLLM_PLUGINS": "none"}
+    subprocess.run(
+        [os.environ["KVSHARER_ENGINE_PYTHON"], script, answers], env=settings, check=True
+    )
+    shards = json.loads(answers.read_text())
+    for rank, shard in enumerate(shards):
+        # Four heads and two KV heads of 64 channels on two devices; weights count up by 32 a row.
+        assert shard == {
+            "rows": 128,
+            "same_as_owner": True,
+            "same_fused": True,
+            "first": rank * 128 * 32,
+            "columns": 256,
+            "kv_is_zero": True,
+        }
+
+
 def test_compiled_as_eager(folders, tmp_path: Path) -> None:
     jobs = [
         job(folders[name]["mixed"], enforce_eager=eager)
@@ -127,9 +148,6 @@ def test_what_is_not_whole_or_cannot_be_done_is_refused(folders, tmp_path: Path)
         ),
         "layer 1 cannot keep 4 bits in vLLM": job(
             damaged(llama["drop"], tmp_path / "d", kv_plan="0_1q4_2_3_x_5")
-        ),
-        "is of an export by an earlier": job(
-            damaged(llama["map"], tmp_path / "e", architectures=["LlamaForCausalLM"])
         ),
         "kv_cache_dtype=fp8": job(llama["map"], kv_cache_dtype="fp8"),
         "pipeline": job(llama["map"], pipeline_parallel_size=2),

@@ -115,6 +115,14 @@ def test_a_timing_shares_the_layers_that_its_row_found() -> None:
     assert told == {0, 4}
 
 
+def test_an_arm_of_plans_has_found_what_it_keeps_of_the_kv() -> None:
+    run = ablation(("read", 8, 9.0), ("quantised", 8, 8.0))
+    run.result["rows"][1].update(kv_source_layers=None, plan="0q4_1q4_2_x", kv_fraction=0.36)
+    compared = compare_with_paper(measured(run), paper_numbers())
+    sizes = [row[2] for row in tables(compared)[0].rows[1:]]
+    assert sizes == ["0/32", "8/32", "3 own at 8 bits, 1 drop, 36.0% KV"]
+
+
 def test_another_number_of_layers_or_model_has_none() -> None:
     found = beside(ablation(("dissimilar_tested", 7, 9.0)), "perplexity/report")
     assert found == {("", 0): 6.62, ("dissimilar_tested", 7): None}

@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from kvsharer_exp.cli.steps.sweep_outputs import mark_front
 from kvsharer_exp.tracking.tracker import Tracker
+from kvsharer_exp.tracking.views import front_view
 from kvsharer_exp.values.plan import KVPlan
 from tests.reporting.plan_sweep import FRONT, SWEEP, entry
 
@@ -77,6 +78,17 @@ def test_a_map_of_the_same_front_is_logged_as_ever(client, marked) -> None:
     assert (model.name, model.model_type) == ("tiny - 1-4 shared", "sharing map")
     assert model.params == {"kv_source_layers": "0_1_0_3", "digest": FRONT[0].plan.digest}
     assert "own" not in run.data.params
+
+
+def test_the_view_on_a_front_orders_plans_by_the_kv_that_they_keep(client, marked) -> None:
+    parent, runs = marked
+    state = front_view(parent, ["kl"])
+    order = f"{state['orderByKey']} {'ASC' if state['orderByAsc'] else 'DESC'}"
+    experiment = client.get_run(parent).info.experiment_id
+    found = client.search_runs([experiment], state["searchFilter"], order_by=[order])
+    kept = [member.footprint.kv_fraction for member in FRONT]
+    assert [run.data.metrics["kv_fraction"] for run in found] == sorted(kept, reverse=True)
+    assert {run.info.run_id for run in found} == set(runs)
 
 
 def test_the_maps_of_the_front_are_found_and_plans_are_passed_over(tracker, marked) -> None:

@@ -273,7 +273,7 @@ def test_a_saved_view_is_found_by_the_address_it_gives(tracker, client) -> None:
     held = json.loads(tags["mlflow.sharedViewState." + options["viewStateShareKey"]])
     assert held["name"] == "a view"
     state = json.loads(held["state"])
-    order = f"{state['orderByKey']} ASC"
+    order = f"{state['orderByKey']} {'ASC' if state['orderByAsc'] else 'DESC'}"
     runs = client.search_runs([experiment], state["searchFilter"], order_by=[order])
     assert [run.info.run_id for run in runs] == [member]
 

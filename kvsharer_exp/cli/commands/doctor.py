@@ -1,7 +1,7 @@
 """The command ``doctor``: say what works on this machine, without loading a model.
 
 It checks the device, memory, disk and results, the model hub, every model of ``conf/model/`` and of
-a user's folders, and the tasks. Nothing is downloaded.
+a user's folders, the tasks, and the serving engine. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -32,6 +32,7 @@ from kvsharer_exp.cli.config.groups import group_files, group_folders
 from kvsharer_exp.cli.config.model import ModelConfig
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.result_file import head, write_result
+from kvsharer_exp.cli.steps.engine_check import Check, engine_check
 from kvsharer_exp.cli.terminal import make_console
 from kvsharer_exp.data.wiki_tasks import LOCAL_TASKS
 from kvsharer_exp.model.assets import ASSETS
@@ -53,15 +54,6 @@ _GATED = ("meta-llama/", "google/")  # these are known to be gated without askin
 _VERSIONS = ("python", "torch", "transformers", "optuna", "lm_eval", "mlflow", "datasets")
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line of what ``doctor`` prints; if ``works`` is false, ``note`` names the way out."""
-
-    what: str
-    works: bool
-    note: str
-
-
 def run(config: Config) -> None:
     """Print what works, section by section, and write ``result.json``."""
     started = time.perf_counter()
@@ -81,7 +73,10 @@ def run(config: Config) -> None:
     _show(console, "models: model=NAME", models)
     tasks = _tasks(config, hub)
     _show(console, "tasks: scoring.report.tasks=[NAME]", tasks)
+    engine = [engine_check(config.engine.python)]
+    _show(console, "engine: kvsharer serve", engine)
     sections = {"machine": machine, "hub": [hub], "models": models, "tasks": tasks}
+    sections["engine"] = engine
     seconds = time.perf_counter() - started
     result = {
         **head(config, model=None, seconds=seconds, mlflow_run_id=None, versions=versions),

@@ -257,5 +257,6 @@ def _answer_budgets(config: Config, log: RunLog) -> None:
 def _status(run: FinishedRun, answer: Answer) -> str:
     loss = "KL" if run.result.get("fitness") == "kl" else "loss"
     if answer.status == "known":
-        return f"known, {loss} {answer.loss:.4g} (trial {answer.trial})"
+        where = "the full cache" if answer.trial is None else f"trial {answer.trial}"
+        return f"known, {loss} {answer.loss:.4g} ({where})"
     return f"predicted, {loss} {answer.loss:.4g} until it is scored"

@@ -1,8 +1,9 @@
-"""The command ``sweep``: search sharing maps with Optuna for the front of memory against accuracy.
+"""The command ``sweep``: search plans with Optuna for the front of memory against accuracy.
 
-It loads the model once, calibrates and ranks the pairs. It scores the seeds, and then the maps that
-the sampler asks for. More text decides between the best maps of each size (the finals). In the end
-the front is scored again on text and tasks that the search never saw. The same command continues
+The search space says whether they are KV plans (the default) or sharing maps only. The command
+loads the model once, calibrates and ranks the pairs. It scores the seeds, and then what the sampler
+asks for. More text decides between the best of each size (the finals). In the end the front is
+scored again on text and tasks that the search never saw. The same command continues
 its study.
 """
 

@@ -20,6 +20,7 @@ from kvsharer_exp.cli.config.commands import (
     TrackingConfig,
     UiConfig,
 )
+from kvsharer_exp.cli.config.engine import EngineConfig, ServeConfig
 from kvsharer_exp.cli.config.model import ModelConfig
 from kvsharer_exp.cli.config.plans import FitConfig, FootprintConfig
 from kvsharer_exp.cli.config.scoring import ScoringConfig
@@ -31,9 +32,10 @@ from kvsharer_exp.cli.config.search import (
 )
 from kvsharer_exp.cli.config.text_keys import PATH, PATHS
 from kvsharer_exp.cli.config.texts import CalibrationConfig, HeldoutConfig
-from kvsharer_exp.values.errors import at_least
+from kvsharer_exp.values.errors import InputError, at_least
 
 FINALS_SHARE = 0.4  # the part of study.minutes that the finals have
+_IN_ENGINE = ("evaluate", "bench", "serve", "doctor", "")
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Config:
     map: Any = field(default=None, metadata=PATH)
     # A KV plan as text, the path of a .json, a folder with a plan, or an MLflow run id.
     plan: Any = field(default=None, metadata=PATH)
-    # For the command plan: another plan, given as plan= is, to compare with.
+    # For plan, and for bench with engine=vllm: another plan, given as plan= is, to compare with.
     compare: Any = field(default=None, metadata=PATH)
     # For report, reproduce and plan: one or a list of MLflow run ids or run folders.
     run: Any = field(default=None, metadata=PATHS)
@@ -67,12 +69,18 @@ class Config:
     bench: BenchConfig = field(default_factory=BenchConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
     ui: UiConfig = field(default_factory=UiConfig)
     ablate: AblateConfig = field(default_factory=AblateConfig)
     reproduce: ReproduceConfig = field(default_factory=ReproduceConfig)
 
     def __post_init__(self) -> None:
         at_least("seed", self.seed, 0)
+        if self.engine.name != "transformers" and self.command not in _IN_ENGINE:
+            raise InputError(
+                f"{self.command} knows no engine={self.engine.name}: give it to evaluate or bench"
+            )
 
     @property
     def holds_finals(self) -> bool:

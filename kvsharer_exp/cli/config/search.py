@@ -28,7 +28,8 @@ class CompressionConfig:
             A ratio asks for round(ratio × num_layers) targets, with halves rounded up.
         kv: the shares of the full cache's bytes that plans may keep, each above 0 and at most 1, at
             ``footprint.context``. Default: 0.15, 0.1875, 0.22, 0.25 and 0.3125. For a search space
-            of plans, where ``ratios`` are those of the maps among its seeds.
+            of plans, as the default one is. There ``ratios`` only say how large the maps among the
+            seeds are, and set no budget.
         kv_gib: a budget in GiB for ``footprint.batch`` sequences instead. Default: none.
     """
 
@@ -102,8 +103,8 @@ class StudyConfig:
 
     Args:
         name: the name of the study, without a slash. Default: one made from the configuration.
-        n_trials: the number of distinct maps in the whole study, at least 1. Default: 55. Seeds and
-            the maps of earlier runs count.
+        n_trials: the number of distinct plans in the whole study, at least 1. Default: 55. Seeds
+            and the plans of earlier runs count.
         minutes: the minutes that this run may take for search and finals, above 0; ``n_trials``
             is not used then. Default: no limit. If there are finals, they have two fifths of it.
         final_windows: the most windows of the finals; 0 leaves the finals out. Default: with

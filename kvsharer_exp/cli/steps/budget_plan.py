@@ -31,6 +31,7 @@ from kvsharer_exp.search.strategies.memory import Memory
 from kvsharer_exp.search.strategies.plan_evolution import costs_of
 from kvsharer_exp.search.study import open_study
 from kvsharer_exp.search.study_store import StudyStore
+from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.choice import Choice, ReadChoice
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
@@ -44,7 +45,8 @@ _SPACE = "layer_actions"
 class Answer:
     """The plan for a budget of ``kv``, a share of the full cache's bytes.
 
-    ``loss`` is measured if the plan is known, and ``trial`` is then the number of its trial.
+    ``loss`` is measured if the plan is known, and ``trial`` is then the number of its trial. The
+    full cache is known without a trial: every loss is measured against it, so its own is 0.
     """
 
     kv: float
@@ -161,15 +163,24 @@ class PlanStudy:
     def within(self, kv: float) -> Answer:
         """The better of the best known plan within ``kv`` and the plan solved for ``kv``.
 
+        A budget of the full cache's bytes is answered by the full cache, if every layer may own.
+
         Raises:
             InputError: no plan within ``kv`` was scored, but for the solved one, which failed.
         """
+        if kv + CLOSE >= 1 and self._full_is_allowed:
+            return Answer(kv, KVPlan.full(self._space.ranking.num_layers), "known", 1.0, 0.0)
         answers = [answer for answer in (self._known(kv), self._predicted(kv)) if answer]
         if not answers:
             raise InputError(
                 f"the plan for compression.kv={kv:g} failed when it was scored: give more"
             )
         return min(answers, key=lambda answer: answer.loss)
+
+    @property
+    def _full_is_allowed(self) -> bool:
+        owning = {c.layer for c in self._space.setting.candidates if c.action == Own()}
+        return len(owning) == self._space.ranking.num_layers
 
     def _known(self, kv: float) -> Answer | None:
         best = best_within(self.results, kv + CLOSE)

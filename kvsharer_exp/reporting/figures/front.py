@@ -240,7 +240,7 @@ def front_html(
         text = f"full cache<br>score: {full_score:.4g}<extra></extra>"
         full = {"x": [1.0], "y": [place(full_score)], "mode": "markers", "hovertemplate": text}
         traces.append(Scatter(name="full cache", marker=star, **full))
-    figure = Figure(traces)
+    figure = Figure([trace for trace in traces if trace.x])
     figure.update_layout(template="plotly_white", title=html.escape(title), height=520)
     figure.update_xaxes(title="KV cache kept", tickformat=".0%", autorange="reversed")
     figure.update_yaxes(

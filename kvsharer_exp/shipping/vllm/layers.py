@@ -25,18 +25,14 @@ class QueryRows(ColumnParallelLinear):
         )
         self.kv_columns = stock.num_kv_heads * (stock.head_size + stock.v_head_size)
 
-    def weight_loader(
-        self, param: Any, loaded_weight: torch.Tensor, loaded_shard_id: str | None = None
-    ) -> None:
+    def weight_loader(self, param: Any, loaded_weight: torch.Tensor, *shard: str) -> None:
         """Load the query rows, which come alone or, where the checkpoint fuses, as all there is."""
-        _check_rows(loaded_shard_id)
+        _check_rows(loaded_weight, *shard)
         super().weight_loader(param, loaded_weight)
 
-    def weight_loader_v2(
-        self, param: Any, loaded_weight: torch.Tensor, loaded_shard_id: str | None = None
-    ) -> None:
+    def weight_loader_v2(self, param: Any, loaded_weight: torch.Tensor, *shard: str) -> None:
         """As `weight_loader`."""
-        _check_rows(loaded_shard_id)
+        _check_rows(loaded_weight, *shard)
         super().weight_loader_v2(param, loaded_weight)
 
     def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -45,7 +41,9 @@ class QueryRows(ColumnParallelLinear):
         return nn.functional.pad(queries, (0, self.kv_columns)), None
 
 
-def _check_rows(shard: str | None) -> None:
+def _check_rows(weight: torch.Tensor, shard: str | None = None) -> None:
+    """Refuse keys and values; vLLM says what a weight is by argument or on the tensor itself."""
+    shard = shard or getattr(weight, "shard_id", None)
     if shard not in ("q", None):
         raise ValueError(
             f"kvsharer_exp: the checkpoint has a {shard}_proj at a layer that reads another one's "

@@ -161,6 +161,15 @@ def test_the_better_of_known_and_solved_answers(swept, plan, monkeypatch, capsys
     assert words in capsys.readouterr().out
 
 
+def test_the_full_cache_is_known_without_a_trial(plan, capsys) -> None:
+    (answer,) = plan("compression.kv=[1]")["budgets"]
+    assert answer == {
+        **{"kv": 1.0, "plan": "0_1_2_3_4_5", "status": "known"},
+        **{"kv_fraction": 1.0, "loss": 0.0, "trial": None},
+    }
+    assert "1  known, KL 0 (the full cache), keeps 100.00%: " in capsys.readouterr().out
+
+
 def test_without_run_the_newest_sweep_of_plans_answers(swept, plan) -> None:
     assert plan("compression.kv=[0.5]")["run"] == swept["plans"]["mlflow_run_id"]
     given = plan(f"run={swept['folder'] / 'plans'}")  # a run folder, and the default budgets

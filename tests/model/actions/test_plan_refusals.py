@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import BloomConfig, BloomForCausalLM, DynamicCache, StaticCache
+from transformers.cache_utils import Cache, QuantizedLayer
 
 from kvsharer_exp.model.sharing.architectures import SharingError, attention_layers
 from kvsharer_exp.model.sharing.permanent import make_plan
@@ -62,6 +63,36 @@ def test_assisted_decoding_static_and_quantised_caches_are_refused_by_name() -> 
     with apply_plan(model, QUANTISED):
         with pytest.raises(SharingError, match="layer 1 of the cache holds KV that is not"):
             model(ids, past_key_values=full)
+
+
+class Rounded(QuantizedLayer):
+    """A layer of a `QuantizedCache` that needs no back end: it rounds numbers to quarters."""
+
+    def _quantize(self, tensor: torch.Tensor, axis: int) -> torch.Tensor:
+        return (tensor * 4).round()
+
+    def _dequantize(self, q_tensor: torch.Tensor) -> torch.Tensor:
+        return q_tensor / 4
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_a_cache_that_quantises_is_refused_beside_bits_and_works_beside_sharing(
+    grows: bool,
+) -> None:
+    model, ids = tiny_model("llama"), tokens(1, 12)
+
+    def cache() -> Cache:
+        if grows:
+            return Cache(layer_class_to_replicate=Rounded)
+        return Cache(layers=[Rounded() for _ in range(6)])
+
+    with apply_plan(model, QUANTISED):
+        with pytest.raises(SharingError, match=r"layer 1 keeps 4 bits, but the cache quantises"):
+            model(ids, past_key_values=cache())
+    with apply_plan(model, KVPlan.parse("0_1_0_3_4_5")):
+        kept = cache()
+        model(ids, past_key_values=kept)
+        assert kept.get_seq_length() == 12
 
 
 def test_a_cache_that_was_filled_under_a_plan_is_refused_without_it() -> None:
