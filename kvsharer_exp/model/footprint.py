@@ -9,7 +9,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from kvsharer_exp.model.actions.sizes import kv_bytes, kv_fraction, parameter_bytes_saved
+from kvsharer_exp.model.actions.sizes import (
+    attention_flops,
+    kv_bytes,
+    kv_fraction,
+    parameter_bytes_saved,
+)
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.cache import cache_bytes
@@ -26,7 +31,8 @@ def footprint(model: nn.Module, plan: KVPlan | SharingMap, *, context: int = CON
     """Predict the memory of ``plan`` from the shapes in ``model``, for one sequence of ``context``.
 
     That is the bytes that a cache holds, their fraction of the full cache's (both counted in 16
-    bits where they are not quantised), and the bytes of the parameters that the plan does without.
+    bits where they are not quantised), the bytes of the parameters that the plan does without, and
+    the FLOPs of attention for the next token.
     """
     layers, plan = attention_layers(model), KVPlan.of(plan)
     held = kv_bytes(plan, layers, context)
@@ -37,7 +43,13 @@ def footprint(model: nn.Module, plan: KVPlan | SharingMap, *, context: int = CON
         parameter_bytes_saved(plan, layers),
         context=context,
         kv_bytes=held,
+        attention_flops=attention_flops(plan, layers, context, _query_heads(model)),
     )
+
+
+def _query_heads(model: nn.Module) -> int:
+    config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+    return int(config.num_attention_heads)
 
 
 @torch.inference_mode()

@@ -26,7 +26,9 @@ class Footprint(Record):
     ``kv_bytes_per_token`` its quotient. ``kv_fraction`` is the plan's share of the full cache's
     bytes, where what is not quantised counts as 16 bits. ``parameter_bytes_saved`` is the size of
     the parameters that the plan does without, less that of its stand-ins, so it may be negative.
-    Results of earlier versions lack ``context`` and ``kv_bytes``.
+    ``attention_flops`` are those of all attentions, or what stands in for them, for one token after
+    ``context`` others: 2 for each weight, and 2 for each number of each key and value that a query
+    head reads. Results of earlier versions lack ``context``, ``kv_bytes`` and ``attention_flops``.
     """
 
     kv_bytes_per_token: float
@@ -35,3 +37,4 @@ class Footprint(Record):
     measured: MeasuredFootprint | None = None
     context: int = 0
     kv_bytes: int = 0
+    attention_flops: int = 0

@@ -70,6 +70,7 @@ def run(config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, plan
     log.console.print(f"{kind_of(plan)} {plan}")
     log.console.print(_table(config, lines))
     log.console.print(_totals(config, plan, size, lines))
+    log.console.print(_flops(loaded, size))
     result = {**identify(plan), **_as_result(config, size, lines)}
     log.log_metrics(
         {"kv_fraction": size.kv_fraction, "kv_bytes_per_token": size.kv_bytes_per_token}
@@ -149,6 +150,14 @@ def _table(config: Config, lines: list[LayerLine]) -> TurningTable:
 
 def _error(line: LayerLine) -> str:
     return "–" if line.block_error is None else f"{line.block_error:.3g}"
+
+
+def _flops(loaded: LoadedModel, size: Footprint) -> str:
+    whole = footprint(loaded.model, loaded.full_cache, context=size.context).attention_flops
+    return (
+        f"Attention takes {size.attention_flops:,} FLOPs for the next token, "
+        f"{size.attention_flops / whole:.1%} of the full cache's."
+    )
 
 
 def _totals(config: Config, plan: KVPlan, size: Footprint, lines: list[LayerLine]) -> str:

@@ -29,6 +29,22 @@ def kv_fraction(plan: KVPlan, layers: tuple[AttentionLayer, ...], context: int) 
     return kv_bytes(plan, layers, context, BUDGET_SIZE) / full
 
 
+def attention_flops(
+    plan: KVPlan, layers: tuple[AttentionLayer, ...], context: int, query_heads: int
+) -> int:
+    """FLOPs of all attentions for one token after ``context`` others, see `Footprint`."""
+    total = 0
+    for layer, action, source in zip(layers, plan.actions, plan.key_sources, strict=True):
+        weights = list(layer.attention.parameters())
+        saved = runner_of(action).parameter_bytes(layer) // weights[0].element_size()
+        total += 2 * (sum(weight.numel() for weight in weights) - saved)
+        if source is not None:
+            heads, keys, values = layer.kv_shape
+            read = context - layer.first_read(context) + 1  # and itself
+            total += 2 * query_heads * (keys + values) // heads * read
+    return total
+
+
 def parameter_bytes_saved(plan: KVPlan, layers: tuple[AttentionLayer, ...]) -> int:
     """Bytes of the parameters that the plan does without, less those of its stand-ins."""
     return sum(
