@@ -113,7 +113,7 @@ _MAP = (
 _PLAN = (
     "modeling_kv_plan",
     "plan",
-    "leaves the plan out.\nMissing weights become random numbers: it warns, and the answers are noise.",
+    "leaves the plan out.\nMissing weights become random numbers: it warns, and answers are noise.",
 )
 
 

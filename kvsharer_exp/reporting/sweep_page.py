@@ -7,7 +7,7 @@ network. It holds Plotly's library once (4.8 MB); all other pictures are PNG.
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from kvsharer_exp.reporting.answers import answer, most_shared
