@@ -26,9 +26,10 @@ from kvsharer_exp.shipping.vllm.blocks import BlockCheck
 from kvsharer_exp.shipping.vllm.check import TokenCheck, check_answers
 from kvsharer_exp.shipping.vllm.environment import EngineEnvironment, find_engine
 from kvsharer_exp.shipping.vllm.folder import ELEMENT_BYTES, ExportFolder
-from kvsharer_exp.shipping.vllm.server import Server, Serving, check_port
+from kvsharer_exp.shipping.vllm.server import Server, Serving
 from kvsharer_exp.tracking.environment import environment
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.ports import check_port
 from kvsharer_exp.values.text import shorten
 
 _MIB = 2**20
@@ -41,7 +42,7 @@ def run(config: Config) -> int:
     if wanted.folder is None:
         raise InputError("no export given: give serve.folder=FOLDER, which kvsharer export wrote")
     export = ExportFolder.read(Path(wanted.folder))
-    check_port(wanted.port)
+    check_port("serve.port", wanted.port)
     engine = find_engine(config.engine.python)
     engine.check()
     serving = _serving(config, export, engine)

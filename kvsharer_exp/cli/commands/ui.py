@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -19,6 +17,7 @@ from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.tracking.server import runs_page, ui_command
 from kvsharer_exp.tracking.store import is_outdated, prepare_store
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.ports import check_port
 
 
 def run(config: Config) -> None:
@@ -31,7 +30,7 @@ def run(config: Config) -> None:
         raise InputError(
             f"tracking.uri={uri[:80]} is a server, which has its own UI: open it in a browser"
         )
-    _check_port(port)
+    check_port("ui.port", port)
     prepare_store(uri, config.tracking.experiment, config.tracking.artifacts)
     log = Path(HydraConfig.get().runtime.output_dir) / "server.log"
     host = f"http://127.0.0.1:{port}"
@@ -59,19 +58,6 @@ def run(config: Config) -> None:
         raise is_outdated(uri, text) or RuntimeError(
             f"the MLflow server ended with exit code {code}: see {log}"
         )
-
-
-def _check_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                reason = "is in use: give another with ui.port="
-            else:
-                reason = f"cannot be used ({error.strerror}): give one above 1023 with ui.port="
-            raise InputError(f"port {port} {reason}") from error
 
 
 def _get(url: str) -> bytes | None:

@@ -7,12 +7,10 @@ of them is left. What they print goes to a log file.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -24,9 +22,9 @@ from types import TracebackType
 from kvsharer_exp.shipping.vllm.client import Client, EngineError
 from kvsharer_exp.shipping.vllm.environment import PLUGIN
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.ports import LOOPBACK, check_port
 from kvsharer_exp.values.text import clip, shorten
 
-HOST = "127.0.0.1"
 _GIB = 2**30
 _STOP_SECONDS = 20.0  # how long the server may take to end in order
 # `vllm serve` is the same, but asks for the version of a distribution called vllm, and fails where
@@ -77,7 +75,7 @@ class Serving:
     def command(self) -> list[str]:
         """The arguments that start the server."""
         words = [self.python, "-m", _MODULE, "--model", str(self.folder)]
-        words += ["--served-model-name", self.name, "--host", HOST, "--port", str(self.port)]
+        words += ["--served-model-name", self.name, "--host", LOOPBACK, "--port", str(self.port)]
         words += ["--dtype", self.dtype]
         if self.max_len is not None:
             words += ["--max-model-len", str(self.max_len)]
@@ -109,7 +107,7 @@ class Server:
     def __init__(self, serving: Serving, log: Path, *, start_seconds: float = 900.0) -> None:
         """Say what to serve, the file for what the server prints, and how long a start may take."""
         self.serving, self.log = serving, log
-        self.client = Client(f"http://{HOST}:{serving.port}", serving.name)
+        self.client = Client(f"http://{LOOPBACK}:{serving.port}", serving.name)
         self._start_seconds = start_seconds
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -120,7 +118,7 @@ class Server:
             InputError: the port is in use, or the KV memory holds no request.
             EngineError: the server did not start.
         """
-        check_port(self.serving.port)
+        check_port("serve.port", self.serving.port)
         try:
             # Signals reach the main thread only. In another one, nothing comes between the start of
             # the process and the note that it is there to be stopped.
@@ -203,25 +201,6 @@ class Server:
             )
         reason = clip(last_error(text), 90)
         return EngineError(f"the engine {what} ({reason}): see {shorten(self.log, 45)}")
-
-
-def check_port(port: int) -> None:
-    """Refuse a port on which no server can listen.
-
-    Raises:
-        InputError: it is in use, or not allowed.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            reason = (
-                "is in use: give another with serve.port="
-                if error.errno == errno.EADDRINUSE
-                else f"cannot be used ({error.strerror}): give one above 1023 with serve.port="
-            )
-            raise InputError(f"port {port} {reason}") from error
 
 
 def last_error(log: str) -> str:
