@@ -11,17 +11,20 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
 
 from kvsharer_exp.data.tasks import members, quiet_lm_eval
+from kvsharer_exp.values.agreement import Answer, Likelihoods
 from kvsharer_exp.values.errors import InputError, at_least
 from kvsharer_exp.values.finite import as_number, finite
 from kvsharer_exp.values.score_names import ScoreName, is_known_lower
 
 _FEWSHOT_SEED = 1234  # lm-eval's own default
+_WEIGHS = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")  # all but generation
 
 
 class TaskScorer:
@@ -30,7 +33,8 @@ class TaskScorer:
     After ``score()``, two attributes hold values for paired tests. ``item_scores`` holds the values
     behind each score, in the order of the items. Behind a perplexity these are log-likelihoods in
     nats, per word or per byte if the score weights items so. ``samples`` holds the same values for
-    the main metric of each task, which is the first that the task lists. ``directions`` says of
+    the main metric of each task, which is the first that the task lists. ``answers`` holds the
+    log-likelihoods behind them: for each item one for each of its texts. ``directions`` says of
     each score whether higher is better, from the start.
 
     Args:
@@ -38,9 +42,12 @@ class TaskScorer:
             told, and not those of its members.
         limit: how many of the first items of each task are scored; None: all.
         add_bos_token: whether texts begin with BOS; None leaves it to the tokenizer.
+        max_length: the most tokens that are read before one is predicted; None: what the model can.
+        likelihoods: who is asked for log-likelihoods; None: the model, in this process.
 
     Raises:
-        InputError: there is no task, or the limit or batch size is below 1.
+        InputError: there is no task, the limit or batch size is below 1, or a task generates and
+            ``likelihoods`` is given.
     """
 
     def __init__(
@@ -52,8 +59,12 @@ class TaskScorer:
         limit: int | None = None,
         batch_size: int = 8,
         add_bos_token: bool | None = None,
+        max_length: int | None = None,
+        likelihoods: Likelihoods | None = None,
     ) -> None:
         from lm_eval.models.huggingface import HFLM
+
+        from kvsharer_exp.measure.engine_lm import EngineLM
 
         if not tasks:
             raise InputError("no lm-eval task is named: give at least one, like wiki_cloze")
@@ -66,6 +77,7 @@ class TaskScorer:
         self.limit = limit
         self.item_scores: dict[str, list[float]] = {}
         self.samples: dict[str, list[float]] = {}
+        self.answers: dict[str, list[list[Answer]]] = {}
         self.directions: dict[str, bool] = {}
         self._stderr: dict[str, float] = {}
         for name, held in self._members.items():
@@ -73,15 +85,19 @@ class TaskScorer:
                 for metric, up in task.higher_is_better().items():
                     self._tell(name, metric, up)
         with quiet_lm_eval():
-            self._lm = HFLM(
+            make = HFLM if likelihoods is None else partial(EngineLM, likelihoods)
+            self._lm = make(
                 pretrained=model,
                 tokenizer=_for_tasks(model, tokenizer),
                 backend="causal",
                 batch_size=batch_size,
                 softmax_dtype=torch.float32,
                 add_bos_token=add_bos_token,
+                max_length=max_length,
                 prefix_token_id=_first_token(tokenizer),
             )
+        if likelihoods is not None:
+            check_no_generation(self.tasks)
         for name, task in self.tasks.items():
             self._check_length(name, task)
 
@@ -107,13 +123,18 @@ class TaskScorer:
                 log_samples=True,
             )
         scores: dict[str, float] = {}
-        self.item_scores, self.samples, self._stderr = {}, {}, {}
+        self.item_scores, self.samples, self.answers, self._stderr = {}, {}, {}, {}
         for task, names in self._members.items():
             samples = [
                 sample
                 for name in names
                 for sample in sorted(results["samples"][name], key=lambda s: s["doc_id"])
             ]
+            if samples and all(self.tasks[name].OUTPUT_TYPE in _WEIGHS for name in names):
+                first = samples[0]["filter"]  # a sample is repeated for every filter
+                self.answers[task] = [
+                    _answers(sample) for sample in samples if sample["filter"] == first
+                ]
             for key, value in results["results"][task].items():
                 metric, comma, filtered = key.rpartition(",")
                 if not comma or metric.endswith("_stderr"):
@@ -178,6 +199,26 @@ class TaskScorer:
         Scores without a formula for it are left out.
         """
         return dict(self._stderr)
+
+
+def check_no_generation(tasks: Mapping[str, Any]) -> None:
+    """Refuse a task that generates answers, which nothing but the model in this process does.
+
+    Raises:
+        InputError: names the first such task.
+    """
+    for name, task in members(tasks).items():
+        if task.OUTPUT_TYPE not in _WEIGHS:
+            raise InputError(
+                f"task {name} generates answers, which engine=vllm does not score: leave it out of "
+                "scoring.report.tasks"
+            )
+
+
+def _answers(sample: Mapping[str, Any]) -> list[Answer]:
+    """The answers of the model for the texts of one item, as lm-eval logs them."""
+    found = [answers[0] for answers in sample["resps"]]
+    return [(a[0], a[1]) if isinstance(a, (tuple, list)) else (a, None) for a in found]
 
 
 def _for_tasks(model: Any, tokenizer: Any) -> Any:

@@ -96,6 +96,21 @@ def t_interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> In
     return Interval(mean, mean - half, mean + half)
 
 
+def ratio_interval(
+    values: Sequence[float], references: Sequence[float], *, confidence: float = CONFIDENCE
+) -> Interval:
+    """The geometric mean of ``values`` over ``references``, pair by pair, with its interval.
+
+    The interval is Student's t of the logarithms, so it is the same for the inverse ratio.
+
+    Raises:
+        ValueError: there are fewer than two pairs, the two differ in length, or one is not above 0.
+    """
+    ratios = [value / reference for value, reference in zip(values, references, strict=True)]
+    inside = t_interval([math.log(ratio) for ratio in ratios], confidence=confidence)
+    return Interval(*map(math.exp, (inside.mean, inside.low, inside.high)))
+
+
 def t_within(t: float, freedom: int) -> float:
     """P(|T| < t) for Student's t with ``freedom`` degrees of freedom, a whole number.
 

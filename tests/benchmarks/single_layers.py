@@ -85,7 +85,7 @@ def main() -> None:
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         held = {"model": options.model, "dtype": options.dtype, "rows": rows}
-        (options.out / "result.json").write_text(json.dumps(held, indent=1) + "\n")
+        (options.out / "layers.json").write_text(json.dumps(held, indent=1) + "\n")
         (options.out / "single_layers.md").write_text(f"{to_markdown(shown)}\n{said}\n")
 
 

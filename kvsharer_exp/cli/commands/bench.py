@@ -2,7 +2,7 @@
 
 They are measured, and predicted from the shapes. Without
 ``plan=`` and ``map=`` the command calculates what the
-``compression.ratios`` would save for this model.
+``compression.ratios`` would save for this model. With ``engine=vllm`` it measures in vLLM.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.result_file import identify, tags_of
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.windows import Windows
+from kvsharer_exp.cli.steps.engine_bench import bench_in_engine
 from kvsharer_exp.cli.terminal import TurningTable
 from kvsharer_exp.measure.benchmark import check_length, measure
 from kvsharer_exp.measure.prediction import calculate, predict
@@ -29,7 +30,9 @@ from kvsharer_exp.search.paper.greedy import num_targets
 
 def run(config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, plans: Plans) -> None:
     """Write ``result.json`` with one cell for each batch size and context."""
-    if config.map is None and config.plan is None:
+    if config.engine.name == "vllm":
+        bench_in_engine(config, log, loaded, windows, plans)
+    elif config.map is None and config.plan is None:
         _calculate(config, log, loaded, windows)
     else:
         _measure(config, log, loaded, windows, plans)

@@ -1,4 +1,7 @@
-"""The command ``evaluate``: one plan or map, and the full cache, scored on the same items."""
+"""The command ``evaluate``: one plan or map, and the full cache, scored on the same items.
+
+With ``engine=vllm`` the tasks are scored in vLLM too, and both runtimes are compared item by item.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from kvsharer_exp.cli.session.result_file import identify, tags_of, told_directi
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
+from kvsharer_exp.cli.steps.engine_scores import EngineScores
 from kvsharer_exp.cli.terminal import TurningTable
 from kvsharer_exp.model.footprint import footprint, measured_footprint
 from kvsharer_exp.values.score_names import retained
@@ -30,6 +34,8 @@ def run(
     scorers.load_tasks()
     plans.check()
     windows.require("held_out")
+    in_vllm = config.engine.name == "vllm"
+    engine = EngineScores(config, log, loaded, scorers, plan) if in_vllm else None
     scorers.require()
     log.start(loaded.description, windows.texts, **tags_of(plan))
     fitted, held_out = plans.fitted, scorers.held_out()
@@ -53,6 +59,7 @@ def run(
     log.console.print(f"{kind} {plan}")
     log.console.print(_table(scores, full, kept, "shared" if kind == "map" else kind))
     log.console.print(memory_words(plan, size))
+    in_engine = {} if engine is None else {"engine": engine.score(fitted, scores)}
     log.finish(
         {
             **identify(plan),
@@ -61,6 +68,7 @@ def run(
             "full": {"scores": full},
             "footprint": {**size.to_dict(), "measured": measured.to_dict()},
             **told_directions(scorers.directions),
+            **in_engine,
         },
         then=f"kvsharer sweep model={loaded.name}",
     )

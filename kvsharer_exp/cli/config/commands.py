@@ -42,8 +42,11 @@ class TrackingConfig:
 class BenchConfig:
     """What ``bench`` measures: one cell for each batch size and context.
 
+    With ``engine=vllm`` at least 2 ``new_tokens`` and ``repeats`` are needed.
+
     Args:
-        batch_sizes: numbers of sequences, each at least 1. Default: 1.
+        batch_sizes: numbers of sequences, each at least 1; with ``engine=vllm`` loads: requests
+            that are sent at once. Default: 1.
         contexts: tokens of each sequence before the decode, at least 1. Default: 256 and 1024.
         new_tokens: decode steps, at least 1. Default: 32.
         repeats: rounds of each cell, of which the median is taken, at least 1. Default: 3.

@@ -41,10 +41,13 @@ class EngineConfig:
 class ServeConfig:
     """What ``serve`` serves, and what it checks.
 
+    With ``engine=vllm`` the command ``evaluate`` reads ``kv_gib`` and ``max_len`` too, and
+    ``bench`` reads ``kv_gib``.
+
     Args:
         folder: the folder of an export. It has no default.
         port: the port on this machine, from 1 to 65535. Default: 8000.
-        name: the name of the model in requests. Default: the name of the folder.
+        name: the name of the model in requests. Default: that of the export.
         kv_gib: GiB for the KV cache, above 0. Default: 1. null leaves it to the engine.
         max_len: the most tokens of a request, prompt and answer. Default: what the model can hold.
         dtype: ``float32``, ``bfloat16`` or ``float16``. Default: that of the export.

@@ -17,9 +17,15 @@ from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.data.tasks import check_no_overlap, load_tasks, members
+from kvsharer_exp.measure.benchmark import check_length
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.measure.held_out import HeldOutScorer
+from kvsharer_exp.measure.prediction import text_config
 from kvsharer_exp.measure.scoring import TaskScorer
+from kvsharer_exp.values.agreement import Likelihoods
+from kvsharer_exp.values.errors import at_least
+
+_SHORTEST = 32  # tokens: the texts that tasks weigh would not fit into less
 
 Tasks = Mapping[str, Any]
 """lm-eval tasks by name."""
@@ -91,6 +97,16 @@ class Scorers:
         both = [scorer for scorer in (self.search_tasks, self.report_tasks) if scorer is not None]
         return {name: up for scorer in both for name, up in scorer.directions.items()}
 
+    def through(self, likelihoods: Likelihoods) -> TaskScorer | None:
+        """Make a scorer of the report tasks that asks ``likelihoods``; None if there are none.
+
+        Raises:
+            InputError: a task generates answers.
+        """
+        return self._task_scorer(
+            self.load_tasks()[1], self._config.scoring.report.limit, likelihoods
+        )
+
     def held_out(self, *, tasks: bool = True) -> HeldOutScorer:
         """Make a scorer of the held-out windows and, unless left out, of the report tasks."""
         return HeldOutScorer(
@@ -141,14 +157,35 @@ class Scorers:
             memory_budget=scoring.memory_budget,
         )
 
-    def _task_scorer(self, tasks: Tasks, limit: int | None) -> TaskScorer | None:
+    def _task_scorer(
+        self, tasks: Tasks, limit: int | None, likelihoods: Likelihoods | None = None
+    ) -> TaskScorer | None:
         if not tasks:
             return None
+        config, longest = self._config, None
+        if config.engine.name == "vllm":
+            # The engine reads the last token of a text too, and adds one. Both runtimes cut alike.
+            longest = longest_request(self._loaded.model, config.serve.max_len) - 2
         return TaskScorer(
             self._loaded.model,
             self._loaded.tokenizer,
             tasks,
             limit=limit,
-            batch_size=self._config.scoring.batch_size,
-            add_bos_token=self._config.model.add_bos_token,
+            batch_size=config.scoring.batch_size,
+            add_bos_token=config.model.add_bos_token,
+            max_length=longest,
+            likelihoods=likelihoods,
         )
+
+
+def longest_request(model: Any, asked: int | None) -> int:
+    """The most tokens of a request in an engine: those of ``serve.max_len``, or what ``model`` can.
+
+    Raises:
+        InputError: it can hold fewer, or tasks need more.
+    """
+    if asked is None:
+        return int(text_config(model).max_position_embeddings)
+    at_least("serve.max_len", asked, _SHORTEST)
+    check_length(model, asked, "serve.max_len")
+    return asked

@@ -1,0 +1,132 @@
+"""Score a plan in vLLM beside this package's own runtime: ``evaluate engine=vllm``.
+
+lm-eval asks a server, which is started and stopped here, for the log-likelihoods of the report
+tasks, for the same tokens as it asked the model in this process. Then the two are compared item by
+item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.cli.session.scorers import Scorers, longest_request
+from kvsharer_exp.cli.steps.engine_run import EngineRun
+from kvsharer_exp.cli.terminal import TurningTable
+from kvsharer_exp.measure.scoring import TaskScorer, check_no_generation
+from kvsharer_exp.model.fitted_plan import FittedPlan
+from kvsharer_exp.shipping.vllm.likelihoods import LikelihoodClient
+from kvsharer_exp.values.agreement import Agreement, agreement
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan import KVPlan
+
+
+class EngineScores:
+    """Scores the report tasks in the engine.
+
+    Everything that cannot be done is refused here, before model time is spent.
+
+    Raises:
+        InputError: there is no vLLM, it cannot run the plan or the model, a task generates answers,
+            or there is no task.
+    """
+
+    def __init__(
+        self, config: Config, log: RunLog, loaded: LoadedModel, scorers: Scorers, plan: KVPlan
+    ) -> None:
+        tasks = scorers.load_tasks()[1]
+        if not tasks:
+            raise InputError(
+                "engine=vllm scores tasks, and there are none: give "
+                "scoring.report.tasks=[wiki_cloze]"
+            )
+        check_no_generation(tasks)
+        self._config, self._log, self._scorers = config, log, scorers
+        self._engine = EngineRun(
+            config, log, loaded, longest_request(loaded.model, config.serve.max_len)
+        )
+        self._engine.check(plan)
+
+    def score(self, fitted: FittedPlan, scores: Mapping[str, float]) -> dict[str, Any]:
+        """Score ``fitted``, which the report tasks were last scored under; prints both sides.
+
+        The loaded model is under the plan for good after this. ``scores`` are those of the model
+        in this process by name.
+
+        Returns:
+            What ``result.json`` says of the engine.
+        """
+        own = self._scorers.report_tasks
+        assert own is not None
+        with (
+            self._engine.exports({"plan": fitted}) as exports,
+            self._engine.serve(exports["plan"]) as server,
+        ):
+            client = LikelihoodClient(server.client.address, server.client.model)
+            ask = partial(client.log_likelihoods, at_once=self._config.scoring.batch_size)
+            engine = self._scorers.through(ask)
+            assert engine is not None
+            found = engine.score()
+        self._log.say("scored the tasks in vLLM")
+        agreements = agreement_by_task(own, engine)
+        self._log.log_metrics({f"engine/{name}": value for name, value in found.items()})
+        for task, one in agreements.items():
+            self._log.log_metrics(agreement_metrics(task, one))
+        self._log.console.print(f"in {self._engine.environment}", markup=False)
+        self._log.console.print(TurningTable.of(scores_table(scores, found)))
+        self._log.console.print(TurningTable.of(agreement_table(agreements)))
+        return {
+            "name": "vllm",
+            "versions": self._engine.versions,
+            "dtype": self._engine.dtype,
+            "max_len": self._engine.max_len,
+            "scores": found,
+            "agreement": {task: one.to_dict() for task, one in agreements.items()},
+        }
+
+
+def agreement_by_task(own: TaskScorer, engine: TaskScorer) -> dict[str, Agreement]:
+    """Compare what two scorers of the same tasks last found, by task."""
+    return {
+        task: agreement(
+            answers,
+            engine.answers[task],
+            scores=own.samples.get(task, []),
+            other_scores=engine.samples.get(task, []),
+        )
+        for task, answers in own.answers.items()
+    }
+
+
+def agreement_metrics(task: str, found: Agreement) -> dict[str, float]:
+    """What MLflow keeps of the agreement on ``task``: shares of the items, and nats."""
+    shares = {"same_choice": found.same_choice, "same_score": found.same_score}
+    return {
+        **{f"engine/{task}/{k}": n / found.items for k, n in shares.items() if n is not None},
+        f"engine/{task}/largest_difference": found.largest_difference,
+    }
+
+
+def scores_table(own: Mapping[str, float], engine: Mapping[str, float]) -> list[list[str]]:
+    """Header and a row for each score: in this process, in the engine, and the difference."""
+    rows = [["score", "transformers", "vLLM", "difference"]]
+    for name, value in engine.items():
+        rows.append([name, f"{own[name]:.6g}", f"{value:.6g}", f"{value - own[name]:+.2g}"])
+    return rows
+
+
+def agreement_table(found: Mapping[str, Agreement]) -> list[Sequence[str]]:
+    """Header and a row for each task: on how many of its items the runtimes agree."""
+
+    def of(count: int | None, items: int) -> str:
+        return "–" if count is None else f"{count} of {items}"
+
+    rows: list[Sequence[str]] = [["task", "same choice", "same score", "texts", "largest |Δ| nats"]]
+    for task, one in found.items():
+        counts = [of(one.same_choice, one.items), of(one.same_score, one.items)]
+        rows.append([task, *counts, str(one.texts), f"{one.largest_difference:.2g}"])
+    return rows
