@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvsharer_exp import values
+from kvsharer_exp.values.agreement import Agreement
 from kvsharer_exp.values.footprint import Footprint, MeasuredFootprint
 from kvsharer_exp.values.greedy import GreedyResult, GreedyStep
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
@@ -22,11 +23,16 @@ scores = st.dictionaries(st.text(max_size=8), numbers, max_size=3)
 pairs = st.builds(LayerPair, naturals, naturals, numbers)
 steps = st.builds(GreedyStep, naturals, naturals, numbers, st.none() | numbers, st.booleans())
 measured = st.builds(MeasuredFootprint, naturals, naturals)
-footprints = st.builds(Footprint, naturals, numbers, naturals, st.none() | measured)
+footprints = st.builds(
+    Footprint, naturals, numbers, naturals, st.none() | measured, naturals, naturals, naturals
+)
 sources = sharing_maps().map(lambda sharing_map: sharing_map.kv_source_layers)
 several = st.lists(numbers, max_size=3).map(tuple)
 
+maybe = st.none() | naturals
+
 RECORDS = {
+    Agreement: st.builds(Agreement, naturals, maybe, maybe, naturals, numbers),
     LayerPair: pairs,
     DissimilarityRanking: st.builds(
         DissimilarityRanking,
