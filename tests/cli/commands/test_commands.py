@@ -23,7 +23,7 @@ WITH_TASKS = (
     *("model=tiny", "calibration.num_windows=4", "calibration.window_tokens=24"),
     *("heldout.num_windows=2", "heldout.window_tokens=32"),
     *("scoring.report.limit=2", "scoring.search.limit=2", "study.screen_windows=[2]"),
-    "search_space=layer_sources",
+    *("fit.num_windows=4", "fit.window_tokens=24", "search_space=layer_sources"),
 )
 QUICK = (*WITH_TASKS, "scoring.search.tasks=[]", "scoring.report.tasks=[]")
 

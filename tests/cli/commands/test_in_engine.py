@@ -61,7 +61,7 @@ def result_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "run" / "result.json").read_text())
 
 
-@pytest.mark.parametrize("plan", [MAP, PLAN])
+@pytest.mark.parametrize("plan", [pytest.param(MAP, marks=pytest.mark.slow), PLAN])
 def test_an_honest_engine_agrees_on_every_item(
     run, plan: str, tmp_path: Path, monkeypatch, capfd
 ) -> None:
@@ -103,6 +103,7 @@ def test_another_answer_is_seen(run, tmp_path: Path, monkeypatch) -> None:
     assert min(one["largest_difference"] for one in found.values()) > 1
 
 
+@pytest.mark.slow  # as long as a sweep
 def test_both_runtimes_cut_long_texts_alike(run, tmp_path: Path, monkeypatch) -> None:
     use(monkeypatch, tmp_path, "honest")
     assert run("evaluate", MAP, "serve.max_len=500", TASKS) == 0

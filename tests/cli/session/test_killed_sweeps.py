@@ -24,7 +24,7 @@ QUICK = (
     *("model=tiny", "calibration.num_windows=3", "calibration.window_tokens=16"),
     *("scoring.num_windows=3", "scoring.window_tokens=16", "scoring.search.tasks=[]"),
     *("scoring.report.tasks=[]", "heldout.num_windows=2", "heldout.window_tokens=24"),
-    *("study.n_trials=8", "--quiet"),
+    *("study.n_trials=8", "fit.num_windows=4", "fit.window_tokens=24", "--quiet"),
 )
 
 
