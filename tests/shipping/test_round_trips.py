@@ -122,13 +122,21 @@ def test_a_helper_process_writes_nothing_beside_its_weights(tokenizer, tmp_path:
 def test_exports_of_earlier_versions_load_and_are_mended_by_saving(
     name: str, tokenizer, tmp_path: Path
 ) -> None:
+    """They have other code, and config.json names the stock model type and architecture."""
     folder = export(name, tokenizer, tmp_path / "export")
     stock = type(tiny_model(name)).__name__
     code = EARLIER.read_text().replace("LlamaForCausalLM", stock)
     (folder / "modeling_kv_shared.py").write_text(code)
+    (folder / "configuration_kv_shared.py").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    own = config["model_type"]
+    config |= {"model_type": own.removeprefix("kvsharer_exp_"), "architectures": [stock]}
+    del config["auto_map"]["AutoConfig"]
+    (folder / "config.json").write_text(json.dumps(config))
     check(folder, name)
     ours(folder).save_pretrained(tmp_path / "copy")
     tokenizer.save_pretrained(tmp_path / "copy")
+    assert json.loads((tmp_path / "copy" / "config.json").read_text())["model_type"] == own
     check(tmp_path / "copy", name)
 
 
