@@ -102,7 +102,7 @@ def run(
         found = _run_search(config, log, store, search, reference)
         searched = log.seconds - began
         front, finals = _finals(config, log, windows, scorers, store, found, searched, fitted)
-        log.say(f"scoring {len(front)} maps of the front on report texts and tasks")
+        log.say(f"scoring the {len(front)} of the front on report texts and tasks")
         entries = EntryMaker(config, log, loaded, scorers, store, scorer.full_tasks, fitted)
         sweep = SweepResult(
             model=loaded.name,
