@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from kvsharer_exp.measure.prediction import text_config
 from kvsharer_exp.model.fitted_plan import FittedPlan
+from kvsharer_exp.model.footprint import text_config
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.cache import cache_bytes
 from kvsharer_exp.model.sharing.runtime import apply_plan

@@ -15,6 +15,7 @@ from torch import nn
 
 from kvsharer_exp.model.actions.registry import runner_of
 from kvsharer_exp.model.actions.sizes import kv_bytes, parameter_bytes_saved
+from kvsharer_exp.model.footprint import text_config
 from kvsharer_exp.model.sharing.architectures import AttentionLayer, attention_layers
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
@@ -151,11 +152,6 @@ def calculate(
 def largest_batch(memory_bytes: int, weight_bytes: int, kv_bytes: int) -> int:
     """Count the sequences of ``kv_bytes`` each that fit beside the weights; 0 if not one does."""
     return max(0, memory_bytes - weight_bytes) // kv_bytes
-
-
-def text_config(model: nn.Module) -> Any:
-    """The configuration that the decoder layers follow."""
-    return model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
 
 
 def _bytes(module: nn.Module) -> int:

@@ -6,6 +6,8 @@ here. ``evaluate`` and ``export`` also count it after a prefill.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -43,13 +45,15 @@ def footprint(model: nn.Module, plan: KVPlan | SharingMap, *, context: int = CON
         parameter_bytes_saved(plan, layers),
         context=context,
         kv_bytes=held,
-        attention_flops=attention_flops(plan, layers, context, _query_heads(model)),
+        attention_flops=attention_flops(
+            plan, layers, context, text_config(model).num_attention_heads
+        ),
     )
 
 
-def _query_heads(model: nn.Module) -> int:
-    config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
-    return int(config.num_attention_heads)
+def text_config(model: nn.Module) -> Any:
+    """The configuration that the decoder layers follow."""
+    return model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
 
 
 @torch.inference_mode()

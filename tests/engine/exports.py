@@ -4,6 +4,7 @@ vLLM's attention on a CPU takes heads of 32 channels and more, so these are wide
 `tests.tiny`.
 """
 
+import copy
 import json
 import os
 import subprocess
@@ -13,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from kvsharer_exp import KVPlan, fit_plan, load_exported
 from kvsharer_exp.shipping.export import write_export
-from tests.tiny import ARCHITECTURES, SMALL
+from tests.tiny import tiny_model
 
 NEW_TOKENS = 64
 PROMPTS = [
@@ -46,15 +46,7 @@ _WIDE = {
 @cache
 def wide_model(name: str) -> PreTrainedModel:
     """The random model of architecture ``name`` in float32, the same weights every time."""
-    config_class, options = ARCHITECTURES[name]
-    config = getattr(transformers, config_class)(**{**SMALL, **options, **_WIDE})
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False).float()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
-    return model
+    return copy.deepcopy(tiny_model(name, **_WIDE)).float()
 
 
 def export(model: PreTrainedModel, tokenizer: Any, text: str, folder: Path) -> Path:

@@ -20,8 +20,8 @@ from kvsharer_exp.data.tasks import check_no_overlap, load_tasks, members
 from kvsharer_exp.measure.benchmark import check_length
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.measure.held_out import HeldOutScorer
-from kvsharer_exp.measure.prediction import text_config
 from kvsharer_exp.measure.scoring import TaskScorer
+from kvsharer_exp.model.footprint import text_config
 from kvsharer_exp.values.agreement import Likelihoods
 from kvsharer_exp.values.errors import at_least
 

@@ -27,8 +27,8 @@ from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.steps.engine_run import EngineRun
 from kvsharer_exp.cli.terminal import TurningTable
 from kvsharer_exp.measure.benchmark import check_length
-from kvsharer_exp.measure.prediction import text_config
 from kvsharer_exp.model.fitted_plan import FittedPlan
+from kvsharer_exp.model.footprint import text_config
 from kvsharer_exp.reporting.engine_table import engine_table, num_rows
 from kvsharer_exp.reporting.markup import to_markdown
 from kvsharer_exp.reporting.plan_kinds import size_words

@@ -41,7 +41,7 @@ class Difference(Record):
 
     ``position`` counts the tokens of the answer from 0. ``gap`` is how much larger the logit of
     the reference's token is than that of the engine's; ``ulps`` is the gap in units of the last
-    place of the former, and None in float32. ``runner_up`` is the reference's second best token.
+    place of the larger, and None in float32.
     """
 
     prompt: int
