@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -43,6 +43,35 @@ def stops_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def finishing(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C in the block finish what is under way, and the second end it now.
+
+    Gives a function that says whether the first one came. A program that has a handler of its own
+    for Ctrl-C, or ignores it, keeps that.
+    """
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        say("finishing what is under way; Ctrl-C again ends it now")
+
+    def is_asked() -> bool:
+        return asked
+
+    if not _is_main_thread() or signal.getsignal(signal.SIGINT) != signal.default_int_handler:
+        yield is_asked
+        return
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield is_asked
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

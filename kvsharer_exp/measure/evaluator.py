@@ -9,7 +9,7 @@ only the arithmetic is skipped, so the numbers are those of a plain evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -31,15 +31,10 @@ from kvsharer_exp.model.sharing.runtime import install
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.plan import KVPlan
-from kvsharer_exp.values.scores import CandidateScores
+from kvsharer_exp.values.scores import Accept, CandidateScores
 from kvsharer_exp.values.sharing_map import SharingMap
 
 AnyPlan = FittedPlan | KVPlan | SharingMap
-Accept = Callable[[CandidateScores, int], bool | None]
-"""Says from the scores so far and the number of windows left whether to accept a map.
-
-None means that it cannot tell yet.
-"""
 
 
 @dataclass(slots=True)

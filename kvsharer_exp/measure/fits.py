@@ -29,6 +29,13 @@ from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.plan import KVPlan
 
 Fits = dict[tuple[int, Action], Fit]
+"""By layer and stand-in, its fit."""
+
+
+def with_fits(plan: KVPlan, fits: Fits) -> FittedPlan:
+    """``plan`` with those of ``fits`` that it needs."""
+    fitted = [(i, action) for i, action in enumerate(plan.actions) if action.fitted]
+    return FittedPlan(plan, {i: fits[i, action] for i, action in fitted})
 
 
 def fit_plan(

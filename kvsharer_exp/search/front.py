@@ -39,20 +39,20 @@ def pareto_front(results: Iterable[TrialResult]) -> list[TrialResult]:
 
     Of results with equal kv_fraction and score the earliest stays.
     """
-    ranked = sorted(filter(_is_comparable, results), key=lambda result: result.number)
-    return undominated(ranked, kv=kv_of, score=_score)[::-1]
+    ranked = sorted(filter(is_comparable, results), key=lambda result: result.number)
+    return undominated(ranked, kv=kv_of, score=score_of)[::-1]
 
 
 def best_within(results: Iterable[TrialResult], kv_fraction: float) -> TrialResult | None:
     """The best scored result with at most ``kv_fraction`` of the KV; None if there is none."""
-    fitting = [r for r in results if _is_comparable(r) and kv_of(r) <= kv_fraction]
-    return max(fitting, key=_score, default=None)
+    fitting = [r for r in results if is_comparable(r) and kv_of(r) <= kv_fraction]
+    return max(fitting, key=score_of, default=None)
 
 
 def is_beaten(result: TrialResult, results: Iterable[TrialResult]) -> bool:
     """Whether one of ``results`` keeps no more KV than ``result`` and scores higher."""
     best = best_within(results, kv_of(result))
-    return best is not None and _score(best) > _score(result)
+    return best is not None and score_of(best) > score_of(result)
 
 
 def num_shared(result: TrialResult) -> int:
@@ -69,7 +69,7 @@ def by_rung(
     results: Iterable[TrialResult], rung: Callable[[TrialResult], int] = num_shared
 ) -> dict[int, list[TrialResult]]:
     """The complete results by ``rung``, which ascends; the best come first."""
-    ranked = sorted(filter(_is_comparable, results), key=lambda r: (-_score(r), r.number))
+    ranked = sorted(filter(is_comparable, results), key=lambda r: (-score_of(r), r.number))
     found: dict[int, list[TrialResult]] = {step: [] for step in sorted({rung(r) for r in ranked})}
     for result in ranked:
         found[rung(result)].append(result)
@@ -98,7 +98,7 @@ class BestSoFar:
         """Take in ``result``; returns whether it is the best of its rung so far."""
         step = self.rung(result)
         before = self.best.get(step)
-        if not _is_comparable(result) or (before and _score(result) <= _score(before)):
+        if not is_comparable(result) or (before and score_of(result) <= score_of(before)):
             return False
         self.best[step] = result
         return True
@@ -148,7 +148,7 @@ class GrowingFront:
 
 def points_of(results: Sequence[TrialResult]) -> list[Point]:
     """The points (kv_fraction, score) of ``results``, which all have a score."""
-    return [(kv_of(result), _score(result)) for result in results]
+    return [(kv_of(result), score_of(result)) for result in results]
 
 
 def kv_of(result: TrialResult) -> float:
@@ -156,12 +156,13 @@ def kv_of(result: TrialResult) -> float:
     return result.footprint.kv_fraction
 
 
-def _is_comparable(result: TrialResult) -> bool:
+def is_comparable(result: TrialResult) -> bool:
     """Whether the result is complete and can be compared: NaN is neither better nor
     worse than anything, and no map has an infinite score."""
     return result.status == "complete" and result.score is not None and math.isfinite(result.score)
 
 
-def _score(result: TrialResult) -> float:
+def score_of(result: TrialResult) -> float:
+    """The score of a complete result."""
     assert result.score is not None
     return result.score

@@ -19,6 +19,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 
+from kvsharer_exp.search.reseeded import Reseeded
 from kvsharer_exp.search.spaces.base import SearchSpace, holds_plans
 from kvsharer_exp.search.strategies.beam import Beam
 from kvsharer_exp.search.strategies.evolution import Evolution
@@ -29,28 +30,33 @@ from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plugins import find_part, options_for
 
 
+def _reseeded(name: str) -> Callable[..., BaseSampler]:
+    """A factory of one of Optuna's samplers that draws what a resumed study would draw too."""
+
+    def make(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
+        kind = getattr(optuna.samplers, name)
+        return Reseeded(_quiet(lambda seed: kind(seed=seed, **options)), seed)
+
+    return make
+
+
 def _tpe(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
-    return optuna.samplers.TPESampler(seed=seed, **options)
+    # Trials under way count as bad ones, so that workers do not repeat each other.
+    return _reseeded("TPESampler")(seed, space, **{"constant_liar": True, **options})
 
 
-def _nsgaii(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
-    return optuna.samplers.NSGAIISampler(seed=seed, **options)
+def _quiet(make: Callable[[int], BaseSampler]) -> Callable[[int], BaseSampler]:
+    def made(seed: int) -> BaseSampler:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return make(seed)
 
-
-def _random(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
-    return optuna.samplers.RandomSampler(seed=seed, **options)
-
-
-def _gp(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
-    return optuna.samplers.GPSampler(seed=seed, **options)
+    return made
 
 
 def _qmc(seed: int, space: SearchSpace, **options: Any) -> BaseSampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return optuna.samplers.QMCSampler(
-            seed=seed, warn_independent_sampling=False, warn_asynchronous_seeding=False, **options
-        )
+    quiet: Any = {"warn_independent_sampling": False, "warn_asynchronous_seeding": False}
+    return _quiet(lambda seed: optuna.samplers.QMCSampler(seed=seed, **quiet, **options))(seed)
 
 
 def _ours(
@@ -75,9 +81,9 @@ GROUP = "kvsharer_exp.samplers"
 
 SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "tpe": _tpe,
-    "nsgaii": _nsgaii,
-    "gp": _gp,
-    "random": _random,
+    "nsgaii": _reseeded("NSGAIISampler"),
+    "gp": _reseeded("GPSampler"),
+    "random": _reseeded("RandomSampler"),
     "qmc": _qmc,
 }
 """Optuna's samplers, by name."""
@@ -98,7 +104,8 @@ def make_sampler(
     """Make the sampler ``kind`` for maps of ``space``.
 
     Args:
-        trials_so_far: changes the seed, so that a resumed study does not draw the same maps again.
+        trials_so_far: is given to another package's sampler in its seed, so that a resumed study
+            does not draw the same maps again. Ours and Optuna's take the number of each trial.
         errors: the block errors of the pairs, ``[target][source]``; only our strategies use them.
         options: options of the sampler itself.
 
@@ -109,7 +116,8 @@ def make_sampler(
     ours = {name: partial(_ours, make, errors) for name, make in STRATEGIES.items()}
     create = find_part(kind, SAMPLERS | ours, group=GROUP, key="sampler.kind")
     with _options_for(kind):
-        sampler = create(seed * 1_000_003 + trials_so_far, space, **options)
+        fixed = kind in ours or (kind in SAMPLERS and kind != "qmc")
+        sampler = create(seed * 1_000_003 + (0 if fixed else trials_so_far), space, **options)
     if not isinstance(sampler, BaseSampler):
         raise InputError(
             f"sampler.kind={kind} makes a {type(sampler).__name__}, which is no Optuna sampler: "

@@ -1,7 +1,7 @@
 """Score a candidate map in stages, the cheap ones first, so that a bad map costs little.
 
-A sweep makes a `StagedScorer`, and the coordinator (`study.run_search`) calls it for every new map.
-The stages are:
+A sweep makes a `StagedScorer`, here or in a worker, and an executor calls it for every new map. The
+stages are:
 
 - ``screen/<n>``: the map is scored on the first n scoring windows. It stops here if a map with no
   more KV beats it there by more than a margin.
@@ -14,14 +14,12 @@ Staged selection follows EvoPress, https://arxiv.org/abs/2410.14649.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import fmean, variance
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -30,57 +28,14 @@ from kvsharer_exp.measure.scoring import TaskScorer
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.sharing.runtime import apply_plan
 from kvsharer_exp.search.fitness import FITNESSES, find_fitness
-from kvsharer_exp.search.front import best_within
+from kvsharer_exp.search.outcome import FIT, KL_VARIANCE, Bar, Outcome, screen, screens, stage
 from kvsharer_exp.values.correlation import kendall
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.finite import NotFiniteError, finite
-from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.score_names import ScoreName, retained
 from kvsharer_exp.values.scores import CandidateScores
-from kvsharer_exp.values.trial import Status, TrialResult
-
-FIT = "fit/loss"
-"""The name of the loss on all scoring windows."""
-KL_VARIANCE = "kl/variance"
-"""The name of the variance of a complete map's KL over the scoring windows.
-
-A study begun before this was kept lacks it.
-"""
-# Until so many maps are complete, nothing is known of how maps differ from window to window.
-_TAUGHT, _FIRST_MARGIN = 10, 0.25
-_TINY = 1e-12  # a mean loss counts as at least this, so that none divides by 0
-
-
-def screen(windows: int) -> str:
-    """The name of the loss on the first ``windows`` scoring windows."""
-    return f"screen/{windows}/loss"
-
-
-def screens(scores: Mapping[str, float]) -> list[str]:
-    """The names of the losses of ``screen`` stages in ``scores``, cheapest first."""
-    names = [name for name in scores if name.startswith("screen/")]
-    return sorted(names, key=lambda name: int(name.split("/")[1]))
-
-
-def _stage(loss: str) -> str:
-    return loss.removesuffix("/loss")
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the stages measured of one map.
-
-    ``score`` is None unless ``status`` is ``complete``. The other fields are those of
-    `TrialResult`.
-    """
-
-    scores: Mapping[str, float]
-    status: Status
-    stage_reached: str
-    score: float | None = None
-    reason: str = ""
-    window_losses: tuple[float, ...] = ()
+from kvsharer_exp.values.trial import TrialResult
 
 
 class StagedScorer:
@@ -88,7 +43,7 @@ class StagedScorer:
 
     The score of a map is minus the weighted sum of its losses. ``reference_score`` is the score of
     a map whose losses are the references of `Fitness`. ``full_tasks`` holds the full cache's scores
-    on the search tasks.
+    on the search tasks, and ``screens`` how many windows each ``screen`` stage has seen.
 
     Args:
         evaluator: scores maps on the scoring windows.
@@ -97,8 +52,6 @@ class StagedScorer:
         tasks: scores the search tasks; None if there are none.
         screen_windows: how many of the evaluator's windows each ``screen`` stage has seen. Numbers
             that are not below that of all windows are left out.
-        margin: a map is screened out when its loss exceeds (1 + margin) × that of the best map
-            with no more KV, on the same windows. None: the margin is learned (`learned_margin`).
         fitted: gives a plan the fits of its stand-ins.
 
     Raises:
@@ -113,7 +66,6 @@ class StagedScorer:
         fitness: Mapping[str, float],
         tasks: TaskScorer | None = None,
         screen_windows: Sequence[int] = (),
-        margin: float | None = None,
         fitted: Callable[[KVPlan], FittedPlan] = FittedPlan.of,
     ) -> None:
         parts = {name: find_fitness(name) for name in fitness}
@@ -122,8 +74,8 @@ class StagedScorer:
                 "scoring.fitness=lm_eval needs tasks: name some in scoring.search.tasks"
             )
         self._model, self._evaluator, self._tasks = model, evaluator, tasks
-        self._fitness, self._margin = fitness, margin
-        self._screens = [count for count in screen_windows if count < evaluator.num_windows]
+        self._fitness = fitness
+        self.screens = [count for count in screen_windows if count < evaluator.num_windows]
         self._ahead: dict[KVPlan, CandidateScores] = {}
         self._fitted = fitted
         # Tasks cost too much for the first stages. If nothing else counts, KL stands for them.
@@ -139,11 +91,11 @@ class StagedScorer:
         Raises:
             InputError: they need more memory than the device has.
         """
-        if not self._screens:
+        if not self.screens:
             return
         try:
             measured = self._evaluator.score_together(
-                [self._fitted(plan) for plan in maps], windows=slice(self._screens[0])
+                [self._fitted(plan) for plan in maps], windows=slice(self.screens[0])
             )
         except torch.OutOfMemoryError as error:
             raise InputError(
@@ -154,24 +106,20 @@ class StagedScorer:
             return
         self._ahead = dict(zip(maps, measured, strict=True))
 
-    def __call__(self, plan: KVPlan, size: Footprint, results: Sequence[TrialResult]) -> Outcome:
-        """Score one map whose footprint is ``size``, given the results so far (`study.Score`)."""
-        best, fitted = best_within(results, size.kv_fraction), self._fitted(plan)
+    def __call__(self, plan: KVPlan, bar: Bar) -> Outcome:
+        """Score one map, which has to pass ``bar`` in the first stages (`execution.base.Score`)."""
+        fitted = self._fitted(plan)
         scores: dict[str, float] = {}
         measured = self._ahead.pop(plan, CandidateScores(()))
-        for windows in self._screens:
+        for windows in self.screens:
             seen = len(measured.cosines)
             if seen < windows:
                 measured += self._evaluator.score(fitted, windows=slice(seen, windows))
             name = screen(windows)
             scores[name] = self._loss(measured)
-            margin = self._margin_of(windows, results)
-            if best is not None and scores[name] > (1 + margin) * best.scores[name]:
-                reason = (
-                    f"{scores[name]:.3g} on the first {windows} windows, the best map with no more "
-                    f"KV {best.scores[name]:.3g} (margin {margin:.2g})"
-                )
-                return Outcome(scores, "screened_out", _stage(name), reason=reason)
+            reason = bar.refuses(name, scores[name])
+            if reason:
+                return Outcome(scores, "screened_out", stage(name), reason=reason)
         more = slice(len(measured.cosines), None)
         measured += self._evaluator.score(fitted, windows=more)
         scores |= {
@@ -179,20 +127,20 @@ class StagedScorer:
             **measured.named(),
             KL_VARIANCE: variance(measured.kls) if len(measured.kls) > 1 else 0.0,
         }
-        score, stage = -scores[FIT], "fit"
-        on_front = best is None or (best.score or 0.0) < score
+        score, reached = -scores[FIT], "fit"
+        on_front = bar.score is None or bar.score < score
         if self._tasks is not None and ("lm_eval" in self._fitness or on_front):
             with apply_plan(self._model, fitted):
                 on_tasks = self._tasks.score()
             scores |= on_tasks
-            stage = "tasks"
+            reached = "tasks"
             if "lm_eval" in self._fitness:
                 lost = 1 - self._mean_retained(on_tasks)
                 cheap = 0.0 if self._fitness.keys() == {"lm_eval"} else scores[FIT]
                 score = -(self._fitness["lm_eval"] * lost + cheap)
         singly = [slice(index, index + 1) for index in range(len(measured.cosines))]
         window_losses = tuple(self._loss(measured[one], one) for one in singly)
-        return Outcome(scores, "complete", stage, score, window_losses=window_losses)
+        return Outcome(scores, "complete", reached, score, window_losses=window_losses)
 
     def _mean_retained(self, scores: Mapping[str, float]) -> float:
         """The mean over the tasks of what each retains in its first metric; 1 for the full cache.
@@ -212,13 +160,6 @@ class StagedScorer:
                     "raise scoring.search.limit or choose another task"
                 )
         return fmean(first[task] for task in self._tasks.tasks)
-
-    def margins(self, results: Sequence[TrialResult]) -> dict[str, float]:
-        """The margin of each ``screen`` stage after these ``results``, by the name of its loss."""
-        return {screen(windows): self._margin_of(windows, results) for windows in self._screens}
-
-    def _margin_of(self, windows: int, results: Sequence[TrialResult]) -> float:
-        return learned_margin(results, windows) if self._margin is None else self._margin
 
     def _loss(self, measured: CandidateScores, windows: slice | None = None) -> float:
         """The loss of scores that were measured on ``windows``; by default on the first ones."""
@@ -252,8 +193,8 @@ def agreements(results: Sequence[TrialResult], fitness: Mapping[str, float]) -> 
     names = [*max((screens(r.scores) for r in results), key=len, default=[]), FIT]
     found = [
         _agreement(
-            _stage(cheap),
-            _stage(dear),
+            stage(cheap),
+            stage(dear),
             [(r.scores.get(cheap), r.scores.get(dear)) for r in results],
         )
         for cheap, dear in pairwise(names)
@@ -270,25 +211,3 @@ def _agreement(
     known = [(a, b) for a, b in losses if a is not None and b is not None]
     tau = kendall(*zip(*known, strict=True)) if len(known) > 2 else None
     return Agreement(cheap, dear, len(known), tau)
-
-
-def learned_margin(results: Sequence[TrialResult], windows: int) -> float:
-    """Learn how much worse a map may be on the first ``windows`` and still be the better one.
-
-    Maps of nearly the same loss compete. Their relative difference varies from window to window, so
-    its mean over the first windows misses its mean over all windows by some standard error. The
-    margin is three times this standard error. It is that wide because among hundreds of maps the
-    best may be one that looks bad on the first windows.
-
-    The standard error is learned from the latest 200 complete maps. They are sorted by loss, and
-    each is compared with its neighbour. The median over these pairs is taken, because a few odd
-    maps differ far more. Until 10 maps are complete, the margin is 0.25.
-    """
-    known = [result.window_losses for result in results if result.window_losses][-200:]
-    if len(known) < _TAUGHT:
-        return _FIRST_MARGIN
-    losses = np.array(sorted(known, key=sum))  # (maps, windows)
-    level = (losses[1:] + losses[:-1]).mean(1, keepdims=True) / 2
-    relative = np.diff(losses, axis=0) / np.maximum(level, _TINY)
-    spread = np.median(relative.std(1, ddof=1))
-    return float(3 * spread * math.sqrt(1 / windows - 1 / losses.shape[1]))

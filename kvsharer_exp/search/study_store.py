@@ -36,7 +36,7 @@ _RESULT, _CACHED, _ORIGIN = "result", "cached_from", "origin"
 # of a map ends in the map's digest.
 _VERSION, _IDENTITY, _RUN, _FRONT = "version", "identity", "mlflow_run_id", "front"
 _SEEDS, _FINALS, _CANDIDATES = "seeds", "finals", "candidates"
-_MAP_RUN = "run "
+_MAP_RUN, _UNDER_WAY = "run ", "under way "
 
 
 def result_of(trial: FrozenTrial) -> TrialResult | None:
@@ -53,6 +53,11 @@ def keep_result(trial: Trial, result: TrialResult) -> None:
 def keep_cached(trial: Trial, known: TrialResult) -> None:
     """Store that the trial met a map that ``known`` has scored."""
     trial.set_user_attr(_CACHED, known.number)
+
+
+def is_cached(trial: FrozenTrial) -> bool:
+    """Whether the trial met a map that was known."""
+    return _CACHED in trial.user_attrs
 
 
 def origin_of(trial: Trial) -> str:
@@ -101,7 +106,7 @@ class StudyStore:
 
     def count_cached(self) -> int:
         """The number of trials that met a known map and cost nothing."""
-        return sum(_CACHED in t.user_attrs for t in self.study.get_trials(deepcopy=False))
+        return sum(map(is_cached, self.study.get_trials(deepcopy=False)))
 
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Refuse to mix scores of two configurations in one study.
@@ -122,6 +127,19 @@ class StudyStore:
                 f"study {self.name} holds scores of another {', '.join(changed)}: "
                 "give another study.name, or study.fresh=true to forget them"
             )
+
+    def under_way(self) -> list[tuple[str, dict[str, Any]]]:
+        """The origin and the parameters of the trials that were under way last.
+
+        Some of them may have ended since.
+        """
+        held = self.study.user_attrs.items()
+        kept = sorted((key, value) for key, value in held if key.startswith(_UNDER_WAY))
+        return [(origin, params) for _, (origin, params) in kept]
+
+    def keep_under_way(self, slot: int, origin: str, params: Mapping[str, Any]) -> None:
+        """Keep a trial that begins, in the place ``slot`` of one that has ended."""
+        self._set(f"{_UNDER_WAY}{slot:06}", [origin, dict(params)])
 
     @property
     def mlflow_run_id(self) -> str:

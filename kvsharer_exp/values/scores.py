@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -49,3 +50,10 @@ class CandidateScores(Record):
     @property
     def perplexity(self) -> float:
         return math.exp(fmean(self.nlls))
+
+
+Accept = Callable[[CandidateScores, int], bool | None]
+"""Says from the scores so far and the number of windows left whether to accept a map.
+
+None means that it cannot tell yet.
+"""

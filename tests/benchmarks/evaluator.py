@@ -29,14 +29,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from kvsharer_exp.data.split import split_texts
 from kvsharer_exp.data.windows import token_windows
 from kvsharer_exp.measure.calibration import layer_means
-from kvsharer_exp.measure.evaluator import Accept, Evaluator
+from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.measure.ranking import distance_matrix, rank
 from kvsharer_exp.model.load import load_model
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.runtime import share_kv
 from kvsharer_exp.search.paper.greedy import CUTS, Advance, greedy
 from kvsharer_exp.values.ranking import LayerPair
-from kvsharer_exp.values.scores import CandidateScores
+from kvsharer_exp.values.scores import Accept, CandidateScores
 from kvsharer_exp.values.sharing_map import SharingMap
 
 RATIOS = [0.125, 0.25, 0.375]

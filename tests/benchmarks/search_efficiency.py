@@ -42,13 +42,17 @@ from kvsharer_exp.model.load import load_model
 from kvsharer_exp.model.sharing.runtime import share_kv
 from kvsharer_exp.reporting.figures.style import CYCLE, GREY, empty, save_png
 from kvsharer_exp.reporting.markup import to_markdown
+from kvsharer_exp.search.bars import Bars
+from kvsharer_exp.search.coordinator import Search, run_search
+from kvsharer_exp.search.execution.local import LocalExecutor
 from kvsharer_exp.search.front import GrowingFront, best_per_rung
+from kvsharer_exp.search.outcome import FIT, screen
 from kvsharer_exp.search.paper.arms import Walker
 from kvsharer_exp.search.paper.greedy import CUTS, adjacent_pairs, num_targets, trailing_layers
 from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.spaces.registry import make_space
-from kvsharer_exp.search.stages import FIT, StagedScorer, screen
-from kvsharer_exp.search.study import Search, open_study, run_search
+from kvsharer_exp.search.stages import StagedScorer
+from kvsharer_exp.search.study import open_study
 from kvsharer_exp.tracking.environment import environment
 from kvsharer_exp.values.intervals import t_interval
 from kvsharer_exp.values.ranking import DissimilarityRanking
@@ -148,14 +152,17 @@ class Bench:
                         errors=self.errors if seeded else None,
                         **OPTIONS.get(sampler, {}),
                     ),
+                    lambda sharing_map: footprint(self.model, sharing_map),
+                    self.seeds() if seeded else (),
+                    Bars(SCREEN_WINDOWS),
+                ),
+                LocalExecutor(
                     StagedScorer(
                         self.model,
                         self.evaluator,
                         fitness={"kl": 1.0},
                         screen_windows=SCREEN_WINDOWS,
-                    ),
-                    lambda sharing_map: footprint(self.model, sharing_map),
-                    self.seeds() if seeded else (),
+                    )
                 ),
                 on_result=is_over,
             )

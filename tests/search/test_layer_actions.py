@@ -8,13 +8,15 @@ import pytest
 from optuna.samplers import RandomSampler
 
 from kvsharer_exp.search.candidates import Candidate, smallest, wanted_actions
+from kvsharer_exp.search.coordinator import Search, run_search
+from kvsharer_exp.search.execution.local import LocalExecutor
 from kvsharer_exp.search.front import RUNGS, best_per_rung, bytes_rung
+from kvsharer_exp.search.outcome import FIT, Outcome, screen
 from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.spaces.base import encoded
 from kvsharer_exp.search.spaces.layer_actions import LayerActions, repaired
 from kvsharer_exp.search.spaces.registry import make_space
-from kvsharer_exp.search.stages import FIT, Outcome, screen
-from kvsharer_exp.search.study import Search, open_study, run_search
+from kvsharer_exp.search.study import open_study
 from kvsharer_exp.values.actions.affine import Affine
 from kvsharer_exp.values.actions.drop import Drop
 from kvsharer_exp.values.actions.own import Own
@@ -149,7 +151,7 @@ def loss(plan: KVPlan) -> float:
     )
 
 
-def score(plan, size, so_far) -> Outcome:
+def score(plan, bar) -> Outcome:
     value = loss(plan)
     return Outcome({screen(2): value, FIT: value, "kl": value}, "complete", "fit", -value)
 
@@ -162,7 +164,8 @@ def size(plan: KVPlan) -> Footprint:
 def searched(folder, kind: str, n_trials: int, seed: int = 0, seeds=()):
     with open_study(f"{kind}{seed}{n_trials}", storage=None, folder=folder) as store:
         sampler = make_sampler(kind, space=SPACE, seed=seed, trials_so_far=store.count_trials())
-        return run_search(store, Search(SPACE, sampler, score, size, seeds), n_trials=n_trials)
+        asked = Search(SPACE, sampler, size, seeds)
+        return run_search(store, asked, LocalExecutor(score), n_trials=n_trials)
 
 
 def test_evolution_solves_learns_and_beats_random_on_the_rungs_asked(tmp_path) -> None:
@@ -195,7 +198,8 @@ def test_the_same_seed_gives_the_same_plans_and_a_study_goes_on(tmp_path) -> Non
 def test_a_beam_goes_down_the_rungs_by_one_layer_at_a_time(tmp_path) -> None:
     sampler = make_sampler("beam", space=SPACE, seed=0, tries=3)
     with open_study("beam", storage=None, folder=tmp_path) as store:
-        found = run_search(store, Search(SPACE, sampler, score, size), n_trials=60)
+        asked = Search(SPACE, sampler, size)
+        found = run_search(store, asked, LocalExecutor(score), n_trials=60)
     plans = [KVPlan.full(LAYERS)]
     for result in found:
         changes = [

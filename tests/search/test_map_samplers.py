@@ -6,10 +6,12 @@ import numpy as np
 import optuna
 import pytest
 
+from kvsharer_exp.search.coordinator import Search, run_search
+from kvsharer_exp.search.execution.local import LocalExecutor
+from kvsharer_exp.search.outcome import Outcome, screen
 from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.spaces.registry import make_space
-from kvsharer_exp.search.stages import Outcome, screen
-from kvsharer_exp.search.study import Search, open_study, run_search
+from kvsharer_exp.search.study import open_study
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
 from kvsharer_exp.values.sharing_map import SharingMap
@@ -31,7 +33,7 @@ def loss(sharing_map) -> float:
     return sum(costs) * (1 + 0.05 * len(costs))
 
 
-def score(sharing_map, size, so_far) -> Outcome:
+def score(sharing_map, bar) -> Outcome:
     value = loss(sharing_map)
     return Outcome({screen(2): value, "kl": value}, "complete", "fit", -value)
 
@@ -46,9 +48,9 @@ def search(folder, kind: str, seed: int, n_trials: int = 120, **known):
             Search(
                 SPACE,
                 make_sampler(kind, space=SPACE, seed=seed, **known),
-                score,
                 lambda m: Footprint(1, len(m.owners) / LAYERS, 0),
             ),
+            LocalExecutor(score),
             n_trials=n_trials,
         )
 
@@ -89,7 +91,7 @@ def test_told_of_block_errors_evolution_tries_what_it_shares_alone_too(tmp_path)
         [loss(SPACE_MAP.share(t, s)) if s < t else np.nan for s in range(LAYERS)]
         for t in range(LAYERS)
     ]
-    found = search(tmp_path, "evolution", 0, 40, errors=errors)
+    found = search(tmp_path, "evolution", 0, 60, errors=errors)
     alone = [r.sharing_map.targets[0] for r in found if len(r.sharing_map.targets) == 1]
     largest = max(found, key=lambda r: (len(r.sharing_map.targets), r.score))
     assert set(largest.sharing_map.targets) <= set(alone)
@@ -112,7 +114,10 @@ def test_suggests_maps_that_are_new_while_there_are_any(tmp_path, kind: str) -> 
     with open_study("s", storage=None, folder=tmp_path) as store:
         sampler = make_sampler(kind, space=SPACE, seed=0)
         run_search(
-            store, Search(SPACE, sampler, score, lambda m: Footprint(1, 1.0, 0)), n_trials=60
+            store,
+            Search(SPACE, sampler, lambda m: Footprint(1, 1.0, 0)),
+            LocalExecutor(score),
+            n_trials=60,
         )
         assert store.count_trials() == 60  # no draw met a known map
 
@@ -127,9 +132,9 @@ def test_a_space_that_holds_few_maps_is_used_up(tmp_path, kind: str) -> None:
             Search(
                 space,
                 make_sampler(kind, space=space, seed=0),
-                score,
                 lambda m: Footprint(1, 1.0, 0),
             ),
+            LocalExecutor(score),
             n_trials=50,
         )
     assert {str(r.sharing_map) for r in found} >= {

@@ -18,12 +18,14 @@ from kvsharer_exp.measure.ranking import distance_matrix, rank
 from kvsharer_exp.model.actions.check import check_plan
 from kvsharer_exp.model.folders import data_dir
 from kvsharer_exp.model.sharing.architectures import attention_layers
+from kvsharer_exp.search.coordinator import Search, run_search
+from kvsharer_exp.search.execution.local import LocalExecutor
+from kvsharer_exp.search.outcome import Outcome
 from kvsharer_exp.search.paper.greedy import adjacent_pairs, trailing_layers
 from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.spaces.base import SearchSpace
 from kvsharer_exp.search.spaces.registry import SPACES, check_space, make_space
-from kvsharer_exp.search.stages import Outcome
-from kvsharer_exp.search.study import Search, open_study, run_search
+from kvsharer_exp.search.study import open_study
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
@@ -281,10 +283,10 @@ def test_a_search_of_more_trials_than_maps_ends(name: str, tmp_path) -> None:
             Search(
                 space,
                 make_sampler("random", space=space, seed=0),
-                lambda sharing_map, size, so_far: Outcome(
-                    {}, "complete", "fit", -sum(sharing_map.targets)
-                ),
                 lambda sharing_map: Footprint(1, len(sharing_map.owners) / 4, 0),
+            ),
+            LocalExecutor(
+                lambda sharing_map, bar: Outcome({}, "complete", "fit", -sum(sharing_map.targets))
             ),
             n_trials=100,
         )

@@ -9,15 +9,9 @@ import pytest
 import torch
 
 from kvsharer_exp.measure.evaluator import Evaluator
-from kvsharer_exp.search.stages import (
-    FIT,
-    Outcome,
-    StagedScorer,
-    agreements,
-    learned_margin,
-    screen,
-    screens,
-)
+from kvsharer_exp.search.bars import Bars
+from kvsharer_exp.search.outcome import FIT, Bar, Outcome, screen, screens
+from kvsharer_exp.search.stages import StagedScorer, agreements
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.sharing_map import SharingMap
@@ -40,6 +34,11 @@ def scorer(evaluator: Evaluator, **more) -> StagedScorer:
     )
 
 
+def bar_of(results: list[TrialResult]) -> Bar:
+    """What a map that keeps half of the KV has to beat on the first two windows."""
+    return Bars([2], 0.1, results).of(0.5)
+
+
 def result(
     number: int, first: float, fit: float, score: float | None = None, kv: float = 0.5
 ) -> TrialResult:
@@ -50,15 +49,15 @@ def result(
 
 
 def test_each_fitness_is_minus_its_loss_and_weights_add_them(evaluator: Evaluator) -> None:
-    shared, size = MAPS[-1], Footprint(1, 0.5, 0)
+    shared = MAPS[-1]
     measured, full = evaluator.score(shared), evaluator.full_scores
     more_nll = math.log(measured.perplexity) - math.log(full.perplexity)
     expected = {"kl": measured.kl, "cosine": 1 - measured.cosine, "perplexity": max(0, more_nll)}
     for name, loss in expected.items():
-        outcome = scorer(evaluator, fitness={name: 1.0})(shared, size, [])
+        outcome = scorer(evaluator, fitness={name: 1.0})(shared, Bar())
         assert outcome.score == pytest.approx(-loss, abs=1e-9)
     both = scorer(evaluator, fitness={"kl": 2.0, "cosine": 0.5})
-    assert both(shared, size, []).score == pytest.approx(
+    assert both(shared, Bar()).score == pytest.approx(
         -2 * expected["kl"] - 0.5 * expected["cosine"]
     )
     assert both.reference_score == -4.5
@@ -66,9 +65,9 @@ def test_each_fitness_is_minus_its_loss_and_weights_add_them(evaluator: Evaluato
 
 
 def test_a_map_beaten_on_the_first_windows_stops_there(evaluator: Evaluator) -> None:
-    shared, size = MAPS[-1], Footprint(1, 0.5, 0)
+    shared = MAPS[-1]
     first = evaluator.score(shared, windows=slice(0, 2)).kl
-    stopped = scorer(evaluator, margin=0.1)(shared, size, [result(0, first / 2, first / 2)])
+    stopped = scorer(evaluator)(shared, bar_of([result(0, first / 2, first / 2)]))
     assert (stopped.status, stopped.stage_reached, stopped.score) == (
         "screened_out",
         "screen/2",
@@ -79,7 +78,7 @@ def test_a_map_beaten_on_the_first_windows_stops_there(evaluator: Evaluator) -> 
     # the best in the end counts, not the luckiest at first.
     lucky = [result(0, first / 2, 2.0), result(1, first, 1.0)]
     for rivals in ([result(0, first / 2, 1.0, kv=0.9)], [result(0, first / 1.05, 1.0)], lucky):
-        assert scorer(evaluator, margin=0.1)(shared, size, rivals).status == "complete"
+        assert scorer(evaluator)(shared, bar_of(rivals)).status == "complete"
 
 
 def test_the_margin_is_learned_from_how_maps_differ_over_windows() -> None:
@@ -90,7 +89,7 @@ def test_the_margin_is_learned_from_how_maps_differ_over_windows() -> None:
         each = [[0.2 + dice.gauss(0, deviation) for _ in range(24)] for _ in range(maps)]
         found = [replace(result(i, 0, 0), window_losses=tuple(w)) for i, w in enumerate(each)]
         odd = [replace(result(i, 0, 0), window_losses=(5.0 * i,) * 24) for i in range(1, 9)]
-        return learned_margin(found + odd, windows)
+        return Bars([windows], results=found + odd).margins[screen(windows)]
 
     assert learned(30, 0.0, 2) == 0
     expected = 3 * math.sqrt(2) * 0.02 / 0.2  # two maps, relative to what they lose
@@ -119,9 +118,9 @@ def test_an_unknown_fitness_is_refused(evaluator: Evaluator) -> None:
 
 def test_every_stage_sees_more_windows_and_may_stop_a_map(evaluator: Evaluator) -> None:
     shared, size = MAPS[-1], Footprint(1, 0.5, 0)
-    staged = scorer(evaluator, screen_windows=[2, 4, 6], margin=0.1)  # of six windows
+    staged = scorer(evaluator, screen_windows=[2, 4, 6])  # of six windows
     losses = {n: evaluator.score(shared, windows=slice(0, n)).kl for n in (2, 4, 6)}
-    complete = staged(shared, size, [])
+    complete = staged(shared, Bar())
     assert {name: complete.scores[name] for name in screens(complete.scores)} == {
         screen(2): losses[2],
         screen(4): losses[4],
@@ -132,17 +131,18 @@ def test_every_stage_sees_more_windows_and_may_stop_a_map(evaluator: Evaluator) 
         0, {}, MAPS[0], {screen(2): losses[2], screen(4): losses[4] / 2, FIT: 0.0}, size,
         "complete", "fit", 0.0, 0.0,
     )  # fmt: skip
-    stopped = staged(shared, size, [rival])
+    bars = Bars(staged.screens, 0.1, [rival])
+    stopped = staged(shared, bars.of(0.5))
     assert (stopped.status, stopped.stage_reached) == ("screened_out", "screen/4")
     assert FIT not in stopped.scores
-    assert staged.margins([]) == {screen(2): 0.1, screen(4): 0.1}
+    assert bars.margins == {screen(2): 0.1, screen(4): 0.1}
     results = [replace(rival, number=n, scores=dict(complete.scores)) for n in range(3)]
     pairs = [(a.cheap, a.dear, a.maps) for a in agreements(results, {"kl": 1.0})]
     assert pairs == [("screen/2", "screen/4", 3), ("screen/4", "fit", 3)]
 
 
 def test_maps_looked_ahead_at_score_as_without_in_fewer_forwards() -> None:
-    size, forwards = Footprint(1, 0.5, 0), []
+    forwards = []
     model = tiny_model("llama")
 
     def outcomes(ahead: bool) -> list[Outcome]:
@@ -150,7 +150,7 @@ def test_maps_looked_ahead_at_score_as_without_in_fewer_forwards() -> None:
         handle = model.model.layers[-1].register_forward_pre_hook(lambda *_: forwards.append(ahead))
         if ahead:
             staged.look_ahead(MAPS[:3])
-        found = [staged(sharing_map, size, []) for sharing_map in MAPS[:4]]
+        found = [staged(sharing_map, Bar()) for sharing_map in MAPS[:4]]
         handle.remove()
         return found
 

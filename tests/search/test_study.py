@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 from typing import Any
 
 import optuna
@@ -12,11 +13,13 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from kvsharer_exp.model.folders import data_dir
+from kvsharer_exp.search.coordinator import Search, run_search
+from kvsharer_exp.search.execution.local import LocalExecutor
+from kvsharer_exp.search.outcome import Outcome
 from kvsharer_exp.search.paper.greedy import trailing_layers
 from kvsharer_exp.search.samplers import SAMPLERS, STRATEGIES, check_sampler, make_sampler
 from kvsharer_exp.search.spaces.registry import SPACES, make_space
-from kvsharer_exp.search.stages import Outcome
-from kvsharer_exp.search.study import Search, open_study, run_search
+from kvsharer_exp.search.study import open_study
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
@@ -39,7 +42,7 @@ class Scorer:
     def __init__(self) -> None:
         self.scored: list[str] = []
 
-    def __call__(self, plan, footprint, so_far) -> Outcome:
+    def __call__(self, plan, bar) -> Outcome:
         sharing_map = plan.sharing_map
         self.scored.append(str(sharing_map))
         if 1 in sharing_map.targets:
@@ -52,8 +55,9 @@ def search(folder, scorer, n_trials: int, *, sampler: str = "random", space=SPAC
     with open_study("s", storage=more.pop("storage", None), folder=folder) as store:
         drawn = make_sampler(sampler, space=space, seed=0, trials_so_far=store.count_trials())
         ahead = {name: more.pop(name) for name in ("together", "look_ahead") if name in more}
-        asked = Search(space, drawn, scorer, size, SEEDS, **ahead)
-        found = run_search(store, asked, n_trials=n_trials, **more)
+        executor = LocalExecutor(scorer, **ahead)
+        asked = Search(space, drawn, size, SEEDS)
+        found = run_search(store, asked, executor, n_trials=n_trials, **more)
         return found, store.study.get_trials(), store.count_cached()
 
 
@@ -128,10 +132,10 @@ def test_same_seed_same_maps(tmp_path) -> None:
 def _run_and_be_killed(folder, after: int) -> None:
     scorer = Scorer()
 
-    def score(sharing_map, footprint, so_far) -> Outcome:
+    def score(sharing_map, bar) -> Outcome:
         if len(scorer.scored) == after:
             os.kill(os.getpid(), signal.SIGKILL)
-        return scorer(sharing_map, footprint, so_far)
+        return scorer(sharing_map, bar)
 
     search(folder, score, 20)
 
@@ -162,7 +166,8 @@ def test_a_small_space_ends_instead_of_asking_for_ever(tmp_path) -> None:
     space = make_space("layer_sources", few, max_shared=1)
     with open_study("s", storage=None, folder=tmp_path) as store:
         sampler = make_sampler("random", space=space, seed=0)
-        found = run_search(store, Search(space, sampler, Scorer(), size), n_trials=50)
+        asked = Search(space, sampler, size)
+        found = run_search(store, asked, LocalExecutor(Scorer()), n_trials=50)
         assert len(found) == 2
         assert 200 <= store.count_cached() < 300
 
@@ -176,13 +181,14 @@ class Stubborn(RandomSampler):
 
 def test_a_sampler_that_insists_on_a_known_map_is_helped_out(tmp_path) -> None:
     with open_study("s", storage=None, folder=tmp_path) as store:
-        found = run_search(store, Search(SPACE, Stubborn(), Scorer(), size), n_trials=5)
+        asked = Search(SPACE, Stubborn(), size)
+        found = run_search(store, asked, LocalExecutor(Scorer()), n_trials=5)
         assert len(found) == 5
         assert store.count_cached() >= 4 * 10
 
 
 def test_failures_are_kept_with_their_reason(tmp_path) -> None:
-    def broken(sharing_map, footprint, so_far) -> Outcome:
+    def broken(sharing_map, bar) -> Outcome:
         raise RuntimeError("out of\nmemory")
 
     found, trials, _ = search(tmp_path, broken, 4)
@@ -194,7 +200,7 @@ def test_failures_are_kept_with_their_reason(tmp_path) -> None:
 
 
 def test_our_own_mistakes_end_the_run(tmp_path) -> None:
-    def wrong(sharing_map, footprint, so_far) -> Outcome:
+    def wrong(sharing_map, bar) -> Outcome:
         raise KeyError("typo")
 
     with pytest.raises(KeyError):
@@ -219,7 +225,10 @@ def test_whoever_gets_the_results_may_end_the_search(tmp_path) -> None:
 
 def test_a_second_owner_is_refused(tmp_path) -> None:
     with open_study("s", storage=None, folder=tmp_path):
-        with pytest.raises(InputError, match="study s is being run by another process"):
+        with pytest.raises(
+            InputError,
+            match=f"study s is being run by process {os.getpid()} of {socket.gethostname()}:",
+        ):
             with open_study("s", storage=None, folder=tmp_path):
                 pass
     with open_study("s", storage=None, folder=tmp_path) as store:
@@ -267,7 +276,7 @@ def test_a_study_keeps_its_key_whatever_becomes_of_its_journal(tmp_path) -> None
         with open_study("s", storage=None, folder=tmp_path) as store:
             assert len(store.key) == 32
             assert store.key != keys[0]
-            assert (tmp_path / "s.lock").read_text() == store.key
+            assert (tmp_path / "s.lock").read_text().splitlines()[0] == store.key
 
 
 def test_fresh_forgets(tmp_path) -> None:

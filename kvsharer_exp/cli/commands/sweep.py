@@ -26,23 +26,28 @@ from kvsharer_exp.cli.session.result_file import told_directions
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
+from kvsharer_exp.cli.steps.executors import open_executor
 from kvsharer_exp.cli.steps.front_lines import print_front
 from kvsharer_exp.cli.steps.plan_candidates import PlanParts
 from kvsharer_exp.cli.steps.sweep_entries import EntryMaker
-from kvsharer_exp.cli.steps.sweep_outputs import keep_files, mark_front
+from kvsharer_exp.cli.steps.sweep_outputs import asked_of, keep_files, mark_front
 from kvsharer_exp.cli.steps.sweep_progress import SweepProgress
 from kvsharer_exp.cli.steps.sweep_setup import (
     identity_of,
     say_left_out,
     solved_seeds,
+    staged_scorer,
     start_sweep,
     study_name,
     sweep_search,
     sweep_seeds,
     sweep_space,
 )
+from kvsharer_exp.cli.stopping import finishing
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.reporting.sweep_result import SweepResult
+from kvsharer_exp.search.coordinator import Search, run_search
+from kvsharer_exp.search.execution.base import Executor
 from kvsharer_exp.search.finals import Finals
 from kvsharer_exp.search.fitness import find_fitness
 from kvsharer_exp.search.front import GrowingFront, bytes_rung, kv_of, pareto_front
@@ -50,8 +55,8 @@ from kvsharer_exp.search.paper.greedy import num_targets
 from kvsharer_exp.search.samplers import check_sampler
 from kvsharer_exp.search.seeds import PAPER, SeedFile
 from kvsharer_exp.search.spaces.registry import check_space, is_for_plans
-from kvsharer_exp.search.stages import StagedScorer, agreements
-from kvsharer_exp.search.study import Search, open_study, run_search
+from kvsharer_exp.search.stages import agreements
+from kvsharer_exp.search.study import open_study
 from kvsharer_exp.search.study_store import StudyStore
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
@@ -93,13 +98,13 @@ def run(
         space = sweep_space(config, calibration, max_shared, seeds, parts)
         say_left_out(config, log, space, given)
         seeds = solved_seeds(log, space, seeds)
-        search, scorer = sweep_search(
-            config, loaded, calibration, scorers, store, space, seeds, parts
-        )
+        scorer = staged_scorer(config, loaded, scorers, parts.fits if parts else None)
+        search = sweep_search(config, loaded, calibration, scorer, store, space, seeds)
         log.say("scored the full cache")
         reference = (1.0, scorer.reference_score)
         known_before, began = len(store.results()), log.seconds
-        found = _run_search(config, log, store, search, reference)
+        with open_executor(config, log, loaded, scorer, identity) as executor:
+            found = _run_search(config, log, store, search, executor, reference)
         searched = log.seconds - began
         front, finals = _finals(config, log, windows, scorers, store, found, searched, fitted)
         log.say(f"scoring the {len(front)} of the front on report texts and tasks")
@@ -109,7 +114,7 @@ def run(
             architecture=type(loaded.model).__name__,
             study=store.name,
             fitness=config.scoring.fitness_label,
-            asked=_asked(config, loaded, scorers, found),
+            asked=asked_of(config, loaded, scorers, found),
             entries=[entries.make(result) for result in front],
             beaten=[entries.make(result) for result in _beaten(config, found, front)],
             full_scores=entries.full_scores,
@@ -129,7 +134,7 @@ def run(
         new = found[known_before:]
         log.finish(
             {
-                **_result(config, sweep, store, scorer, scorers.fitness.num_windows),
+                **_result(config, sweep, store, search, scorers.fitness.num_windows),
                 "hypervolume_reference": {"kv_fraction": reference[0], "score": reference[1]},
                 "overhead_seconds_per_trial": _overhead(new, searched),
                 **told_directions(scorers.directions),
@@ -152,17 +157,23 @@ def _run_search(
     log: RunLog,
     store: StudyStore,
     search: Search,
+    executor: Executor,
     reference: tuple[float, float],
 ) -> list[TrialResult]:
     study = config.study
-    with SweepProgress(config, log, store, reference).shown() as progress:
+    shown = SweepProgress(config, log, store, reference).shown()
+    with shown as progress, finishing(log.say) as is_asked:
         found = run_search(
             store,
             search,
+            executor,
             n_trials=study.n_trials if study.minutes is None else None,
             minutes=config.search_minutes,
             on_result=progress.add,
+            is_stopped=is_asked,
         )
+        if is_asked():
+            raise KeyboardInterrupt
     if not found:
         raise InputError(
             f"study.minutes={study.minutes:g} ended before one map was scored: give more"
@@ -223,27 +234,6 @@ def _beaten(
     return sorted((r for r in beaten if r.num_shared in asked), key=lambda r: r.num_shared)
 
 
-def _asked(
-    config: Config, loaded: LoadedModel, scorers: Scorers, found: Sequence[TrialResult]
-) -> dict[str, str]:
-    """What the sweep was asked, in words, for its page."""
-    statuses = [result.status.replace("_", " ") for result in found]
-    counts = ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses)))
-    report = [f"{config.heldout.num_windows} × {config.heldout.window_tokens} held-out tokens"]
-    return {
-        "model": f"{loaded.name} ({loaded.description['id']}), {loaded.num_layers} layers",
-        "maps": f"{len(found)} ({counts})",
-        "searched for": config.scoring.fitness_label,
-        "with": f"{config.sampler.kind}, {config.search_space.kind}",
-        "compression ratios": ", ".join(f"{ratio:g}" for ratio in config.compression.ratios),
-        "calibrated on": f"{config.calibration.num_windows} × {config.calibration.window_tokens} "
-        f"tokens of {config.calibration.path}",
-        "scored on": f"{scorers.fitness.num_windows} × {config.scoring.window_tokens} "
-        "tokens of the same text",
-        "reported on": ", ".join([*report, *config.scoring.report.tasks]),
-    }
-
-
 def _show(log: RunLog, sweep: SweepResult) -> None:
     print_front(log.console, sweep.entries, sweep.full_scores)
     if sweep.beaten:
@@ -252,7 +242,7 @@ def _show(log: RunLog, sweep: SweepResult) -> None:
 
 
 def _result(
-    config: Config, sweep: SweepResult, store: StudyStore, scorer: StagedScorer, num_windows: int
+    config: Config, sweep: SweepResult, store: StudyStore, search: Search, num_windows: int
 ) -> dict[str, Any]:
     found = sweep.results
     return {
@@ -271,7 +261,7 @@ def _result(
         "stages": {
             "agreement": [a.to_dict() for a in agreements(found, config.scoring.weights)],
             "windows": num_windows,
-            "screening_margins": scorer.margins(found),
+            "screening_margins": search.bars.margins,
         },
         "finals": sweep.finals,
         "hypervolume": sweep.volumes[-1],

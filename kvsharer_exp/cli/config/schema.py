@@ -21,6 +21,7 @@ from kvsharer_exp.cli.config.commands import (
     UiConfig,
 )
 from kvsharer_exp.cli.config.engine import EngineConfig, ServeConfig
+from kvsharer_exp.cli.config.executor import ExecutorConfig
 from kvsharer_exp.cli.config.model import ModelConfig
 from kvsharer_exp.cli.config.plans import FitConfig, FootprintConfig
 from kvsharer_exp.cli.config.scoring import ScoringConfig
@@ -35,6 +36,7 @@ from kvsharer_exp.cli.config.texts import CalibrationConfig, HeldoutConfig
 from kvsharer_exp.values.errors import InputError, at_least
 
 FINALS_SHARE = 0.4  # the part of study.minutes that the finals have
+_WITH_WORKERS = ("sweep", "reproduce", "doctor", "")
 _IN_ENGINE = ("evaluate", "bench", "serve", "doctor", "")
 
 
@@ -64,6 +66,7 @@ class Config:
     search_space: ComponentConfig = field(default_factory=ComponentConfig)
     sampler: ComponentConfig = field(default_factory=ComponentConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
@@ -80,6 +83,16 @@ class Config:
         if self.engine.name != "transformers" and self.command not in _IN_ENGINE:
             raise InputError(
                 f"{self.command} knows no engine={self.engine.name}: give it to evaluate or bench"
+            )
+
+        if self.executor.name != "local" and self.command not in _WITH_WORKERS:
+            raise InputError(
+                f"{self.command} knows no executor={self.executor.name}: give it to sweep"
+            )
+        if self.executor.name != "local" and self.scoring.maps_per_forward > 1:
+            raise InputError(
+                f"scoring.maps_per_forward={self.scoring.maps_per_forward}: a worker takes one "
+                "plan at a time, leave it out or give executor=local"
             )
 
     @property

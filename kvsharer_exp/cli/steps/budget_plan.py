@@ -23,10 +23,10 @@ from kvsharer_exp.cli.steps.plan_candidates import CLOSE, budgets_of
 from kvsharer_exp.reporting.measured import FinishedRun
 from kvsharer_exp.search.candidates import priced, smallest
 from kvsharer_exp.search.front import best_within, kv_of
+from kvsharer_exp.search.outcome import FIT
 from kvsharer_exp.search.solver import solve_with_reads
 from kvsharer_exp.search.spaces.base import SpaceSetting
 from kvsharer_exp.search.spaces.layer_actions import LayerActions
-from kvsharer_exp.search.stages import FIT
 from kvsharer_exp.search.strategies.memory import Memory
 from kvsharer_exp.search.strategies.plan_evolution import costs_of
 from kvsharer_exp.search.study import open_study

@@ -21,7 +21,7 @@ from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.measure.action_errors import action_errors
-from kvsharer_exp.measure.fits import Fits
+from kvsharer_exp.measure.fits import Fits, with_fits
 from kvsharer_exp.model.actions.registry import runner_of
 from kvsharer_exp.model.actions.sizes import BUDGET_SIZE
 from kvsharer_exp.model.fitted_plan import FittedPlan
@@ -74,8 +74,7 @@ class PlanParts:
         """
         options = config.search_space.options
         allowed = _allowed(loaded, options)
-        fitted = {i: [a for a in of if a.fitted] for i, of in allowed.items()}
-        fits = plans.fits({i: actions for i, actions in fitted.items() if actions})
+        fits = _fits(allowed, plans)
         if store.candidates is None:
             text = windows.scoring if len(windows.scoring) else windows.calibration
             text = text[:ERROR_WINDOWS]
@@ -107,8 +106,21 @@ class PlanParts:
 
     def fitted(self, plan: KVPlan) -> FittedPlan:
         """``plan`` with the fits of its stand-ins."""
-        actions = enumerate(plan.actions)
-        return FittedPlan(plan, {i: self.fits[i, a] for i, a in actions if a.fitted})
+        return with_fits(plan, self.fits)
+
+
+def fits_of(config: Config, loaded: LoadedModel, plans: Plans) -> Fits:
+    """The fits of all stand-ins that a search of plans may use, as `PlanParts` has them.
+
+    Raises:
+        InputError: an action is unknown, or there is too little text.
+    """
+    return _fits(_allowed(loaded, config.search_space.options), plans)
+
+
+def _fits(allowed: dict[int, list[Action]], plans: Plans) -> Fits:
+    fitted = {i: [a for a in of if a.fitted] for i, of in allowed.items()}
+    return plans.fits({i: actions for i, actions in fitted.items() if actions})
 
 
 def _allowed(loaded: LoadedModel, options: dict[str, Any]) -> dict[int, list[Action]]:

@@ -18,7 +18,7 @@ from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.steps.sweep_progress import size_of
 from kvsharer_exp.model.fitted_plan import FittedPlan
-from kvsharer_exp.search.stages import KL_VARIANCE
+from kvsharer_exp.search.outcome import KL_VARIANCE
 from kvsharer_exp.search.study_store import HeldOut, StudyStore
 from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.intervals import CONFIDENCE, t_quantile

@@ -7,8 +7,12 @@ the table, the pictures and the HTML page.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.reporting.figures.style import save_pdf, save_png
 from kvsharer_exp.reporting.front_table import front_table
 from kvsharer_exp.reporting.markup import to_markdown
@@ -21,6 +25,28 @@ from kvsharer_exp.values.score_names import (
     HELD_OUT_PERPLEXITY,
     table_columns,
 )
+from kvsharer_exp.values.trial import TrialResult
+
+
+def asked_of(
+    config: Config, loaded: LoadedModel, scorers: Scorers, found: Sequence[TrialResult]
+) -> dict[str, str]:
+    """What the sweep was asked, in words, for its page."""
+    statuses = [result.status.replace("_", " ") for result in found]
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses)))
+    report = [f"{config.heldout.num_windows} × {config.heldout.window_tokens} held-out tokens"]
+    return {
+        "model": f"{loaded.name} ({loaded.description['id']}), {loaded.num_layers} layers",
+        "maps": f"{len(found)} ({counts})",
+        "searched for": config.scoring.fitness_label,
+        "with": f"{config.sampler.kind}, {config.search_space.kind}",
+        "compression ratios": ", ".join(f"{ratio:g}" for ratio in config.compression.ratios),
+        "calibrated on": f"{config.calibration.num_windows} × {config.calibration.window_tokens} "
+        f"tokens of {config.calibration.path}",
+        "scored on": f"{scorers.fitness.num_windows} × {config.scoring.window_tokens} "
+        "tokens of the same text",
+        "reported on": ", ".join([*report, *config.scoring.report.tasks]),
+    }
 
 
 def mark_front(log: RunLog, store: StudyStore, sweep: SweepResult) -> str:

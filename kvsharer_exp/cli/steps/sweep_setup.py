@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from kvsharer_exp.cli.config.schema import Config
@@ -18,15 +19,17 @@ from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.steps.plan_candidates import PlanParts
+from kvsharer_exp.measure.fits import Fits, with_fits
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.footprint import footprint
+from kvsharer_exp.search.bars import Bars
+from kvsharer_exp.search.coordinator import Search
 from kvsharer_exp.search.samplers import STRATEGIES, make_sampler
 from kvsharer_exp.search.seeds import make_seeds
 from kvsharer_exp.search.spaces.base import SearchSpace, encoded
 from kvsharer_exp.search.spaces.layer_actions import LayerActions
 from kvsharer_exp.search.spaces.registry import make_space
 from kvsharer_exp.search.stages import StagedScorer
-from kvsharer_exp.search.study import Search
 from kvsharer_exp.search.study_store import Seed, StudyStore
 from kvsharer_exp.tracking.leftovers import STUDY_KEY
 from kvsharer_exp.values.footprint import Footprint
@@ -64,8 +67,13 @@ def identity_of(
 
 def study_name(config: Config, identity: dict[str, Any]) -> str:
     """Make the name of a study that was given none. The same identity gives the same name."""
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    digest = digest_of(identity)[:8]
     return "-".join((config.model.name, config.search_space.kind, config.sampler.kind, digest))
+
+
+def digest_of(identity: dict[str, Any]) -> str:
+    """A text that is the same for the same identity only."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def start_sweep(log: RunLog, loaded: LoadedModel, windows: Windows, store: StudyStore) -> None:
@@ -149,13 +157,12 @@ def sweep_search(
     config: Config,
     loaded: LoadedModel,
     calibration: Calibration,
-    scorers: Scorers,
+    scorer: StagedScorer,
     store: StudyStore,
     space: SearchSpace,
     seeds: Sequence[Seed],
-    parts: PlanParts | None = None,
-) -> tuple[Search, StagedScorer]:
-    """Make what the study runs, and the scorer that it runs with."""
+) -> Search:
+    """Make what the study runs."""
     sampler = make_sampler(
         config.sampler.kind,
         space=space,
@@ -164,18 +171,22 @@ def sweep_search(
         errors=calibration.text.block_errors if config.sampler.kind in STRATEGIES else None,
         **config.sampler.options,
     )
-    scorer = StagedScorer(
+
+    def size(plan: KVPlan) -> Footprint:
+        return footprint(loaded.model, plan, context=config.footprint.context)
+
+    return Search(space, sampler, size, seeds, Bars(scorer.screens, config.study.margin))
+
+
+def staged_scorer(
+    config: Config, loaded: LoadedModel, scorers: Scorers, fits: Fits | None
+) -> StagedScorer:
+    """Make what scores the plans, here or in a worker. ``fits``: those that plans may need."""
+    return StagedScorer(
         loaded.model,
         scorers.fitness,
         fitness=config.scoring.weights,
         tasks=scorers.search_tasks,
         screen_windows=config.study.screen_windows,
-        margin=config.study.margin,
-        fitted=parts.fitted if parts else FittedPlan.of,
+        fitted=FittedPlan.of if fits is None else partial(with_fits, fits=fits),
     )
-
-    def size(plan: KVPlan) -> Footprint:
-        return footprint(loaded.model, plan, context=config.footprint.context)
-
-    together = config.scoring.maps_per_forward
-    return Search(space, sampler, scorer, size, seeds, together, scorer.look_ahead), scorer

@@ -18,13 +18,12 @@ import time
 from collections.abc import Callable, Sequence
 from statistics import stdev
 
-from kvsharer_exp.measure.evaluator import Accept
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.greedy import GreedyResult, GreedyStep
 from kvsharer_exp.values.intervals import t_quantile
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
-from kvsharer_exp.values.scores import CandidateScores
+from kvsharer_exp.values.scores import Accept, CandidateScores
 from kvsharer_exp.values.sharing_map import SharingMap
 
 # The confidence of a decision on part of the windows: at most one walk in 200 over all 435 pairs of

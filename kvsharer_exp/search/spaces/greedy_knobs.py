@@ -17,13 +17,12 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from kvsharer_exp.measure.evaluator import Accept
 from kvsharer_exp.measure.ranking import DISTANCES
 from kvsharer_exp.search.paper.greedy import greedy, ordered_pairs
 from kvsharer_exp.search.spaces.base import Space
 from kvsharer_exp.values.errors import InputError, at_least, did_you_mean
 from kvsharer_exp.values.ranking import DissimilarityRanking
-from kvsharer_exp.values.scores import CandidateScores
+from kvsharer_exp.values.scores import Accept, CandidateScores
 from kvsharer_exp.values.sharing_map import SharingMap
 
 ORDERS = ("dissimilar", "similar")

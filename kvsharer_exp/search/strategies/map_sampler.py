@@ -16,6 +16,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
+from kvsharer_exp.search.reseeded import Reseeded, seed_of
 from kvsharer_exp.search.spaces.base import SearchSpace
 from kvsharer_exp.search.strategies.memory import Memory
 
@@ -46,12 +47,11 @@ class MapSampler(BaseSampler):
         errors: Sequence[Sequence[float]] | None = None,
     ) -> None:
         self._memory, self._strategy = Memory(space, errors), strategy
-        self._rng = np.random.default_rng(seed)
-        self._independent = RandomSampler(seed=seed)
+        self._seed = seed
+        self._independent = Reseeded(lambda seed: RandomSampler(seed=seed), seed)
 
-    def reseed_rng(self) -> None:
-        self._rng = np.random.default_rng()
-        self._independent.reseed_rng()
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._independent.before_trial(study, trial)
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -63,7 +63,8 @@ class MapSampler(BaseSampler):
     ) -> dict[str, Any]:
         self._memory.update(study)
         known = self._memory.known
-        for proposed in self._strategy.propose(self._memory, self._rng):
+        rng = np.random.default_rng(seed_of(self._seed, trial.number))
+        for proposed in self._strategy.propose(self._memory, rng):
             if proposed not in known:
                 params = self._memory.space.encode(proposed)
                 if params is not None:

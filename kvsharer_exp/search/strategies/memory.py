@@ -17,9 +17,9 @@ import optuna
 from optuna.trial import TrialState
 
 from kvsharer_exp.search.front import by_rung, bytes_rung, num_shared
+from kvsharer_exp.search.outcome import FIT, screens
 from kvsharer_exp.search.spaces.base import SearchSpace, holds_plans
 from kvsharer_exp.search.spaces.layer_actions import LayerActions
-from kvsharer_exp.search.stages import FIT, screens
 from kvsharer_exp.search.strategies.loss_model import LossModel, pair_terms
 from kvsharer_exp.search.strategies.plan_terms import action_terms
 from kvsharer_exp.search.study_store import result_of

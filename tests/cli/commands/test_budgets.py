@@ -210,9 +210,9 @@ def test_another_budget_continues_the_study_and_scores_no_plan_twice(
     scored: list[str] = []
     inner = StagedScorer.__call__
 
-    def counted(self, plan, size, results):
+    def counted(self, plan, bar):
         scored.append(str(plan))
-        return inner(self, plan, size, results)
+        return inner(self, plan, bar)
 
     monkeypatch.setattr(StagedScorer, "__call__", counted)
     results = []

@@ -14,7 +14,7 @@ from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.folders import data_dir
 from kvsharer_exp.search import finals
-from kvsharer_exp.search.study import MAX_REPEATS
+from kvsharer_exp.search.coordinator import MAX_REPEATS
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 

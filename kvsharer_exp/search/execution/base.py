@@ -1,0 +1,78 @@
+"""What the coordinator asks of an executor: to score plans somewhere, and to say what came out.
+
+`LocalExecutor` scores in this process. A `Pool` has workers, which are processes of this machine or
+actors of a Ray cluster. A worker knows nothing of the study: it is given a plan and the bar to
+pass, both as text, and gives the outcome back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvsharer_exp.search.outcome import Bar, Outcome
+from kvsharer_exp.values.plan import KVPlan
+from kvsharer_exp.values.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Task(Record):
+    """A plan to score. ``number`` tells it from the other tasks of the same run."""
+
+    number: int
+    plan: KVPlan
+    bar: Bar
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Record):
+    """What came of the task ``number`` after so many ``seconds``."""
+
+    number: int
+    outcome: Outcome
+    seconds: float
+
+
+class Score(Protocol):
+    """Scores one plan, as `StagedScorer` does."""
+
+    def __call__(self, plan: KVPlan, bar: Bar) -> Outcome:
+        """Score ``plan``, which has to pass ``bar``."""
+
+
+class Executor(Protocol):
+    """Scores the tasks that it is given, in any order."""
+
+    @property
+    def room(self) -> int:
+        """How many more tasks can be taken now."""
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Take ``tasks``, at most ``room`` of them."""
+
+    def wait(self) -> list[Done]:
+        """Wait until something happens, and return what is done: it may be nothing yet."""
+
+    def withdraw(self) -> list[Task]:
+        """Give back the tasks that nobody has begun."""
+
+
+def attempt(score: Score, task: Task) -> Done:
+    """Score the plan of ``task``.
+
+    A ``RuntimeError`` or an ``ArithmeticError`` makes a failed outcome with its reason: memory ran
+    out, a kernel refused, or a score is not finite. Any other exception is a fault of ours.
+    """
+    started = time.perf_counter()
+    try:
+        outcome = score(task.plan, task.bar)
+    except (RuntimeError, ArithmeticError) as error:
+        outcome = failed(f"{type(error).__name__}: {error}")
+    return Done(task.number, outcome, time.perf_counter() - started)
+
+
+def failed(reason: str) -> Outcome:
+    """The outcome of a plan that could not be scored for this ``reason``."""
+    return Outcome({}, "failed", "none", reason=" ".join(reason.split())[:500])

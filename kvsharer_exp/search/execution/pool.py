@@ -1,0 +1,212 @@
+"""An executor with many workers, of which any may die, hang or come late.
+
+A `Crew` starts, feeds and ends the workers: `ProcessCrew` on this machine, `RayCrew` in a cluster.
+The `Pool` knows which worker has which task. A task whose worker is lost goes to another one, and a
+new worker is started; it counts as free once it says that it is ready. A plan that loses
+`ATTEMPTS` workers fails with the reason of the last loss.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol
+
+from kvsharer_exp.search.execution.base import Done, Task, failed
+from kvsharer_exp.values.plan import KVPlan
+
+ATTEMPTS = 3
+"""How many workers one plan, or the start of one worker, may cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker has loaded what it needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A worker is gone for this ``reason``; ``error`` is what the run has to end with, if any."""
+
+    reason: str
+    error: Exception | None = None
+
+
+News = Ready | Done | Lost
+
+
+class Crew(Protocol):
+    """Starts, feeds and ends workers. A worker is whatever the crew makes it."""
+
+    def start(self, number: int) -> Any:
+        """Start a worker in the place ``number``; its `Ready` or `Lost` comes later."""
+
+    def send(self, worker: Any, task: Task) -> None:
+        """Have a ready worker score the plan of ``task``; a `Done` or `Lost` comes later."""
+
+    def stop(self, worker: Any) -> None:
+        """End a worker now, whatever it does; no news of it comes any more."""
+
+    def news(self, seconds: float | None) -> list[tuple[Any, News]]:
+        """Wait for news of any worker, at most so long; returns each with its worker."""
+
+
+@dataclass(eq=False, slots=True)
+class _Place:
+    """The place of one worker: who works there, on what since when, and what came before."""
+
+    number: int
+    worker: Any
+    is_ready: bool = False
+    task: Task | None = None
+    since: float = 0.0
+    last: KVPlan | None = None
+    failed_starts: int = 0
+
+
+class Pool:
+    """Runs tasks with the workers of ``crew`` (`base.Executor`); a context manager.
+
+    Args:
+        count: the number of workers.
+        trial_timeout: the seconds that a plan may take; the worker is lost then. None: any time.
+        say: is told of each worker that is lost.
+        clock: gives the time in seconds.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        count: int,
+        *,
+        trial_timeout: float | None = None,
+        say: Callable[[str], None] = lambda text: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._crew, self._count, self._timeout = crew, count, trial_timeout
+        self._say, self._clock = say, clock
+        self._places: list[_Place] = []
+        self._again: list[Task] = []  # lost their worker
+        self._losses: dict[int, int] = {}  # by the number of the task
+
+    def __enter__(self) -> Pool:
+        try:
+            for number in range(self._count):
+                self._places.append(_Place(number, self._crew.start(number)))
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    @property
+    def workers(self) -> list[dict[str, Any]]:
+        """Of each worker its number, its state, and the plan that it scores and since when."""
+        return [
+            {
+                "worker": place.number,
+                "state": "busy" if place.task else "free" if place.is_ready else "starting",
+                "plan": str(place.task.plan) if place.task else "",
+                "seconds": round(self._clock() - place.since, 1) if place.task else 0.0,
+            }
+            for place in self._places
+        ]
+
+    @property
+    def room(self) -> int:
+        return max(0, len(self._free()) - len(self._again))
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            self._give(task)
+
+    def withdraw(self) -> list[Task]:
+        left, self._again = self._again, []
+        return left
+
+    def wait(self) -> list[Done]:
+        while self._again and self._free():
+            self._give(self._again.pop(0))
+        done: list[Done] = []
+        places = {id(place.worker): place for place in self._places}
+        for worker, news in self._crew.news(self._seconds_left()):
+            place = places[id(worker)]
+            if isinstance(news, Ready):
+                place.is_ready, place.failed_starts = True, 0
+            elif isinstance(news, Done):
+                assert place.task is not None and place.task.number == news.number
+                place.last, place.task = place.task.plan, None
+                self._losses.pop(news.number, None)
+                done.append(news)
+            else:
+                done += self._lose(place, news)
+        for place in self._places:
+            if place.task and self._timeout and self._clock() - place.since >= self._timeout:
+                reason = f"no result after executor.trial_timeout={self._timeout:g} seconds"
+                done += self._lose(place, Lost(reason))
+        return done
+
+    def _free(self) -> list[_Place]:
+        return [place for place in self._places if place.is_ready and place.task is None]
+
+    def _give(self, task: Task) -> None:
+        """Give ``task`` to the free worker whose last plan begins most like it.
+
+        Such a worker has the states of the common layers.
+        """
+        place = max(self._free(), key=lambda place: _in_common(place.last, task.plan))
+        place.task, place.since = task, self._clock()
+        self._crew.send(place.worker, task)
+
+    def _lose(self, place: _Place, loss: Lost) -> list[Done]:
+        """Start a new worker; the task of the lost one is done again, or fails."""
+        self._crew.stop(place.worker)
+        if loss.error is not None:
+            raise loss.error
+        task, done = place.task, []
+        if task is None:
+            place.failed_starts += 1
+            if place.failed_starts == ATTEMPTS:
+                raise RuntimeError(f"worker {place.number} does not start: {loss.reason}")
+            self._say(f"worker {place.number} is lost ({loss.reason}): a new one is started")
+        else:
+            self._losses[task.number] = self._losses.get(task.number, 0) + 1
+            if self._losses[task.number] == ATTEMPTS:
+                del self._losses[task.number]
+                done = [Done(task.number, failed(loss.reason), self._clock() - place.since)]
+                then = "its plan failed as often as it is tried"
+            else:
+                self._again.append(task)
+                then = "its plan is scored again"
+            self._say(f"worker {place.number} is lost ({loss.reason}): {then}")
+        place.worker, place.is_ready, place.task = self._crew.start(place.number), False, None
+        return done
+
+    def _seconds_left(self) -> float | None:
+        """The seconds until the first plan takes too long; None if none may."""
+        begun = [place.since for place in self._places if place.task]
+        if not self._timeout or not begun:
+            return None
+        return max(0.0, min(begun) + self._timeout - self._clock())
+
+    def _stop(self) -> None:
+        for place in self._places:
+            self._crew.stop(place.worker)
+        self._places.clear()
+
+
+def _in_common(one: KVPlan | None, other: KVPlan) -> int:
+    """How many layers from the first on do the same in both plans."""
+    if one is None:
+        return 0
+    pairs = list(zip(one.actions, other.actions, strict=False))
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))

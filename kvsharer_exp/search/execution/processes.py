@@ -1,0 +1,122 @@
+"""Workers that are processes of this machine: one for each GPU, or several on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvsharer_exp.search.execution.base import Done, Task
+from kvsharer_exp.search.execution.pool import Lost, News, Ready
+from kvsharer_exp.values.errors import InputError
+
+
+@dataclass(eq=False, slots=True)
+class _Worker:
+    number: int
+    process: subprocess.Popen[str]
+    log: Path
+
+
+class ProcessCrew:
+    """Starts processes that score plans (`pool.Crew`).
+
+    Args:
+        make: the function that makes the scorer, as ``package.module:function``.
+        settings: the text that it is called with.
+        folder: holds the log of each worker, what it prints; it is made if it is not there.
+        environments: what each place adds to the environment of its worker.
+    """
+
+    def __init__(
+        self,
+        make: str,
+        settings: str,
+        *,
+        folder: Path,
+        environments: Sequence[Mapping[str, str]] = ({},),
+    ) -> None:
+        self._first = json.dumps({"make": make, "settings": settings})
+        self._folder, self._environments = folder, environments
+        self._news: queue.SimpleQueue[tuple[_Worker, News]] = queue.SimpleQueue()
+        self._stopped: set[_Worker] = set()
+
+    def start(self, number: int) -> _Worker:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        log = self._folder / f"worker-{number}.log"
+        extra = self._environments[number % len(self._environments)]
+        with log.open("ab") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "kvsharer_exp.search.execution.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                encoding="utf-8",
+                env={**os.environ, **extra},
+            )
+        worker = _Worker(number, process, log)
+        threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
+        self._write(worker, self._first)
+        return worker
+
+    def send(self, worker: _Worker, task: Task) -> None:
+        self._write(worker, task.to_json())
+
+    def stop(self, worker: _Worker) -> None:
+        self._stopped.add(worker)
+        worker.process.kill()
+        worker.process.wait()
+        assert worker.process.stdin is not None
+        try:
+            worker.process.stdin.close()
+        except BrokenPipeError:  # what was written last is for nobody
+            return
+
+    def news(self, seconds: float | None) -> list[tuple[Any, News]]:
+        try:
+            found = [self._news.get(timeout=seconds)]
+            while not self._news.empty():
+                found.append(self._news.get_nowait())
+        except queue.Empty:
+            return []
+        return [(worker, news) for worker, news in found if worker not in self._stopped]
+
+    def _write(self, worker: _Worker, line: str) -> None:
+        """Give the worker a line; if it is gone already, its reader tells so."""
+        assert worker.process.stdin is not None
+        try:
+            worker.process.stdin.write(line + "\n")
+            worker.process.stdin.flush()
+        except BrokenPipeError:
+            return
+
+    def _listen(self, worker: _Worker) -> None:
+        """Pass on what a worker says, and in the end that it is gone."""
+        assert worker.process.stdout is not None
+        error: Exception | None = None
+        with worker.process.stdout as lines:
+            for line in lines:
+                said = json.loads(line)
+                if "done" in said:
+                    self._news.put((worker, Done.from_dict(said["done"])))
+                elif "refused" in said:
+                    error = InputError(said["refused"])
+                else:
+                    self._news.put((worker, Ready()))
+        code = worker.process.wait()
+        self._news.put((worker, Lost(_how_it_ended(code, worker.log), error)))
+
+
+def _how_it_ended(code: int, log: Path) -> str:
+    """In words, from the exit code and the last line of the log."""
+    ended = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f"{ended}, see {log}" + (f": {lines[-1][:120]}" if lines and code > 0 else "")

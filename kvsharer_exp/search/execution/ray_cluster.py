@@ -1,0 +1,131 @@
+"""Workers that are actors of a Ray cluster, on any of its nodes.
+
+An actor is never restarted by Ray: the `Pool` counts losses and starts new ones. An actor for which
+there is no room waits until the cluster has room, so a node that joins is used.
+
+https://docs.ray.io/en/latest/ray-core/fault_tolerance/actors.html
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kvsharer_exp.search.execution.base import Done, Task, attempt
+from kvsharer_exp.search.execution.pool import Lost, News, Ready
+from kvsharer_exp.search.execution.worker import make_score
+from kvsharer_exp.values.errors import InputError
+
+
+class RayWorker:
+    """What the actor of a worker does; it is given text and gives text."""
+
+    def ready(self, make: str, settings: str) -> str:
+        """Make the scorer; returns why it refuses to, or nothing."""
+        try:
+            self._score = make_score(make, settings)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    def score(self, task: str) -> str:
+        """Score the plan of a `Task`; returns the `Done`."""
+        return attempt(self._score, Task.from_json(task)).to_json()
+
+
+class RayCrew:
+    """Starts actors that score plans (`pool.Crew`).
+
+    Args:
+        make: the function that makes the scorer, as ``package.module:function``.
+        settings: the text that it is called with.
+        num_cpus: the CPUs of each worker.
+        num_gpus: the GPUs of each worker.
+    """
+
+    def __init__(self, make: str, settings: str, *, num_cpus: float, num_gpus: float) -> None:
+        import ray
+
+        self._ray = ray
+        self._make, self._settings = make, settings
+        self._kind = ray.remote(RayWorker).options(
+            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, max_task_retries=0
+        )
+        self._asked: dict[Any, Any] = {}  # what was asked → the actor that was asked
+
+    def start(self, number: int) -> Any:
+        actor: Any = self._kind.remote()
+        self._asked[actor.ready.remote(self._make, self._settings)] = actor
+        return actor
+
+    def send(self, worker: Any, task: Task) -> None:
+        self._asked[worker.score.remote(task.to_json())] = worker
+
+    def stop(self, worker: Any) -> None:
+        self._asked = {asked: actor for asked, actor in self._asked.items() if actor is not worker}
+        self._ray.kill(worker)
+
+    def news(self, seconds: float | None) -> list[tuple[Any, News]]:
+        ready, _ = self._ray.wait(list(self._asked), timeout=seconds)
+        return [(self._asked.pop(asked), self._answer(asked)) for asked in ready]
+
+    def _answer(self, asked: Any) -> News:
+        try:
+            said = self._ray.get(asked)
+        except self._ray.exceptions.RayError as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            return Lost(lines[-1].strip()[:200])
+        if not said:
+            return Ready()
+        return Done.from_json(said) if said.startswith("{") else Lost(said, InputError(said))
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[dict[str, float]]:
+    """Connect to the cluster at ``address``, or start one here; gives its resources by name.
+
+    Without an address the one of the variable ``RAY_ADDRESS`` counts.
+
+    Raises:
+        InputError: Ray is not installed, or no cluster listens there.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError(
+            "executor=ray needs Ray, which is not installed: pip install 'kvsharer_exp[ray]'"
+        ) from error
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    if where not in ("local", "auto"):
+        _check_listens(where)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        ray.init(
+            address=where,
+            include_dashboard=False if where == "local" else None,
+            log_to_driver=False,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise _unreachable(where) from error
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
+
+
+def _check_listens(where: str) -> None:
+    host, _, port = where.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise _unreachable(where) from error
+
+
+def _unreachable(where: str) -> InputError:
+    return InputError(
+        f"no Ray cluster listens at executor.address={where}: start one with ray start --head, "
+        "or leave executor.address out"
+    )
