@@ -1,0 +1,53 @@
+"""Scores that cost no model, and workers that misbehave; it imports little, to start fast."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from kvsharer_exp.search.outcome import FIT, Bar, Outcome
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan import KVPlan
+
+
+def loss(plan: KVPlan) -> float:
+    costs = {"x": 0.3, "q": 0.02}
+    return sum(costs.get("q" if "q" in t else t, 0.0) * (1 + i) for i, t in enumerate(plan.texts))
+
+
+def make_score(settings: str) -> Any:
+    """What a worker calls; ``settings`` is JSON.
+
+    - ``log``: a file to which each plan is added before it is scored;
+    - ``seconds``: how long a plan takes;
+    - ``slow``, ``dies``, ``dies_once``, ``hangs``, ``fails``: numbers of trials, by the order in
+      the log, that do so;
+    - ``refuses``: whether the worker refuses to start; ``crashes``: whether it fails to.
+    """
+    told = json.loads(settings)
+    if told.get("refuses"):
+        raise InputError("the model is not here: put it there")
+    if told.get("crashes"):
+        raise KeyError("a typo")
+    log = Path(told["log"])
+
+    def score(plan: KVPlan, bar: Bar) -> Outcome:
+        before = log.read_text().split() if log.exists() else []
+        with log.open("a") as file:
+            file.write(f"{plan}\n")
+        order = before.index(str(plan)) if str(plan) in before else len(before)
+        if order in told.get("dies", ()) or (
+            len(before) == order and order in told.get("dies_once", ())
+        ):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if order in told.get("hangs", ()):
+            time.sleep(1000)
+        if order in told.get("fails", ()):
+            raise RuntimeError("out of memory")
+        time.sleep(1.5 if order in told.get("slow", ()) else told.get("seconds", 0.0))
+        value = loss(plan)
+        return Outcome({FIT: value, "kl": value}, "complete", "fit", -value, "", (value,) * 2)
+
+    return score
