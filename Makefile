@@ -8,7 +8,7 @@ ARGS ?=
 BENCH := tests/benchmarks
 ABLATE = $(BIN)/kvsharer ablate model.dtype=bfloat16 hydra.run.dir=outputs/results
 
-.PHONY: help install sweep ui test slow engine check docs results search-efficiency front-quality better-maps evaluator-cost format lint types clean
+.PHONY: help install sweep ui test slow engine gpu check docs results search-efficiency front-quality better-maps evaluator-cost format lint types clean
 
 help:
 	@echo "make sweep   set up, then search sharing maps for the embedded SmolLM2-135M (ARGS='...' adds overrides)"
@@ -17,6 +17,7 @@ help:
 	@echo "make check   format, lint, import rules, types, tests"
 	@echo "make slow    the tests that take minutes"
 	@echo "make engine  set up vLLM for a CPU in $(ENGINE_VENV), then run the tests that serve with it"
+	@echo "make gpu     on a machine with CUDA: eight minutes of tests and timings; call it until it says all is done"
 	@echo "make results run the experiments behind RESULTS.md again (about an hour)"
 	@echo "make front-quality  five sweeps of twenty minutes, for RESULTS.md (two hours)"
 	@echo "make better-maps    are there better maps of four layers, for RESULTS.md (an hour)"
@@ -52,6 +53,11 @@ $(ENGINE_VENV)/.installed: pyproject.toml
 
 engine: install $(ENGINE_VENV)/.installed
 	KVSHARER_ENGINE_PYTHON=$(abspath $(ENGINE_VENV))/bin/python $(BIN)/python -m pytest -m engine tests/engine
+
+# Exit code 3: the eight minutes are over and parts are left, which the next call continues.
+gpu: install
+	$(BIN)/python -m $(subst /,.,$(BENCH)).gpu $(ARGS) || [ $$? -eq 3 ]
+	$(BIN)/python docs/make_results.py
 
 check: lint types test
 

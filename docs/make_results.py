@@ -1,7 +1,8 @@
 """Build RESULTS.md from the runs kept in docs/results/ (``make results`` makes them anew).
 
 A run is a folder with ``result.json`` and ``ablation.md``, or ``search_efficiency.md``; the text
-around them, conclusions included, is ``docs/results/text.md``: ``{{name}}`` stands for the run.
+around them, conclusions included, is ``docs/results/text.md``: ``{{name}}`` stands for the run, and
+``{{name?}}`` for a run that need not be there, like that of ``make gpu``.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ def build(root: Path = ROOT) -> str:
     text = (folder / "text.md").read_text(encoding="utf-8")
 
     def run(match: re.Match[str]) -> str:
-        found = folder / match.group(1)
-        if not found.is_dir():
-            raise FileNotFoundError(f"{found} is not there: run `make results`")
-        return section(found)
+        found = folder / match["name"]
+        if any(found.glob("*.md")):
+            return section(found) + match["gap"]
+        if match["optional"]:
+            return ""
+        raise FileNotFoundError(f"{found} is not there: run `make results`")
 
-    return re.sub(r"\{\{([\w.-]+)\}\}", run, text)
+    return re.sub(r"\{\{(?P<name>[\w.-]+)(?P<optional>\??)\}\}(?P<gap>\n*)", run, text)
 
 
 if __name__ == "__main__":

@@ -35,3 +35,14 @@ def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "docs/results/text.md").write_text("{{no_such_run}}")
     with pytest.raises(FileNotFoundError, match="no_such_run is not there"):
         build(tmp_path)
+
+
+def test_a_run_that_need_not_be_there_is_a_section_once_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "docs/results"
+    folder.mkdir(parents=True)
+    (folder / "text.md").write_text("before\n\n{{gpu?}}\n\n## after\n")
+    assert build(tmp_path) == "before\n\n## after\n"
+    (folder / "gpu").mkdir()
+    assert build(tmp_path) == "before\n\n## after\n"  # begun, but without a page
+    (folder / "gpu/gpu.md").write_text("## On a GPU: a card\n\n### Tests\n")
+    assert build(tmp_path) == "before\n\n## On a GPU: a card\n\n### Tests\n\n## after\n"

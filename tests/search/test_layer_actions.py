@@ -9,6 +9,7 @@ from optuna.samplers import RandomSampler
 
 from kvsharer_exp.search.candidates import Candidate, smallest, wanted_actions
 from kvsharer_exp.search.coordinator import Search, run_search
+from kvsharer_exp.search.execution.base import Done, Task, attempt
 from kvsharer_exp.search.execution.local import LocalExecutor
 from kvsharer_exp.search.front import RUNGS, best_per_rung, bytes_rung
 from kvsharer_exp.search.outcome import FIT, Outcome, screen
@@ -193,6 +194,43 @@ def test_the_same_seed_gives_the_same_plans_and_a_study_goes_on(tmp_path) -> Non
     assert [r.plan for r in searched(tmp_path / "c", "evolution", 25, seed=1)] != [
         r.plan for r in one
     ]
+
+
+class Unordered:
+    """An executor of four workers, of which the one that began last is done first."""
+
+    def __init__(self) -> None:
+        self._running: list[Task] = []
+        self.plans: list[KVPlan] = []
+
+    @property
+    def room(self) -> int:
+        return 4 - len(self._running)
+
+    def submit(self, tasks) -> None:
+        self._running += tasks
+        self.plans += [task.plan for task in tasks]
+
+    def wait(self) -> list[Done]:
+        return [attempt(score, self._running.pop())]
+
+    def withdraw(self) -> list[Task]:
+        return []
+
+
+@pytest.mark.parametrize("kind", ["evolution", "beam", "tpe", "nsgaii"])
+def test_samplers_know_what_is_under_way_whatever_ends_first(tmp_path, kind: str) -> None:
+    executor = Unordered()
+    with open_study("s", storage=None, folder=tmp_path) as store:
+        sampler = make_sampler(kind, space=SPACE, seed=0)
+        asked = Search(SPACE, sampler, size, [("solved", plan) for plan in SPACE.seeds().plans])
+        found = run_search(store, asked, executor, n_trials=40)
+        stored, cached = store.results(), store.count_cached()
+    assert found == stored
+    assert [result.number for result in found] == sorted(result.number for result in found)
+    assert len(set(executor.plans)) == len(executor.plans) == 40
+    if kind in ("evolution", "beam"):
+        assert not cached  # they propose nothing that is under way
 
 
 def test_a_beam_goes_down_the_rungs_by_one_layer_at_a_time(tmp_path) -> None:

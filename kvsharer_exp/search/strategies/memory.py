@@ -13,7 +13,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-import optuna
 from optuna.trial import TrialState
 
 from kvsharer_exp.search.front import by_rung, bytes_rung, num_shared
@@ -22,7 +21,7 @@ from kvsharer_exp.search.spaces.base import SearchSpace, holds_plans
 from kvsharer_exp.search.spaces.layer_actions import LayerActions
 from kvsharer_exp.search.strategies.loss_model import LossModel, pair_terms
 from kvsharer_exp.search.strategies.plan_terms import action_terms
-from kvsharer_exp.search.study_store import result_of
+from kvsharer_exp.search.study_store import KeptStudy, result_of
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import SAMPLED, TrialResult
 
@@ -44,11 +43,12 @@ class Memory:
         else:
             self.model = LossModel(pair_terms(space.ranking, errors))
         self._rung = bytes_rung if self._plans else num_shared
-        self._results: dict[int, TrialResult] = {}
+        self._seen: set[int] = set()  # trials that have ended
+        self._results: dict[int, TrialResult] = {}  # by their own number, in the stored study
         self._held: dict[int, Any] = {}  # the map or plan of each of these results
         self._under_way: set[Any] = set()
 
-    def update(self, study: optuna.Study) -> None:
+    def update(self, study: KeptStudy) -> None:
         """Take in the trials that have ended since the last call, and fit the model to all losses.
 
         Losses of 0 and the full cache teach the model nothing and are left out.
@@ -58,11 +58,12 @@ class Memory:
         for trial in study.get_trials(deepcopy=False):
             if trial.state == TrialState.RUNNING and trial.params.keys() == drawn:
                 self._under_way.add(self.space.decode(trial.params))
-            elif trial.number not in self._results:
+            elif trial.number not in self._seen and trial.state.is_finished():
+                self._seen.add(trial.number)
                 result = result_of(trial)
                 if result is not None and result.status != "failed":
-                    self._results[trial.number] = result
-                    self._held[trial.number] = result.plan if self._plans else result.sharing_map
+                    self._results[result.number] = result
+                    self._held[result.number] = result.plan if self._plans else result.sharing_map
         losses = _losses(list(self._results.values()))
         seen = [
             (held, *known)

@@ -56,7 +56,7 @@ def test_flex(name: str, form: str) -> None:
 def test_flash_attention_2_runs_or_is_refused() -> None:
     model = copy.deepcopy(tiny_model("llama"))
     if importlib.util.find_spec("flash_attn") or torch.cuda.is_available():
-        pytest.skip("flash_attn is here: covered on a CUDA device by hand")
+        pytest.skip("covered on a CUDA device by tests/gpu")
     with share_kv(model, some_map(model, 3)):
         with pytest.raises(ImportError, match=r"flash[-_ ]attn|flash_attention_2|FlashAttention2"):
             model.set_attn_implementation("flash_attention_2")

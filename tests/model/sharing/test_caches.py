@@ -180,15 +180,6 @@ def test_quantised_by_groups(backend: str) -> None:
     assert cache_bytes(shared) * 6 == cache_bytes(full) * 3 > 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="an offloaded cache needs CUDA streams")
-@pytest.mark.parametrize("kind", ["offloaded", "offloaded_static"])
-def test_offloaded(kind: str) -> None:
-    model, ids = copy.deepcopy(tiny_model("llama")).cuda(), tokens().cuda()
-    with share_kv(model, some_map(model, 3)):
-        output = generate(model, ids, cache_implementation=kind)
-        assert torch.equal(output.sequences, generate(model, ids, use_cache=False).sequences)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "gemma3_text"])
 @pytest.mark.parametrize("form", ["context", "permanent"])
