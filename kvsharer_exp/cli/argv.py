@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kvsharer_exp.cli.config.groups import groups
 from kvsharer_exp.cli.config.model import DEFAULT_MODEL
+from kvsharer_exp.cli.config.passwords import refuse_typed_password
 from kvsharer_exp.cli.config.text_keys import expand_home
 from kvsharer_exp.cli.quoting import as_typed, pieces, value_of
 from kvsharer_exp.values.errors import InputError
@@ -40,6 +41,8 @@ COMMANDS = {
     "generate": "answers to a prompt, full and shared side by side",
     "serve": "an export (serve.folder=FOLDER) in vLLM; --check compares its answers and KV blocks",
     "ui": "the MLflow UI on this store",
+    "status": "how the studies of this store stand (study=NAME: one of them): workers, plans a "
+    "minute, failures, the best so far",
     "doctor": "what works on this machine: device, memory, hub, models, tasks",
 }
 """Every command, and what ``--help`` says of it. Each command is a file of ``commands/``."""
@@ -76,13 +79,17 @@ def translate(arguments: Sequence[str]) -> list[str]:
     Raises:
         InputError: there is no command, or there are two; a command, flag, model or experiment is
             unknown; a file is given where a name belongs; there are two models; a flag lacks its
-            value, or a value its key; a flag is for another command; or an argument is no text.
+            value, or a value its key; a flag is for another command; an argument is no text; or it
+            holds a password.
     """
     flags: list[str] = []
     overrides: list[str] = []
     words: list[str] = []
     expects_value = False
-    for argument in map(_utf8, arguments):
+    arguments = [_utf8(argument) for argument in arguments]
+    for argument in arguments:
+        refuse_typed_password(argument)
+    for argument in arguments:
         if argument in _SWITCHES:
             overrides.append(_SWITCHES[argument])
         elif expects_value or argument.startswith("-"):
@@ -110,6 +117,11 @@ def translate(arguments: Sequence[str]) -> list[str]:
         overrides.insert(0, f"command={known('command', words[0], COMMANDS)}")
     elif not any(flag in _FLAGS_WITHOUT_COMMAND for flag in flags):
         raise InputError(f"no command given: choose one of {', '.join(COMMANDS)}, or --help")
+    if words == ["status"]:  # which has one key of the group
+        named = (o.replace("study=", "study.name=", 1) for o in overrides)
+        overrides = [
+            n if o.startswith("study=") else o for o, n in zip(overrides, named, strict=True)
+        ]
     sweep = bool({"-m", "--multirun"}.intersection(flags)) or "hydra.mode=MULTIRUN" in overrides
     overrides = [as_typed(override, sweep=sweep) for override in overrides]
     choices = groups(user_folders([*flags, *overrides])[0])

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import chdir
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,6 +24,7 @@ from kvsharer_exp import __version__
 from kvsharer_exp.cli import completion
 from kvsharer_exp.cli.argv import COMMANDS, translate
 from kvsharer_exp.cli.config.compose import register, to_config
+from kvsharer_exp.cli.config.passwords import mask_passwords
 from kvsharer_exp.cli.error_line import error_line, found_no_space
 from kvsharer_exp.cli.help import help_text, is_plain
 from kvsharer_exp.cli.session.parts import run_command
@@ -30,7 +32,7 @@ from kvsharer_exp.cli.stopping import Terminated, stops_on_sigterm
 from kvsharer_exp.cli.terminal import one_line, settle_streams
 from kvsharer_exp.measure.machine import settle
 from kvsharer_exp.model.folders import data_dir
-from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.errors import InputError, UnansweredError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,6 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("kvsharer: interrupted; what was done is kept", file=sys.stderr)
         return 130
+    except UnansweredError as error:
+        if debug:
+            traceback.print_exc()
+        print(one_line(f"kvsharer: {error}"), file=sys.stderr)
+        return 1
     except BrokenPipeError:  # the reader of our output left, as in `kvsharer --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -89,8 +96,12 @@ def _run(arguments: Sequence[str]) -> int:
         # Hydra prints a line of its own about an error that leaves here, so it is kept instead, and
         # the next job of -m begins. An interrupt leaves here, and ends all of them.
         try:
+            hydra_config = HydraConfig.get()
+            mask_passwords(
+                Path(hydra_config.runtime.output_dir) / (hydra_config.output_subdir or ".hydra")
+            )
             # hydra.job.chdir=true would turn every relative path of the user into another one.
-            with chdir(HydraConfig.get().runtime.cwd):
+            with chdir(hydra_config.runtime.cwd):
                 codes.append(run_command(to_config(composed)))
         except Exception as error:
             failures.append(error)

@@ -31,11 +31,14 @@ GAP = 0.005
 """The integer program stops when its plan is at most this share above the bound."""
 
 
-def solve_all(choices: Sequence[Choice], *, step: int = 1) -> list[Solved]:
+def solve_all(
+    choices: Sequence[Choice], *, step: int = 1, budget: int | None = None
+) -> list[Solved]:
     """The plans without reads that no other one beats: bytes ascend, losses descend strictly.
 
     With a ``step`` above 1 only the smallest plan and the best ones within 1, 2, 3, … times
-    ``step`` bytes are listed. Each is exact; there are fewer of them to build and to store.
+    ``step`` bytes are listed. Each is exact; there are fewer of them to build and to store. With a
+    ``budget`` only the best one within so many bytes is listed, if there is one.
 
     Raises:
         InputError: a layer has no choice, an action is given twice at a layer, or none owns.
@@ -49,17 +52,25 @@ def solve_all(choices: Sequence[Choice], *, step: int = 1) -> list[Solved]:
     kept, losses, owns = np.zeros(1, np.int64), np.zeros(1), np.zeros(1, bool)
     for options in layers:
         states = len(kept)
-        kept = np.concatenate([kept + option.kv_bytes for option in options])
-        losses = np.concatenate([losses + option.loss for option in options])
-        owns = np.concatenate([owns | option.owns for option in options])
-        unbeaten = _unbeaten(kept, losses, owns)
+        if len(options) == 1:  # the states stay in their order, and no one beats another anew
+            kept, losses = kept + options[0].kv_bytes, losses + options[0].loss
+            owns = owns | options[0].owns
+            unbeaten = np.arange(states)
+        else:
+            kept = np.add.outer([option.kv_bytes for option in options], kept).ravel()
+            losses = np.add.outer([option.loss for option in options], losses).ravel()
+            owns = np.logical_or.outer([option.owns for option in options], owns).ravel()
+            unbeaten = _unbeaten(kept, losses, owns)
+        if budget is not None:
+            unbeaten = unbeaten[kept[unbeaten] <= budget]
         steps.append((unbeaten % states, unbeaten // states))
         kept, losses, owns = kept[unbeaten], losses[unbeaten], owns[unbeaten]
-    ends = np.flatnonzero(owns)
+    ends = _unbeaten(kept, losses, owns)  # again, because owners may have met at single choices
+    ends = ends[owns[ends]]
     within_steps = -(-kept[ends] // step)
     listed = np.append(within_steps[1:] != within_steps[:-1], True)
     listed[:1] = True
-    ends = ends[listed]
+    ends = ends[listed] if budget is None else ends[-1:]
     plans = map(KVPlan, _walk_back(layers, steps, ends))
     return list(map(Solved, plans, losses[ends].tolist(), kept[ends].tolist()))
 

@@ -1,6 +1,7 @@
 """Open the Optuna study of a sweep, for one process at a time.
 
-`coordinator.run_search` searches in it, and `study_store` knows what it keeps beside the trials.
+`coordinator.run_search` searches in it, and `study_store` knows what it keeps beside the trials. A
+study is in a file here, or in a database server (`served_study`).
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ import re
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import optuna
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage
 
 from kvsharer_exp.model.files import locked
 from kvsharer_exp.search.journal import open_journal
-from kvsharer_exp.search.study_store import StudyStore
+from kvsharer_exp.search.study_store import StudyStore, keep_key, key_of
+from kvsharer_exp.values.addresses import without_password
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.text import clip, shorten
 
 
 @contextmanager
@@ -29,6 +33,9 @@ def open_study(
 ) -> Iterator[StudyStore]:
     """Open the study ``name``, and create it if it is new; no other process has it in the block.
 
+    A server that is away when the block ends is waited for, and what it has not got stays in
+    ``folder``.
+
     Args:
         storage: an RDB URL (``postgresql://…``) or a journal file; None: a journal in ``folder``.
         folder: holds the lock of the study; it is made if it is not there.
@@ -36,11 +43,16 @@ def open_study(
 
     Raises:
         InputError: another process runs the study, or the storage cannot be opened.
+        UnansweredError: the server of the storage was away when the block ended, and stayed away.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder / f"{name}.lock", name) as key:
         where = storage or str(folder / f"{name}.journal")
+        if "://" in where and not where.startswith("sqlite"):
+            with _in_server(name, where, folder, fresh, key) as store:
+                yield store
+            return
         try:
             if "://" in where:
                 # A database in which two processes make Optuna's tables at once fails for one.
@@ -57,7 +69,64 @@ def open_study(
         yield StudyStore(study, key)
 
 
-def _load(name: str, storage: str | JournalStorage, fresh: bool) -> optuna.Study:
+@contextmanager
+def _in_server(
+    name: str, storage: str, folder: Path, fresh: bool, key: str
+) -> Iterator[StudyStore]:
+    """Open a study in a database server, and deliver what an earlier process has left for it.
+
+    ``key``: the key of a study that is new. One that is not keeps its own, wherever it is opened.
+    """
+    # SQLAlchemy takes a while to import, and a file does not need it.
+    from kvsharer_exp.search.advisory_lock import AdvisoryLock, NoLock
+    from kvsharer_exp.search.served_study import ServedStudy
+    from kvsharer_exp.search.server_storage import (
+        is_postgres,
+        open_storage,
+        read_address,
+        reason_of,
+        shown,
+    )
+    from kvsharer_exp.search.spool import Spool
+
+    place = without_password(storage)
+    with ExitStack() as stack:
+        try:
+            url = read_address(storage)
+            place = shown(url)
+            lock = AdvisoryLock(url, name) if is_postgres(url) else NoLock()
+            stack.callback(lock.release)
+            lock.hold()
+            with lock.alone():
+                database = open_storage(url)
+                stack.callback(database.engine.dispose)
+                if fresh and name in optuna.get_all_study_names(database):
+                    key = key_of(optuna.load_study(study_name=name, storage=database)) or key
+                # One that is too new is refused before anything is written to it.
+                StudyStore(_load(name, database, fresh))
+            path = folder / f"{name}.spool"
+            if fresh:
+                path.unlink(missing_ok=True)
+            spool = Spool(path, f"{place} {database.get_study_id_from_name(name)}")
+            load = partial(optuna.load_study, study_name=name, storage=database)
+            served = ServedStudy(load, lock, spool, clip(place))
+            key = key_of(served) or keep_key(served, key)
+        except InputError:
+            raise
+        except Exception as error:  # every driver raises its own kinds
+            reason = reason_of(error)
+            way = "start the server, or check study.storage"
+            if "password" in reason:
+                way = "set PGPASSWORD, or put it into ~/.pgpass"
+            raise InputError(
+                f"study {shorten(name, 30)} cannot be opened in {clip(place, 50)} "
+                f"({clip(reason, 60)}): {way}"
+            ) from error
+        with served.delivered_in_the_end():
+            yield StudyStore(served, key)
+
+
+def _load(name: str, storage: str | BaseStorage, fresh: bool) -> optuna.Study:
     if fresh and name in optuna.get_all_study_names(storage):
         optuna.delete_study(study_name=name, storage=storage)
     return optuna.create_study(

@@ -9,9 +9,9 @@ types are known here only. A study made by an earlier version of this project ha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial
 
 from kvsharer_exp.search.candidates import Candidate
@@ -36,7 +36,7 @@ _RESULT, _CACHED, _ORIGIN = "result", "cached_from", "origin"
 # of a map ends in the map's digest.
 _VERSION, _IDENTITY, _RUN, _FRONT = "version", "identity", "mlflow_run_id", "front"
 _SEEDS, _FINALS, _CANDIDATES = "seeds", "finals", "candidates"
-_MAP_RUN, _UNDER_WAY = "run ", "under way "
+_MAP_RUN, _UNDER_WAY, _KEY = "run ", "under way ", "key"
 
 
 def result_of(trial: FrozenTrial) -> TrialResult | None:
@@ -48,6 +48,11 @@ def result_of(trial: FrozenTrial) -> TrialResult | None:
 def keep_result(trial: Trial, result: TrialResult) -> None:
     """Store ``result`` with its trial."""
     trial.set_user_attr(_RESULT, result.to_json())
+
+
+def set_result(trial: FrozenTrial, result: TrialResult) -> None:
+    """Replace the result of a trial that is not stored yet."""
+    trial.user_attrs = {**trial.user_attrs, _RESULT: result.to_json()}
 
 
 def keep_cached(trial: Trial, known: TrialResult) -> None:
@@ -70,14 +75,46 @@ def origin_attributes(origin: str) -> dict[str, str]:
     return {_ORIGIN: origin}
 
 
+class KeptStudy(Protocol):
+    """What is used of a study: an `optuna.Study`, or for one in a server a `ServedStudy`."""
+
+    @property
+    def study_name(self) -> str: ...
+
+    @property
+    def directions(self) -> Sequence[StudyDirection]: ...
+
+    @property
+    def user_attrs(self) -> dict[str, Any]: ...
+
+    def get_trials(self, deepcopy: bool = True) -> list[FrozenTrial]: ...
+
+    def add_trial(self, trial: FrozenTrial) -> None: ...
+
+    def set_user_attr(self, key: str, value: Any) -> None: ...
+
+
+def key_of(study: KeptStudy) -> str:
+    """The key that a study in a server keeps (`StudyStore.key`); empty before it has one."""
+    return str(study.user_attrs.get(_KEY, ""))
+
+
+def keep_key(study: KeptStudy, key: str) -> str:
+    """Have a study keep its key, for whoever opens it next; returns the key."""
+    study.set_user_attr(_KEY, key)
+    return key
+
+
 class StudyStore:
     """The attributes of one study, which only this process uses (see `study.open_study`)."""
 
-    def __init__(self, study: optuna.Study, key: str = "") -> None:
+    study: KeptStudy
+
+    def __init__(self, study: KeptStudy, key: str = "") -> None:
         """Take a study that this version can read.
 
         ``key``: a text that tells the study from every other one, also from one of the same name.
-        A study that is made afresh has that of the old one.
+        A study that is made afresh has that of the old one, and a study in a server keeps its own.
 
         Raises:
             InputError: a newer version of this project wrote the study.

@@ -21,6 +21,8 @@ from kvsharer_exp.tracking.local_store import (
     has_content,
     make_database,
 )
+from kvsharer_exp.tracking.patience import PatientClient
+from kvsharer_exp.values.addresses import without_password
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.text import clip
 
@@ -51,9 +53,9 @@ def open_store(uri: str, experiment: str, artifacts: str) -> tuple[Any, str]:
                 f"MLflow experiment {experiment} is deleted: run `mlflow experiments restore "
                 f"-x {found.experiment_id}`, or give another tracking.experiment"
             )
-        # A server finishes its transactions by itself, and may keep us waiting for minutes.
-        served = uri.startswith("http")
-        return client if served else UninterruptedClient(client), found.experiment_id
+    # A server finishes its transactions by itself, and may be away for a while.
+    kind = PatientClient if uri.startswith("http") else UninterruptedClient
+    return kind(client), found.experiment_id
 
 
 def _make_experiment(client: Any, name: str, place: str | None) -> Any:
@@ -147,7 +149,8 @@ def is_outdated(uri: str, text: str) -> InputError | None:
     if "out-of-date database schema" not in " ".join(text.split()):
         return None
     # A command that is cut short would not run.
-    upgrade = f"`mlflow db upgrade {uri if len(uri) < 90 else '<tracking.uri>'}`"
+    short = len(uri) < 90 and uri == without_password(uri)
+    upgrade = f"`mlflow db upgrade {uri if short else '<tracking.uri>'}`"
     return InputError(
         f"MLflow store was made by another MLflow: run {upgrade} once, or use the newer MLflow "
         "that made it"
@@ -156,7 +159,9 @@ def is_outdated(uri: str, text: str) -> InputError | None:
 
 def _refusal(uri: str, text: str) -> InputError:
     way = "make it reachable and writable, or give another tracking.uri"
+    if re.search(r"error code 40[13]\b", text):
+        way = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     reason = re.sub(r"\(sqlite3\.\w+\)\s*|\s*[\[(](SQL:|Background).*", "", " ".join(text.split()))
-    start = f"MLflow store {clip(uri, 60)} cannot be opened ("
+    start = f"MLflow store {clip(without_password(uri), 60)} cannot be opened ("
     reason = clip(reason, _MESSAGE - len(start) - len(way) - 3)
     return InputError(f"{start}{reason}): {way}")

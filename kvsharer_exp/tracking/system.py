@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
@@ -31,6 +32,8 @@ class SystemMetrics:
     def _start(self) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+        # The monitor ends when a server does not answer it; `patience` says that it is away.
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
         with quiet():
             monitor = SystemMetricsMonitor(
                 self._run_id,

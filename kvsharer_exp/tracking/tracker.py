@@ -16,6 +16,7 @@ from typing import Any
 
 from kvsharer_exp.tracking.leftovers import close_children, close_study, delete_trials
 from kvsharer_exp.tracking.logged_models import model_of
+from kvsharer_exp.tracking.patience import waiting_of
 from kvsharer_exp.tracking.server import UI, runs_page
 from kvsharer_exp.tracking.store import open_store, quiet
 from kvsharer_exp.tracking.system import AFTER_SECONDS, SystemMetrics
@@ -40,6 +41,7 @@ class Tracker:
         self._experiment_id = experiment_id
         self._sample_after_seconds = sample_after_seconds
         self._sampled: dict[str, SystemMetrics] = {}
+        self.waiting = waiting_of(client)
         uri = client.tracking_uri
         self._host = uri.rstrip("/") if uri.startswith("http") else UI
 

@@ -1,6 +1,7 @@
-"""The error for what the user gave and can mend; any part of the package may raise it.
+"""The errors that are no fault of ours; any part of the package may raise them.
 
-Any other exception that reaches the user is a fault of ours.
+One is for what the user gave and can mend, and one for a server that stays away. Any other
+exception that reaches the user is a fault of ours.
 """
 
 from __future__ import annotations
@@ -13,6 +14,13 @@ class InputError(ValueError):
     """The input is bad: the message says in one line the value, the rule and the way out.
 
     The command line then ends with exit code 2.
+    """
+
+
+class UnansweredError(Exception):
+    """A server did not answer for long: the message says what waits for it, and what delivers it.
+
+    The command line then ends with exit code 1.
     """
 
 

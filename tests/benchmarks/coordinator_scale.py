@@ -126,7 +126,9 @@ class Simulated:
         return []
 
 
-def simulate(model: Model, workers: int, n_trials: int, seconds: float, sampler: str) -> dict[str, Any]:
+def simulate(
+    model: Model, workers: int, n_trials: int, seconds: float, sampler: str
+) -> dict[str, Any]:
     executor = Simulated(model, workers, seconds)
     with tempfile.TemporaryDirectory() as folder:
         with open_study("simulated", storage=None, folder=Path(folder)) as store:

@@ -233,6 +233,22 @@ def test_samplers_know_what_is_under_way_whatever_ends_first(tmp_path, kind: str
         assert not cached  # they propose nothing that is under way
 
 
+@pytest.mark.parametrize("kind", ["evolution", "beam", "tpe", "nsgaii", "random"])
+def test_a_study_that_is_continued_is_the_one_that_was_never_stopped(tmp_path, kind: str) -> None:
+    seeds = [("solved", plan) for plan in SPACE.seeds().plans[:5]]
+
+    def search(folder, n_trials: int) -> list:
+        with open_study("s", storage=None, folder=folder) as store:
+            asked = Search(SPACE, make_sampler(kind, space=SPACE, seed=3), size, seeds)
+            found = run_search(store, asked, LocalExecutor(score), n_trials=n_trials)
+            return [(r.number, r.plan, r.origin, r.score) for r in found], store.count_cached()
+
+    whole = search(tmp_path / "whole", 30)
+    for n_trials in (3, 11, 12, 30):
+        parts = search(tmp_path / "parts", n_trials)
+    assert parts == whole
+
+
 def test_a_beam_goes_down_the_rungs_by_one_layer_at_a_time(tmp_path) -> None:
     sampler = make_sampler("beam", space=SPACE, seed=0, tries=3)
     with open_study("beam", storage=None, folder=tmp_path) as store:

@@ -23,7 +23,7 @@ def test_a_node_that_goes_away_costs_its_plan_one_more_turn(tmp_path: Path) -> N
     gone: list[threading.Thread] = []
 
     def on_result(result) -> None:
-        beside = [worker for worker in pool.workers if worker["state"] == "busy"]
+        beside = [worker for worker in pool.workers if worker.state == "busy"]
         if beside and not gone:  # the other worker is in the middle of a plan
             gone.append(threading.Thread(target=nodes.remove_node, args=(second, False)))
             gone[0].start()

@@ -1,6 +1,7 @@
 """Plans that are no maps in MLflow: a file, tags, and params by which runs are compared."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,7 +39,8 @@ def marked(tracker: Tracker) -> tuple[str, list[str]]:
     parent = tracker.start_run("parent", tags={}, params={})
     runs = [tracker.log_trial(parent, member, {}) for member in FRONT]
     entries = [entry(member, 24.0, run) for member, run in zip(FRONT, runs, strict=True)]
-    log, kept = SimpleNamespace(tracker=tracker, run_id=parent), SimpleNamespace(front_runs=[])
+    log = SimpleNamespace(tracker=tracker, run_id=parent, delivering=lambda what: nullcontext())
+    kept = SimpleNamespace(front_runs=[])
     for _ in range(2):  # a sweep that is continued marks its front again
         mark_front(log, kept, replace(SWEEP, entries=entries))
     assert kept.front_runs == runs

@@ -31,7 +31,7 @@ from kvsharer_exp.cli.steps.front_lines import print_front
 from kvsharer_exp.cli.steps.plan_candidates import PlanParts
 from kvsharer_exp.cli.steps.sweep_entries import EntryMaker
 from kvsharer_exp.cli.steps.sweep_outputs import asked_of, keep_files, mark_front
-from kvsharer_exp.cli.steps.sweep_progress import SweepProgress
+from kvsharer_exp.cli.steps.sweep_search import search_in
 from kvsharer_exp.cli.steps.sweep_setup import (
     identity_of,
     say_left_out,
@@ -43,11 +43,9 @@ from kvsharer_exp.cli.steps.sweep_setup import (
     sweep_seeds,
     sweep_space,
 )
-from kvsharer_exp.cli.stopping import finishing
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.reporting.sweep_result import SweepResult
-from kvsharer_exp.search.coordinator import Search, run_search
-from kvsharer_exp.search.execution.base import Executor
+from kvsharer_exp.search.coordinator import Search
 from kvsharer_exp.search.finals import Finals
 from kvsharer_exp.search.fitness import find_fitness
 from kvsharer_exp.search.front import GrowingFront, bytes_rung, kv_of, pareto_front
@@ -58,7 +56,6 @@ from kvsharer_exp.search.spaces.registry import check_space, is_for_plans
 from kvsharer_exp.search.stages import agreements
 from kvsharer_exp.search.study import open_study
 from kvsharer_exp.search.study_store import StudyStore
-from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.trial import TrialResult
 
@@ -104,7 +101,7 @@ def run(
         reference = (1.0, scorer.reference_score)
         known_before, began = len(store.results()), log.seconds
         with open_executor(config, log, loaded, scorer, identity) as executor:
-            found = _run_search(config, log, store, search, executor, reference)
+            found = search_in(config, log, store, search, executor, reference)
         searched = log.seconds - began
         front, finals = _finals(config, log, windows, scorers, store, found, searched, fitted)
         log.say(f"scoring the {len(front)} of the front on report texts and tasks")
@@ -150,37 +147,6 @@ def _check_options(config: Config) -> SeedFile | None:
     for name in config.scoring.weights:
         find_fitness(name)
     return SeedFile.read(Path(config.study.seeds)) if config.study.seeds is not None else None
-
-
-def _run_search(
-    config: Config,
-    log: RunLog,
-    store: StudyStore,
-    search: Search,
-    executor: Executor,
-    reference: tuple[float, float],
-) -> list[TrialResult]:
-    study = config.study
-    shown = SweepProgress(config, log, store, reference).shown()
-    with shown as progress, finishing(log.say) as is_asked:
-        found = run_search(
-            store,
-            search,
-            executor,
-            n_trials=study.n_trials if study.minutes is None else None,
-            minutes=config.search_minutes,
-            on_result=progress.add,
-            is_stopped=is_asked,
-        )
-        if is_asked():
-            raise KeyboardInterrupt
-    if not found:
-        raise InputError(
-            f"study.minutes={study.minutes:g} ended before one map was scored: give more"
-        )
-    if study.minutes is None and progress.is_used_up(found):
-        log.say(f"{config.search_space.kind} holds no more new maps: search ends")
-    return found
 
 
 def _finals(

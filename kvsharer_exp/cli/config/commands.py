@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvsharer_exp.cli.config.names import check_file_name
+from kvsharer_exp.cli.config.passwords import refuse_password
 from kvsharer_exp.cli.config.text_keys import PATH, VERBATIM
 from kvsharer_exp.values.errors import InputError, at_least
 
@@ -18,7 +19,8 @@ class TrackingConfig:
     """Where MLflow and the studies write.
 
     Args:
-        uri: the MLflow store. Default: a SQLite file in ``mlruns``.
+        uri: the MLflow store, or the address of an MLflow server, without a password. Default: a
+            SQLite file in ``mlruns``.
         experiment: the MLflow experiment, without a slash in a local store, where it names a
             folder. Default: ``kvsharer_exp``.
         folder: the folder of the studies, and of a local store's artifacts. Default: ``mlruns``.
@@ -29,6 +31,7 @@ class TrackingConfig:
     folder: str = field(default="mlruns", metadata=PATH)
 
     def __post_init__(self) -> None:
+        refuse_password("tracking.uri", self.uri)
         if self.uri.startswith("sqlite:///"):
             check_file_name("tracking.experiment", self.experiment)
 

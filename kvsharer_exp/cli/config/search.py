@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from kvsharer_exp.cli.config.names import check_file_name
+from kvsharer_exp.cli.config.passwords import refuse_password
 from kvsharer_exp.cli.config.text_keys import PATH
 from kvsharer_exp.cli.config.texts import one_of
 from kvsharer_exp.values.errors import InputError, at_least
@@ -109,7 +110,8 @@ class StudyConfig:
             is not used then. Default: no limit. If there are finals, they have two fifths of it.
         final_windows: the most windows of the finals; 0 leaves the finals out. Default: with
             ``minutes``, as many as there is time for; without ``minutes``, none.
-        storage: an RDB URL or a journal file. Default: a journal under ``tracking.folder``.
+        storage: an RDB URL without a password, like ``postgresql://user@host/database``, or a
+            journal file. Default: a journal under ``tracking.folder``.
         fresh: whether to forget what the study holds. Default: false, which continues it.
         patience: end the search after so many maps in a row, at least 1, that together add less
             than 0.1 % to the hypervolume. Default: it is not ended so.
@@ -149,3 +151,5 @@ class StudyConfig:
             raise InputError(f"study.margin={self.margin:g}: give at least 0")
         if self.name is not None:
             check_file_name("study.name", self.name)
+        if self.storage is not None:
+            refuse_password("study.storage", self.storage)

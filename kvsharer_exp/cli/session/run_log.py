@@ -2,14 +2,16 @@
 
 Every command that loads a model is given a `RunLog`. The run has a folder, which Hydra makes, and a
 run in MLflow. The MLflow run begins with `RunLog.start`, once all cheap checks have passed.
-Whatever happens then, it ends as FINISHED, FAILED or KILLED.
+Whatever happens then, it ends as FINISHED, FAILED or KILLED, unless the MLflow server is away. What
+such a server does not get is in the run folder, and the same command delivers it.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +28,12 @@ from kvsharer_exp.cli.stopping import undisturbed
 from kvsharer_exp.cli.terminal import make_console
 from kvsharer_exp.data.passages import TextParts
 from kvsharer_exp.tracking.environment import environment
+from kvsharer_exp.tracking.patience import PATIENCE, MlflowAwayError
 from kvsharer_exp.tracking.tracker import Tracker
+from kvsharer_exp.values.errors import UnansweredError
+from kvsharer_exp.values.text import clip, shorten
+
+_log = logging.getLogger(__name__)
 
 _MODEL_KEYS = ("id", "num_layers", "num_key_value_heads", "head_dim")  # those in result.json
 
@@ -55,6 +62,7 @@ class RunLog:
         self.tracker = Tracker.open(tracking.uri, tracking.experiment, tracking.artifacts)
         self.started = time.perf_counter()
         self.run_id = ""
+        self.missing: list[str] = []  # what the server of MLflow did not get
         self.environment = environment()
         self._model: Mapping[str, Any] = {}
         self._texts: Mapping[str, str] = {}
@@ -71,7 +79,14 @@ class RunLog:
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
         status = "FINISHED" if error is None else "KILLED" if stopped else "FAILED"
         with undisturbed():
-            self.tracker.finish_all(status)
+            try:
+                # Nobody who has stopped the run, or whose run has failed, is kept waiting.
+                with self.tracker.waiting(PATIENCE if error is None else 0.0):
+                    self.tracker.finish_all(status)
+            except MlflowAwayError:
+                if error is None:
+                    raise
+                _log.warning("the MLflow run %s stays open until the next start", self.run_id)
 
     @property
     def seconds(self) -> float:
@@ -120,14 +135,28 @@ class RunLog:
         """Write ``content`` as the file ``name`` of the run folder, and keep it in MLflow too."""
         data = content.encode() if isinstance(content, str) else content
         (self.folder / name).write_bytes(data)
-        self.tracker.log_bytes(self.run_id, data, name)
+        with self.delivering(name):
+            self.tracker.log_bytes(self.run_id, data, name)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Add metrics to the MLflow run."""
-        self.tracker.log_metrics(self.run_id, metrics, step=step)
+        with self.delivering("metrics"):
+            self.tracker.log_metrics(self.run_id, metrics, step=step)
+
+    @contextmanager
+    def delivering(self, what: str) -> Iterator[None]:
+        """Go on behind the block if the MLflow server stays away; `finish` says what is missing."""
+        try:
+            yield
+        except MlflowAwayError:
+            self.missing.append(what)
 
     def finish(self, result: Mapping[str, Any], *, then: str) -> None:
-        """Write ``result.json`` into the run folder and MLflow, and say what to try next."""
+        """Write ``result.json`` into the run folder and MLflow, and say what to try next.
+
+        Raises:
+            UnansweredError: the MLflow server was away, and something is missing there.
+        """
         text = write_result(
             self.folder,
             {
@@ -142,8 +171,15 @@ class RunLog:
                 **result,
             },
         )
-        self.tracker.log_text(self.run_id, text, "result.json")
+        with self.delivering("result.json"):
+            self.tracker.log_text(self.run_id, text, "result.json")
         self.console.print(f"\nresult   {self.folder / 'result.json'}", markup=False)
+        if self.missing:
+            missing = clip(", ".join(dict.fromkeys(self.missing)), 60)
+            raise UnansweredError(
+                f"MLflow did not answer and lacks {missing}: all is in {shorten(self.folder, 50)}, "
+                "and the same command delivers it"
+            )
         if self.config.quiet:
             return
         self.console.print(f"mlflow   {self.tracker.run_url(self.run_id)}   (kvsharer ui shows it)")

@@ -53,8 +53,14 @@ def mark_front(log: RunLog, store: StudyStore, sweep: SweepResult) -> str:
     """Tag the maps and plans of the front in MLflow, and log each of them as a model.
 
     Returns:
-        The address of the saved view that compares the front.
+        The address of the saved view that compares the front; empty if MLflow stays away.
     """
+    with log.delivering("the marks of the front"):
+        return _mark_front(log, store, sweep)
+    return ""
+
+
+def _mark_front(log: RunLog, store: StudyStore, sweep: SweepResult) -> str:
     members = []
     for entry in sweep.entries:
         if entry.mlflow_run_id and log.tracker.exists(entry.mlflow_run_id):
@@ -97,4 +103,5 @@ def keep_files(log: RunLog, sweep: SweepResult) -> None:
         f"{sweep.headline}\n\n{table}\n[Compare the front]({sweep.compare_url}); "
         "report: `front.html`"
     )
-    log.tracker.set_tags(log.run_id, {"mlflow.note.content": note})
+    with log.delivering("the note"):
+        log.tracker.set_tags(log.run_id, {"mlflow.note.content": note})

@@ -1,10 +1,13 @@
 """Show and log a ``sweep`` while it runs: a bar, and for every map an MLflow run and chart points.
 
-The coordinator (`study.run_search`) calls `SweepProgress.add` with every new result.
+The coordinator (`coordinator.run_search`) calls `SweepProgress.add` with every new result. If the
+MLflow server is away, the search goes on. What MLflow has not got is delivered when it answers:
+with a later result, in the end, or at the next start of the study, which has it all.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -17,6 +20,7 @@ from kvsharer_exp.search.front import BestSoFar, GrowingFront, bytes_rung, num_s
 from kvsharer_exp.search.paper.greedy import num_targets
 from kvsharer_exp.search.spaces.registry import is_for_plans
 from kvsharer_exp.search.study_store import StudyStore
+from kvsharer_exp.tracking.patience import PATIENCE, MlflowAwayError
 from kvsharer_exp.values.score_names import KL
 from kvsharer_exp.values.trial import TrialResult
 
@@ -38,6 +42,8 @@ class SweepProgress:
         self._of_plans = is_for_plans(config.search_space.kind)
         self._best = BestSoFar(self._found, bytes_rung if self._of_plans else num_shared)
         self._flat = False
+        self._waiting: deque[tuple[TrialResult, Mapping[str, float], int]] = deque()
+        self._interrupted = False  # MLflow may have half a run
         self._wanted = config.study.n_trials if config.study.minutes is None else None
         self._bar = Progress(
             BarColumn(bar_width=12),
@@ -56,7 +62,7 @@ class SweepProgress:
         """Show the bar on the terminal for the block.
 
         First the results are logged that the study has and MLflow has not, because an earlier start
-        was killed between the two.
+        was killed between the two, or because MLflow was away. In the end MLflow is waited for.
         """
         logged = self._store.map_runs()
         stored = zip(self._found, self._front.volumes, strict=True)
@@ -65,6 +71,9 @@ class SweepProgress:
                 self._keep(result, {"hypervolume": volume}, count)
         with self._bar:
             yield self
+        self._deliver(PATIENCE)
+        if self._waiting:
+            self._log.missing.append(f"{len(self._waiting)} trials")
 
     def add(self, result: TrialResult) -> bool:
         """Log a new result to MLflow and show it; returns whether the search may end."""
@@ -91,8 +100,33 @@ class SweepProgress:
         return not self._flat and self._wanted is not None and len(found) < self._wanted
 
     def _keep(self, result: TrialResult, charts: Mapping[str, float], count: int) -> None:
+        """Log the result and the points of its charts, behind those that wait for MLflow."""
+        self._waiting.append((result, charts, count))
+        self._deliver()
+
+    def _deliver(self, seconds: float = 0.0) -> None:
+        """Log what waits, in order; an MLflow server that is away is waited for so long."""
+        tracker = self._log.tracker
+        try:
+            while self._waiting:
+                if self._interrupted:
+                    runs = self._store.map_runs().values()
+                    with tracker.waiting(seconds):
+                        tracker.close_left_open(self._store.key, self._log.run_id, runs)
+                    self._interrupted = False
+                try:
+                    with tracker.waiting(0.0):  # a call made twice could make two runs
+                        self._log_one(*self._waiting[0])
+                except MlflowAwayError:
+                    self._interrupted = True
+                else:
+                    self._waiting.popleft()
+        except MlflowAwayError:
+            return  # the client has said so
+
+    def _log_one(self, result: TrialResult, charts: Mapping[str, float], count: int) -> None:
         """Log the result and the points of its charts, and tell the study when both are logged."""
-        self._log.log_metrics(charts, step=count)
+        self._log.tracker.log_metrics(self._log.run_id, charts, step=count)
         run_id = self._log.tracker.log_trial(
             self._log.run_id,
             result,

@@ -35,6 +35,18 @@ class Done(Record):
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Worker(Record):
+    """What one worker does: ``state`` is busy, free or starting; ``since`` when it began ``plan``.
+
+    Times are seconds since 1970.
+    """
+
+    state: str
+    plan: str = ""
+    since: float = 0.0
+
+
 class Score(Protocol):
     """Scores one plan, as `StagedScorer` does."""
 
@@ -44,6 +56,10 @@ class Score(Protocol):
 
 class Executor(Protocol):
     """Scores the tasks that it is given, in any order."""
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """What each worker does now."""
 
     @property
     def room(self) -> int:

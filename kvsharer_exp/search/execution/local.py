@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from kvsharer_exp.search.execution.base import Done, Score, Task, attempt
+from kvsharer_exp.search.execution.base import Done, Score, Task, Worker, attempt
 from kvsharer_exp.values.plan import KVPlan
 
 
@@ -28,7 +28,12 @@ class LocalExecutor:
     ) -> None:
         self._score, self._together, self._look_ahead = score, together, look_ahead
         self._waiting: deque[Task] = deque()
+        self._doing = Worker("free")
         self._spent = 0.0  # seconds on each of the plans that wait, before it is scored itself
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        return (self._doing,)
 
     @property
     def room(self) -> int:
@@ -42,7 +47,10 @@ class LocalExecutor:
         self._waiting += tasks
 
     def wait(self) -> list[Done]:
-        done = attempt(self._score, self._waiting.popleft())
+        task = self._waiting.popleft()
+        self._doing = Worker("busy", str(task.plan), time.time())
+        done = attempt(self._score, task)
+        self._doing = Worker("free")
         return [replace(done, seconds=done.seconds + self._spent)]
 
     def withdraw(self) -> list[Task]:

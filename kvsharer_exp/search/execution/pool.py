@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
-from kvsharer_exp.search.execution.base import Done, Task, failed
+from kvsharer_exp.search.execution.base import Done, Task, Worker, failed
 from kvsharer_exp.values.plan import KVPlan
 
 ATTEMPTS = 3
@@ -109,17 +109,14 @@ class Pool:
         self._stop()
 
     @property
-    def workers(self) -> list[dict[str, Any]]:
-        """Of each worker its number, its state, and the plan that it scores and since when."""
-        return [
-            {
-                "worker": place.number,
-                "state": "busy" if place.task else "free" if place.is_ready else "starting",
-                "plan": str(place.task.plan) if place.task else "",
-                "seconds": round(self._clock() - place.since, 1) if place.task else 0.0,
-            }
-            for place in self._places
-        ]
+    def workers(self) -> tuple[Worker, ...]:
+        return tuple(map(self._doing, list(self._places)))
+
+    def _doing(self, place: _Place) -> Worker:
+        task = place.task
+        if task is None:
+            return Worker("free" if place.is_ready else "starting")
+        return Worker("busy", str(task.plan), time.time() - (self._clock() - place.since))
 
     @property
     def room(self) -> int:

@@ -111,25 +111,44 @@ class LayerActions(Space):
         return math.ceil(self.kv_bytes(plan) / self.full_bytes * RUNGS - 1e-9)
 
     def solve(
-        self, costs: Mapping[tuple[int, Action], float], kept: Mapping[int, Action] | None = None
+        self,
+        costs: Mapping[tuple[int, Action], float],
+        kept: Mapping[int, Action] | None = None,
+        *,
+        rung: int | None = None,
     ) -> dict[int, KVPlan]:
         """By rung, the plan of least total cost, where it is better than that of every lower rung.
 
         It is exact for plans without reads. In each, every layer that keeps nothing then reads the
         owner that costs less than what it does, if there is one. Layers in ``kept`` do what they
-        do there.
+        do there. With a ``rung`` only the best plan up to that one is given, if there is one.
         """
         choices = [
-            Choice(c.layer, c.action, costs[c.layer, c.action], c.kv_bytes)
-            for of_layer in self.at
-            for c in of_layer
-            if _alone(c) and (kept is None or kept.get(c.layer, c.action) == c.action)
+            Choice(layer, action, costs[layer, action], kv_bytes)
+            for layer, action, kv_bytes in self._alone
+            if kept is None or kept.get(layer, action) == action
         ]
         step = max(1, self.full_bytes // RUNGS)
+        budget = None if rung is None else rung * self.full_bytes // RUNGS
         found: dict[int, KVPlan] = {}
-        for solved in solve_all(choices, step=step):
+        for solved in solve_all(choices, step=step, budget=budget):
             found[self.rung(solved.plan)] = self._with_reads(solved.plan, costs)
         return found
+
+    @cached_property
+    def _alone(self) -> tuple[tuple[int, Action, int], ...]:
+        """The candidates that need no other layer, as layer, action and bytes."""
+        every = (c for of_layer in self.at for c in of_layer)
+        return tuple((c.layer, c.action, c.kv_bytes) for c in every if _is_alone(c))
+
+    @cached_property
+    def _reads(self) -> tuple[tuple[tuple[int, Action], ...], ...]:
+        """By layer the candidates that read another one, as source and action."""
+        found = []
+        for layer, of_layer in enumerate(self.at):
+            sources = [(c.action.keys_from(layer), c.action) for c in of_layer if not _is_alone(c)]
+            found.append(tuple((s, action) for s, action in sources if s is not None))
+        return tuple(found)
 
     def seeds(self) -> SolvedSeeds:
         """The best plans, with reads, at the budgets asked for and between, of these block errors.
@@ -146,18 +165,17 @@ class LayerActions(Space):
         return SolvedSeeds(tuple(dict.fromkeys(solved.plan for solved, _ in found)), gap)
 
     def _with_reads(self, plan: KVPlan, costs: Mapping[tuple[int, Action], float]) -> KVPlan:
-        actions = list(plan.actions)
-        for layer, action in enumerate(plan.actions):
-            if action.keys_from(layer) is not None:
+        actions, owners = list(plan.actions), set(plan.owners)
+        for layer, source in enumerate(plan.key_sources):
+            if source is not None:
                 continue
-            for candidate in self.at[layer]:
-                source = candidate.action.keys_from(layer)
-                if source is None or _alone(candidate) or source not in plan.owners:
+            for source, read in self._reads[layer]:
+                if source not in owners:
                     continue
                 quantised = costs.get((layer, actions[source]), 0.0)
-                if costs[layer, candidate.action] + quantised < costs[layer, actions[layer]]:
-                    actions[layer] = candidate.action
-        return KVPlan(tuple(actions))
+                if costs[layer, read] + quantised < costs[layer, actions[layer]]:
+                    actions[layer] = read
+        return plan if tuple(actions) == plan.actions else KVPlan(tuple(actions))
 
 
 @dataclass(frozen=True)
@@ -184,7 +202,7 @@ def repaired(actions: Sequence[Action]) -> KVPlan:
         return KVPlan((Own(), *mended[1:]))
 
 
-def _alone(candidate: Candidate) -> bool:
+def _is_alone(candidate: Candidate) -> bool:
     """Whether the action needs no other layer."""
     layer, action = candidate.layer, candidate.action
     return {action.keys_from(layer), action.values_from(layer)} <= {None, layer}

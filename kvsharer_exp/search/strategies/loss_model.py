@@ -41,7 +41,9 @@ _NOISE_SD = 0.1
 # are asked.
 _REST_SD, _REST_REACH, _REST_NOISE, _REST_MAPS = 0.1, 0.5, 0.03, 1000
 _TINY = 1e-9  # block errors count as at least this: two layers may hold the same KV
-_STEPS = 2  # Gauss-Newton steps of a fit, which starts where the one before ended
+# The most Gauss-Newton steps of a fit, and the change of a log loss that ends it. A fit starts at
+# the prior, so that it depends on the results only.
+_STEPS, _CHANGE = 8, 1e-3
 
 
 @dataclass(frozen=True)
@@ -149,10 +151,10 @@ class LossModel:
         def parts() -> np.ndarray:
             return np.where(members, np.exp(self.mean[:-1]), 0.0)
 
-        # The prior leaves the level of the losses open: the first fit starts from the observed one.
-        if self.mean is self._expected:
-            level = (outcomes - np.log(parts().sum(1))).mean()
-            self.mean = self._expected + np.append(np.full(len(self.terms.keys), level), 0.0)
+        # The prior leaves the level of the losses open: it is the observed one at first.
+        self.mean = self._expected
+        level = (outcomes - np.log(parts().sum(1))).mean()
+        self.mean = self._expected + np.append(np.full(len(self.terms.keys), level), 0.0)
         for _ in range(_STEPS):
             each = parts()
             sums = each.sum(1)
@@ -161,7 +163,9 @@ class LossModel:
             weighted = slopes.T * certainty
             precision = self._prior + weighted @ slopes
             known = weighted @ rest + self._prior @ self._expected
-            self.mean = np.linalg.solve(precision, known)
+            before, self.mean = self.mean, np.linalg.solve(precision, known)
+            if np.abs(self.mean - before).max() < _CHANGE:
+                break
         self._root = _root_of_inverse(precision)
         rest = (outcomes - np.log(parts().sum(1)) - log_sizes * self.mean[-1])[-_REST_MAPS:]
         self._fitted = self._codes(plans[-_REST_MAPS:])

@@ -7,15 +7,17 @@ it for strategies of their own (`kvsharer_exp.extend`).
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
+import optuna
 from optuna.trial import TrialState
 
-from kvsharer_exp.search.front import by_rung, bytes_rung, num_shared
+from kvsharer_exp.search.front import bytes_rung, is_comparable, num_shared, score_of
 from kvsharer_exp.search.outcome import FIT, screens
 from kvsharer_exp.search.spaces.base import SearchSpace, holds_plans
 from kvsharer_exp.search.spaces.layer_actions import LayerActions
@@ -24,6 +26,10 @@ from kvsharer_exp.search.strategies.plan_terms import action_terms
 from kvsharer_exp.search.study_store import KeptStudy, result_of
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import SAMPLED, TrialResult
+
+# The model learns from so many of the latest results, and from as many of those before. It learns
+# anew when so small a part of the results is new.
+_TAUGHT, _REFITS = 1000, 100
 
 
 class Memory:
@@ -43,32 +49,75 @@ class Memory:
         else:
             self.model = LossModel(pair_terms(space.ranking, errors))
         self._rung = bytes_rung if self._plans else num_shared
-        self._seen: set[int] = set()  # trials that have ended
-        self._results: dict[int, TrialResult] = {}  # by their own number, in the stored study
-        self._held: dict[int, Any] = {}  # the map or plan of each of these results
-        self._under_way: set[Any] = set()
+        self._next, self._open = 0, set[int]()  # trials before this one have ended, but for those
+        self._results: list[TrialResult] = []  # as they ended
+        self._held: list[Any] = []  # the map or plan of each of these results
+        self._best: dict[int, list[tuple[float, int]]] = {}  # by rung: minus score, and which one
+        self._lowest: dict[int, float] = {}
+        self._known: set[Any] = set()
+        self._counts: Counter[int] = Counter()
+        self._taught = 0
 
-    def update(self, study: KeptStudy) -> None:
-        """Take in the trials that have ended since the last call, and fit the model to all losses.
+    def update(self, study: optuna.Study | KeptStudy) -> None:
+        """Take in the trials that have ended since the last call, and fit the model to the losses.
 
-        Losses of 0 and the full cache teach the model nothing and are left out.
+        Losses of 0 and the full cache teach the model nothing and are left out. What the model
+        knows depends on the results only, and not on when it was asked.
         """
-        self._under_way.clear()
+        trials = study.get_trials(deepcopy=False)
+        looked_at = [*sorted(self._open), *range(self._next, len(trials))]
+        self._next = len(trials)
         drawn = self.space.distributions().keys()
-        for trial in study.get_trials(deepcopy=False):
-            if trial.state == TrialState.RUNNING and trial.params.keys() == drawn:
-                self._under_way.add(self.space.decode(trial.params))
-            elif trial.number not in self._seen and trial.state.is_finished():
-                self._seen.add(trial.number)
+        ended: list[TrialResult] = []
+        for number in looked_at:
+            trial = trials[number]
+            if trial.state.is_finished():
+                self._open.discard(number)
                 result = result_of(trial)
                 if result is not None and result.status != "failed":
-                    self._results[result.number] = result
-                    self._held[result.number] = result.plan if self._plans else result.sharing_map
-        losses = _losses(list(self._results.values()))
+                    ended.append(result)
+            else:
+                self._open.add(number)
+                if trial.state == TrialState.RUNNING and trial.params.keys() == drawn:
+                    self._know(self.space.decode(trial.params))
+        for result in sorted(ended, key=lambda result: result.number):
+            self._take(result)
+        count = len(self._results)
+        taught = count - count % max(1, count // _REFITS)
+        if taught != self._taught:
+            self._taught = taught
+            self._teach(taught)
+
+    def _take(self, result: TrialResult) -> None:
+        held = result.plan if self._plans else result.sharing_map
+        place = len(self._results)
+        self._results.append(result)
+        self._held.append(held)
+        self._know(held)
+        if is_comparable(result):
+            rung = self._rung(result)
+            insort(self._best.setdefault(rung, []), (-score_of(result), place))
+            loss = result.scores.get(FIT, -score_of(result))
+            self._lowest[rung] = min(loss, self._lowest.get(rung, loss))
+
+    def _know(self, held: Any) -> None:
+        if held not in self._known:
+            self._known.add(held)
+            self._counts[len(held.targets)] += 1
+
+    def _teach(self, count: int) -> None:
+        """Fit the model to the first ``count`` results: the latest of them, and some of the others.
+
+        All others would cost more than they teach.
+        """
+        older = max(0, count - _TAUGHT)
+        step = max(1, -(-older // _TAUGHT))
+        places = [*range(0, older, step), *range(older, count)]
+        losses = _losses([self._results[place] for place in places])
         seen = [
-            (held, *known)
-            for held, known in zip(self._held.values(), losses, strict=True)
-            if self.model.terms.of(held) and known[0] > 0
+            (self._held[place], *known)
+            for place, known in zip(places, losses, strict=True)
+            if known[0] > 0 and self.model.terms.of(self._held[place])
         ]
         if seen:
             self.model.fit(*zip(*seen, strict=True))
@@ -79,36 +128,36 @@ class Memory:
         return SharingMap.identity(self.space.ranking.num_layers)
 
     @property
-    def known(self) -> set[Any]:
+    def known(self) -> Set[Any]:
         """The maps or plans that were scored, or that are drawn and will be scored."""
-        return set(self._held.values()) | self._under_way
+        return self._known
 
     def counts(self) -> Counter[int]:
         """How many maps of each size (number of shared layers) were tried so far."""
-        return Counter(len(sharing_map.targets) for sharing_map in self.known)
+        return self._counts
 
     def untried(self) -> set[int]:
         """The targets that no map has tried as its only target.
 
         Seeds do not count, because they choose a source by other rules than what it costs.
         """
-        drawn = self._under_way | {
-            self._held[number]
-            for number, result in self._results.items()
-            if result.origin == SAMPLED
+        seeds = {
+            held
+            for held, result in zip(self._held, self._results, strict=True)
+            if result.origin != SAMPLED
         }
         targets = {target for target, _ in self.model.terms.keys}
-        return targets - {m.targets[0] for m in drawn if len(m.targets) == 1}
+        drawn = (m for m in self._known if len(m.targets) == 1 and m not in seeds)
+        return targets - {m.targets[0] for m in drawn}
 
     def best(self, each: int) -> dict[int, list[Any]]:
         """The ``each`` best complete maps or plans of every size or rung, best first.
 
         Of maps, size 0 has the full cache.
         """
-        ranked = by_rung(self._results.values(), self._rung)
         held = {
-            rung: list(dict.fromkeys(self._held[r.number] for r in each_of))[:each]
-            for rung, each_of in ranked.items()
+            rung: [self._held[place] for _, place in self._best[rung][:each]]
+            for rung in sorted(self._best)
         }
         return held if self._plans else {0: [self.identity], **held}
 
@@ -117,11 +166,7 @@ class Memory:
 
         The model predicts such losses.
         """
-        ranked = by_rung(self._results.values(), self._rung)
-        return {
-            rung: min(result.scores.get(FIT, -(result.score or 0.0)) for result in results)
-            for rung, results in ranked.items()
-        }
+        return {rung: self._lowest[rung] for rung in sorted(self._lowest)}
 
     def ranked(self, held: Iterable[Any], costs: np.ndarray) -> list[Any]:
         """Order maps or plans by the loss expected if terms lose ``costs``; the least first."""

@@ -70,7 +70,10 @@ class PlanEvolution:
         rung: int,
         rng: np.random.Generator,
     ) -> list[KVPlan]:
-        """The plan that keeps most layers of ``parent``, while the others are solved anew."""
+        """The plan that keeps most layers of ``parent``, while the others are solved anew.
+
+        There is none if what is kept is too much.
+        """
         anew = rng.random(parent.num_layers) < rng.uniform(0.1, 0.6)
         kept = {
             layer: action
@@ -78,11 +81,9 @@ class PlanEvolution:
             if not anew[layer] and action.keys_from(layer) in (None, layer)
         }
         try:
-            solved = space.solve(costs, kept)
+            return list(space.solve(costs, kept, rung=rung).values())
         except InputError:  # what is kept is no candidate any more
             return []
-        fitting = [r for r in solved if r <= rung]
-        return [solved[max(fitting)]] if fitting else []
 
 
 def costs_of(memory: Memory, draw: np.ndarray) -> Costs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 from kvsharer_exp.values.actions.base import Action
@@ -34,7 +35,7 @@ class Own(Action):
 
     @property
     def precision(self) -> Precision:
-        return Precision(self.bits, self.group, self.sinks)
+        return _precision(self.bits, self.group, self.sinks)
 
     @property
     def quantised(self) -> bool:
@@ -58,3 +59,6 @@ class Own(Action):
 
     def values_from(self, layer: int) -> int:
         return layer
+
+
+_precision = cache(Precision)

@@ -1,0 +1,119 @@
+"""Keep on disk what a study's server could not take, until it can.
+
+`served_study` appends to the spool and empties it. The file has one JSON object a line: in front
+what the writes are for, then the writes, the oldest first. Each is on the disk when `append`
+returns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.text import shorten
+
+_TIMES = ("datetime_start", "datetime_complete")
+
+
+class Spool:
+    """The writes that wait for one study, in a file that is there only while there are some.
+
+    Args:
+        study: what tells the study from every other one, also from one of the same name.
+    """
+
+    def __init__(self, path: Path, study: str) -> None:
+        """Read what an earlier process left.
+
+        A last line that is half written is cut off: its writer was killed before anybody relied on
+        it.
+
+        Raises:
+            InputError: the writes are for another study, or the file is no spool.
+        """
+        self.path, self._study = path, study
+        self._count = 0
+        if not path.exists():
+            return
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole == 0:
+            path.unlink()
+            return
+        os.truncate(path, whole)
+        try:
+            head, *writes = map(json.loads, content[:whole].splitlines())
+            held = head["study"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{shorten(path)} keeps no trials that wait for a server: move it away"
+            ) from error
+        if held != study:
+            raise InputError(
+                f"{shorten(path, 50)} keeps trials for the study {shorten(held, 50)}: give the "
+                "study.storage of that one, or move the file away"
+            )
+        self._count = len(writes)
+
+    def __len__(self) -> int:
+        """The number of writes that wait."""
+        return self._count
+
+    def append(self, write: dict[str, Any]) -> None:
+        """Put a write on the disk, behind the others."""
+        lines = [write] if self._count else [{"study": self._study}, write]
+        with self.path.open("ab") as file:
+            file.write("".join(f"{json.dumps(line)}\n" for line in lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._count += 1
+
+    def writes(self) -> list[dict[str, Any]]:
+        """The writes that wait, the oldest first."""
+        if not self._count:
+            return []
+        return [json.loads(line) for line in self.path.read_bytes().splitlines()[1:]]
+
+    def clear(self) -> None:
+        """Forget all writes, which the server has now."""
+        self.path.unlink(missing_ok=True)
+        self._count = 0
+
+
+def trial_to_json(trial: FrozenTrial) -> dict[str, Any]:
+    """A finished trial as JSON values, for `trial_from_json`."""
+    times = {name: getattr(trial, name) for name in _TIMES}
+    return {
+        "state": trial.state.name,
+        "values": trial.values,
+        **{name: at and at.isoformat() for name, at in times.items()},
+        "params": trial.params,
+        "distributions": {k: distribution_to_json(d) for k, d in trial.distributions.items()},
+        "user_attrs": trial.user_attrs,
+        "system_attrs": trial.system_attrs,
+    }
+
+
+def trial_from_json(kept: dict[str, Any]) -> FrozenTrial:
+    """The trial that `trial_to_json` has written."""
+    values: Sequence[float] | None = kept["values"]
+    trial = create_trial(
+        state=TrialState[kept["state"]],
+        values=values,
+        params=kept["params"],
+        distributions={k: json_to_distribution(d) for k, d in kept["distributions"].items()},
+        user_attrs=kept["user_attrs"],
+        system_attrs=kept["system_attrs"],
+    )
+    for name in _TIMES:
+        at = kept[name]
+        setattr(trial, name, at and datetime.fromisoformat(at))
+    return trial

@@ -1,0 +1,211 @@
+"""How a study stands, for whoever looks at it while it runs, or after it was killed.
+
+The coordinator of a running study writes a `Progress` beside its lock now and then, and `status_of`
+reads it with what the study holds. Reading disturbs nobody: it takes no lock, and mends nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from kvsharer_exp.model.files import write_atomically
+from kvsharer_exp.search.execution.base import Worker
+from kvsharer_exp.search.front import best_per_rung, bytes_rung, num_shared
+from kvsharer_exp.search.study_store import StudyStore
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.record import Record
+from kvsharer_exp.values.trial import TrialResult
+
+_SUFFIX = ".progress.json"
+_EVERY = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress(Record):
+    """What the coordinator says of the run that is under way.
+
+    ``known`` is the number of plans that the study knew when the run began. ``n_trials`` and
+    ``until`` are what ends it, if anything does.
+    """
+
+    storage: str | None
+    began: float
+    written: float
+    known: int
+    n_trials: int | None
+    until: float | None
+    workers: tuple[Worker, ...] = ()
+
+    def write(self, folder: Path, study: str) -> None:
+        """Write it beside the lock of the study."""
+        write_atomically(folder / f"{study}{_SUFFIX}", self.to_json())
+
+    @classmethod
+    def read(cls, folder: Path, study: str) -> Progress | None:
+        """What was written last; None if there is nothing."""
+        path = folder / f"{study}{_SUFFIX}"
+        return cls.from_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+@contextmanager
+def watched(folder: Path, study: str, progress: Callable[[], Progress]) -> Iterator[None]:
+    """Write what ``progress`` says while the block runs, every `_EVERY` seconds and in the end."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_EVERY):
+            progress().write(folder, study)
+
+    progress().write(folder, study)
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        progress().write(folder, study)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyStatus:
+    """How a study stands.
+
+    ``owner`` is the process that runs it, empty if none does. ``best`` are the best complete
+    results by rung, and ``reasons`` count the failures. ``per_minute`` are plans scored in this
+    run; ``seconds_left`` is None where nothing says when the search ends.
+    """
+
+    study: str
+    owner: str
+    results: Sequence[TrialResult]
+    progress: Progress | None
+    now: float
+    reasons: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of results by status."""
+        return dict(Counter(result.status for result in self.results))
+
+    @property
+    def best(self) -> dict[int, TrialResult]:
+        of_plans = any(result.sharing_map is None for result in self.results)
+        return best_per_rung(self.results, bytes_rung if of_plans else num_shared)
+
+    @property
+    def per_minute(self) -> float | None:
+        progress = self.progress
+        if progress is None or progress.written <= progress.began:
+            return None
+        return 60 * (len(self.results) - progress.known) / (progress.written - progress.began)
+
+    @property
+    def seconds_left(self) -> float | None:
+        progress, rate = self.progress, self.per_minute
+        if progress is None or not self.owner:
+            return None
+        if progress.until is not None:
+            return max(0.0, progress.until - self.now)
+        if progress.n_trials is None or not rate:
+            return None
+        return max(0.0, 60 * (progress.n_trials - len(self.results)) / rate)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The status as JSON values, the fronts and plans as text."""
+        workers = self.progress.workers if self.progress and self.owner else ()
+        return {
+            "study": self.study,
+            "running": self.owner,
+            "trials": self.counts,
+            "n_trials": self.progress.n_trials if self.progress else None,
+            "trials_per_minute": self.per_minute,
+            "seconds_left": self.seconds_left,
+            "workers": [
+                {
+                    "state": worker.state,
+                    "plan": worker.plan,
+                    "seconds": self.now - worker.since if worker.plan else None,
+                }
+                for worker in workers
+            ],
+            "failures": dict(self.reasons),
+            "best": [
+                {
+                    "kv_fraction": result.footprint.kv_fraction,
+                    "score": result.score,
+                    "plan": str(result.plan),
+                }
+                for result in self.best.values()
+            ],
+        }
+
+
+def studies_in(folder: Path) -> list[str]:
+    """The names of the studies whose lock is in ``folder``, the one that ran last first."""
+    locks = [path for path in folder.glob("*.lock") if not path.name.startswith(".")]
+    return [path.stem for path in sorted(locks, key=lambda p: p.stat().st_mtime, reverse=True)]
+
+
+def status_of(
+    name: str,
+    *,
+    folder: Path,
+    storage: str | None = None,
+) -> StudyStatus:
+    """Read how the study ``name`` stands.
+
+    Args:
+        folder: holds the lock of the study.
+        storage: where the study is, as `study.open_study` takes it.
+
+    Raises:
+        InputError: there is no such study, or it cannot be read.
+    """
+    progress = Progress.read(folder, name)
+    where = storage or (progress.storage if progress else None) or str(folder / f"{name}.journal")
+    try:
+        study = _load(name, where)
+    except InputError:
+        raise
+    except Exception as error:  # every backend raises its own kinds
+        first = " ".join(str(error).split())[:80]
+        raise InputError(
+            f"study {name} cannot be read in {where} ({first}): check study.storage"
+        ) from error
+    results = StudyStore(study).results()
+    reasons = Counter(r.reason for r in results if r.status == "failed")
+    owner = _owner(folder / f"{name}.lock")
+    return StudyStatus(name, owner, results, progress, time.time(), dict(reasons.most_common()))
+
+
+def _load(name: str, where: str) -> optuna.Study:
+    if "://" in where:
+        return optuna.load_study(study_name=name, storage=where)
+    if not Path(where).is_file():
+        raise InputError(f"there is no study {name} in {where}: check study.name")
+    return optuna.load_study(study_name=name, storage=JournalStorage(JournalFileBackend(where)))
+
+
+def _owner(lock: Path) -> str:
+    """Which process holds the lock of a study; empty if none does."""
+    if not lock.is_file():
+        return ""
+    with lock.open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return (file.read().splitlines()[1:] or ["another process"])[0]
+    return ""
