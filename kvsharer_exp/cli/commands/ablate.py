@@ -19,11 +19,13 @@ from kvsharer_exp.cli.session.named_maps import read_maps
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
+from kvsharer_exp.cli.steps.ablation_memory import AblationMemory
 from kvsharer_exp.cli.steps.ablation_outputs import Ablation, publish
 from kvsharer_exp.cli.steps.ablation_plans import PlanArms
 from kvsharer_exp.cli.steps.ablation_rows import RowScorer
 from kvsharer_exp.measure.benchmark import check_length, measure
 from kvsharer_exp.measure.prediction import predict
+from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.reporting.ablation import describe
 from kvsharer_exp.search.paper.acceptance import pairs_alone
 from kvsharer_exp.search.paper.arms import (
@@ -38,6 +40,7 @@ from kvsharer_exp.search.paper.arms import (
 from kvsharer_exp.search.paper.greedy import num_targets
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.greedy import GreedyResult
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 
 Variant = dict[str, Any]
@@ -63,32 +66,35 @@ def run(
     if config.ablate.tasks:
         scorers.require()
     _check_texts(log, loaded, calibration, [setting for _, setting in settings], arms)
-    log.start(loaded.description, windows.texts, experiment=config.ablate.name)
-    now = calibration.varied(settings[0][1])
-    now.keep_ranking(log)
-    plan_arms = PlanArms(log, loaded, now)
-    ablation = Ablation(RowScorer(config, log, loaded, scorers), now.ranking)
-    if config.ablate.every_pair:
-        log.say("scoring pairs of layers shared alone")
-        most = config.ablate.max_candidates
-        ablation.pairs = pairs_alone(now.text.evaluator, now.ranking, max_pairs=most)
-    for variant, setting in settings:
-        now = now.varied(setting)  # made from the last one, so that what has not changed is kept
-        walker = now.walker(max_candidates=config.ablate.max_candidates, given=given)
-        plan_arms = plan_arms.varied(now)
-        for arm in arms:
-            if arm in PLAN_ARMS:
-                chosen = plan_arms.run(arm, config.compression.ratios)
-                results = [result for result, _ in chosen]
-                _tell(log, describe(arm, variant), results)
-                ablation.add(variant, arm, 0, results, [plan for _, plan in chosen])
-                continue
-            for draw in range(config.ablate.draws if is_random(arm) else 1):
-                found = _walk(config, log, walker, arm, draw, variant)
-                ablation.add(variant, arm, draw, found)
-    if config.ablate.lengths:
-        ablation.timings = _timings(config, log, loaded, ablation)
-    publish(config, log, ablation)
+    with AblationMemory(config, loaded, windows) as memory:
+        log.start(loaded.description, windows.texts, experiment=config.ablate.name)
+        memory.continue_run(log)
+        now = calibration.varied(settings[0][1])
+        now.keep_ranking(log)
+        plan_arms = PlanArms(log, loaded, now)
+        ablation = Ablation(RowScorer(config, log, loaded, scorers, memory), now.ranking)
+        if config.ablate.every_pair:
+            log.say("scoring pairs of layers shared alone")
+            most = config.ablate.max_candidates
+            ablation.pairs = pairs_alone(now.text.evaluator, now.ranking, max_pairs=most)
+        for variant, setting in settings:
+            now = now.varied(setting)  # made from the last, so that what has not changed is kept
+            walker = now.walker(max_candidates=config.ablate.max_candidates, given=given)
+            plan_arms = plan_arms.varied(now)
+            for arm in arms:
+                if arm in PLAN_ARMS:
+                    results, plans = _choose(config, memory, plan_arms, arm, variant)
+                    _tell(log, describe(arm, variant), results)
+                    ablation.add(variant, arm, 0, results, plans)
+                    continue
+                for draw in range(config.ablate.draws if is_random(arm) else 1):
+                    found = _walk(config, memory, walker, arm, draw, variant)
+                    drawn = f" · draw {draw}" if is_random(arm) else ""
+                    _tell(log, describe(arm, variant) + drawn, found)
+                    ablation.add(variant, arm, draw, found)
+        if config.ablate.lengths:
+            ablation.timings = _timings(config, log, loaded, ablation)
+        publish(config, log, ablation)
 
 
 def variants(config: Config) -> list[Variant]:
@@ -160,11 +166,27 @@ def _check_texts(
 
 
 def _walk(
-    config: Config, log: RunLog, walker: Walker, arm: str, draw: int, variant: Variant
+    config: Config, memory: AblationMemory, walker: Walker, arm: str, draw: int, variant: Variant
 ) -> list[GreedyResult]:
-    found = walker.run(arm, config.compression.ratios, seed=config.seed, draw=draw)
-    _tell(log, describe(arm, variant) + (f" · draw {draw}" if is_random(arm) else ""), found)
-    return found
+    def walk() -> list[Any]:
+        found = walker.run(arm, config.compression.ratios, seed=config.seed, draw=draw)
+        return [result.to_dict() for result in found]
+
+    return [*map(GreedyResult.from_dict, memory.once(["walk", variant, arm, draw], walk))]
+
+
+def _choose(
+    config: Config, memory: AblationMemory, plan_arms: PlanArms, arm: str, variant: Variant
+) -> tuple[list[GreedyResult], list[FittedPlan]]:
+    """What an arm of plans chose; of plans that were chosen before only the fits are asked for."""
+
+    def choose() -> list[Any]:
+        chosen = plan_arms.run(arm, config.compression.ratios)
+        return [[result.to_dict(), str(fitted.plan)] for result, fitted in chosen]
+
+    kept = memory.once(["plans", variant, arm], choose)
+    results = [GreedyResult.from_dict(result) for result, _ in kept]
+    return results, [plan_arms.fit(KVPlan.parse(text)) for _, text in kept]
 
 
 def _tell(log: RunLog, words: str, found: Sequence[GreedyResult]) -> None:

@@ -97,6 +97,10 @@ class PlanArms:
         seconds = time.perf_counter() - began
         return [self._chosen(read, plan, seconds) for read, plan in zip(maps, fitted, strict=True)]
 
+    def fit(self, plan: KVPlan) -> FittedPlan:
+        """``plan`` with its fits, which are in the cache folder once they were made."""
+        return self._plans.fit(plan)
+
     def _least_error_maps(self, ratios: Sequence[float]) -> list[GreedyResult]:
         """The maps that read the pairs of least block error; they cost block errors only."""
         key = tuple(ratios)

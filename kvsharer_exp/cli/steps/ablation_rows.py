@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
+from kvsharer_exp.cli.steps.ablation_memory import AblationMemory
 from kvsharer_exp.measure.score_interval import score_intervals
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.footprint import footprint
@@ -35,6 +36,15 @@ class Scores:
     intervals: dict[str, Interval]
     items: dict[str, list[float]]
 
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Scores:
+        """Read what `to_dict` gave."""
+        intervals = {name: Interval(**ends) for name, ends in data["intervals"].items()}
+        return cls(data["scores"], intervals, data["items"])
+
 
 class RowScorer:
     """Scores plans and logs every row as a child run in MLflow; a known plan is not scored again.
@@ -43,13 +53,23 @@ class RowScorer:
     ``ablate.tasks`` asks for them.
     """
 
-    def __init__(self, config: Config, log: RunLog, loaded: LoadedModel, scorers: Scorers) -> None:
+    def __init__(
+        self,
+        config: Config,
+        log: RunLog,
+        loaded: LoadedModel,
+        scorers: Scorers,
+        memory: AblationMemory,
+    ) -> None:
+        self._memory = memory
         self._config, self._log, self._loaded = config, log, loaded
         self._tasks = scorers.report_tasks if config.ablate.tasks else None
         self._evaluator = scorers.of_held_out_windows()
         self._known: dict[tuple[str, ...], Scores] = {}
         self._rows = 0
-        self.full = self._score(FittedPlan.of(loaded.full_cache))
+        # Always measured, because tasks say which way their scores go only once they were scored.
+        full = FittedPlan.of(loaded.full_cache)
+        self.full = self._known[full.keys] = self._measure(full)
         log.say("scored the full cache")
 
     @property
@@ -96,7 +116,8 @@ class RowScorer:
 
     def _score(self, plan: FittedPlan) -> Scores:
         if plan.keys not in self._known:
-            self._known[plan.keys] = self._measure(plan)
+            kept = self._memory.once(["scores", *plan.keys], lambda: self._measure(plan).to_dict())
+            self._known[plan.keys] = Scores.from_dict(kept)
         return self._known[plan.keys]
 
     def _measure(self, plan: FittedPlan) -> Scores:

@@ -1,0 +1,102 @@
+"""What an ablation has measured so far, in a file, so that a killed one continues arm by arm.
+
+The file lies under ``tracking.folder`` while the ablation runs, and is removed when it ends. Its
+name says model, text and settings, so it is found by the same command only. Each line is a value
+with its key, as JSON. The last one may be half written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from kvsharer_exp import __version__
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.cli.session.windows import Windows
+from kvsharer_exp.values.errors import InputError
+
+_RUN = "run"
+# What changes nothing of what is measured.
+_ASIDE = ("debug", "quiet", "tracking", "study", "executor", "ui", "serve", "export", "reproduce")
+
+
+class AblationMemory:
+    """Opens the file of one ablation, as a context manager; no other process has it open.
+
+    Raises:
+        InputError: another process runs the same ablation.
+    """
+
+    def __init__(self, config: Config, loaded: LoadedModel, windows: Windows) -> None:
+        settings = {key: value for key, value in asdict(config).items() if key not in _ASIDE}
+        about = [__version__, settings, loaded.description, windows.texts.fingerprints]
+        text = json.dumps(about, sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._path = Path(config.tracking.folder) / "ablations" / f"{digest}.jsonl"
+        self._known: dict[str, Any] = {}
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> AblationMemory:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise InputError(
+                "this ablation is being run by another process: wait for it, or change a setting"
+            ) from error
+        self._file.seek(0)
+        whole = 0
+        for line in self._file.read().splitlines(keepends=True):
+            if not line.endswith("\n"):
+                break
+            key, value = json.loads(line)
+            self._known[key] = value
+            whole += len(line.encode())
+        os.truncate(self._path, whole)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._file is not None
+        if error is None:
+            self._path.unlink()
+        self._file.close()
+
+    def continue_run(self, log: RunLog) -> None:
+        """Link the MLflow run of ``log`` with that of the killed start before, which is closed."""
+        before = self._known.get(_RUN)
+        if before is not None and log.tracker.exists(before):
+            log.say(f"continuing: {len(self._known) - 1} results are known")
+            log.tracker.set_tags(before, {"continued_by": log.run_id})
+            log.tracker.set_tags(log.run_id, {"continues": before})
+            log.tracker.finish(before, "KILLED")
+        self._keep(_RUN, log.run_id)
+
+    def once(self, key: list[Any], make: Callable[[], Any]) -> Any:
+        """The JSON value of ``key``: what was kept of it, or else what ``make`` gives, kept now."""
+        text = json.dumps(key)
+        if text not in self._known:
+            self._keep(text, make())
+        return self._known[text]
+
+    def _keep(self, key: str, value: Any) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps([key, value]) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._known[key] = value
