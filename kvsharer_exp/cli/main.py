@@ -17,6 +17,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -97,9 +98,9 @@ def _run(arguments: Sequence[str]) -> int:
         # the next job of -m begins. An interrupt leaves here, and ends all of them.
         try:
             hydra_config = HydraConfig.get()
-            mask_passwords(
-                Path(hydra_config.runtime.output_dir) / (hydra_config.output_subdir or ".hydra")
-            )
+            mask_passwords(Path(hydra_config.runtime.output_dir), hydra_config.output_subdir)
+            if hydra_config.mode == RunMode.MULTIRUN:
+                mask_passwords(Path(hydra_config.sweep.dir))
             # hydra.job.chdir=true would turn every relative path of the user into another one.
             with chdir(hydra_config.runtime.cwd):
                 codes.append(run_command(to_config(composed)))

@@ -14,6 +14,8 @@ Staged selection follows EvoPress, https://arxiv.org/abs/2410.14649.
 
 from __future__ import annotations
 
+import gc
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -36,6 +38,8 @@ from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.score_names import ScoreName, retained
 from kvsharer_exp.values.scores import CandidateScores
 from kvsharer_exp.values.trial import TrialResult
+
+_log = logging.getLogger(__name__)
 
 
 class StagedScorer:
@@ -107,7 +111,33 @@ class StagedScorer:
         self._ahead = dict(zip(maps, measured, strict=True))
 
     def __call__(self, plan: KVPlan, bar: Bar) -> Outcome:
-        """Score one map, which has to pass ``bar`` in the first stages (`execution.base.Score`)."""
+        """Score one map, which has to pass ``bar`` in the first stages (`execution.base.Score`).
+
+        If memory runs out, what is kept of other maps is dropped, and then the batches get smaller.
+        """
+        while True:
+            try:
+                return self._score(plan, bar)
+            except RuntimeError as error:
+                if not out_of_memory(error) or not self._make_room():
+                    raise
+
+    def _make_room(self) -> bool:
+        """Free some memory; returns whether there was any to free."""
+        before = self._evaluator.kept_bytes
+        self._ahead.clear()
+        self._evaluator.reset()
+        smaller = self._evaluator.batch_size // 2
+        if self._evaluator.kept_bytes == before:
+            if not smaller:
+                return False
+            _log.warning("memory ran out: from here on in batches of %d windows", smaller)
+            self._evaluator = self._evaluator.with_batches_of(smaller)
+        gc.collect()
+        torch.cuda.empty_cache()  # does nothing without CUDA
+        return True
+
+    def _score(self, plan: KVPlan, bar: Bar) -> Outcome:
         fitted = self._fitted(plan)
         scores: dict[str, float] = {}
         measured = self._ahead.pop(plan, CandidateScores(()))
@@ -211,3 +241,8 @@ def _agreement(
     known = [(a, b) for a, b in losses if a is not None and b is not None]
     tau = kendall(*zip(*known, strict=True)) if len(known) > 2 else None
     return Agreement(cheap, dear, len(known), tau)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the error says that a device, or the machine, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -8,12 +8,15 @@ from statistics import variance
 import pytest
 import torch
 
+from kvsharer_exp.measure import evaluator as evaluator_module
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.search.bars import Bars
+from kvsharer_exp.search.execution.base import Task, attempt
 from kvsharer_exp.search.outcome import FIT, Bar, Outcome, screen, screens
 from kvsharer_exp.search.stages import StagedScorer, agreements
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import TrialResult
 from tests.tiny import NUM_LAYERS, tiny_model
@@ -168,3 +171,29 @@ def test_looking_ahead_at_more_than_fits_names_the_setting(evaluator: Evaluator,
     monkeypatch.setattr(evaluator, "score_together", full)
     with pytest.raises(InputError, match=r"^3 maps in one forward .* scoring\.maps_per_forward$"):
         staged.look_ahead(MAPS[:3])
+
+
+@pytest.mark.parametrize("most", [1, 0])
+def test_memory_that_runs_out_makes_batches_smaller_and_then_fails(most: int, monkeypatch) -> None:
+    staged = scorer(Evaluator(tiny_model("llama"), WINDOWS, batch_size=4), screen_windows=[])
+    expected, inner, tried = staged(MAPS[-1], Bar()), evaluator_module.forward, []
+
+    def small(model, ids, logits):
+        tried.append(len(ids))
+        if len(ids) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return inner(model, ids, logits)
+
+    monkeypatch.setattr(evaluator_module, "forward", small)
+    if most:
+        outcome = staged(MAPS[-1], Bar())
+        assert outcome.score == pytest.approx(expected.score, rel=1e-4)
+        assert outcome.window_losses == pytest.approx(expected.window_losses, rel=1e-3, abs=1e-6)
+        assert sorted(set(tried), reverse=True) == [4, 2, 1]
+        tried.clear()
+        staged(MAPS[0], Bar())
+        assert set(tried) == {1}
+    else:
+        done = attempt(staged, Task(0, KVPlan.of(MAPS[-1]), Bar()))
+        assert done.outcome.status == "failed"
+        assert done.outcome.reason.startswith("OutOfMemoryError: CUDA out of memory")

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import socket
 from typing import Any
 
@@ -127,38 +126,6 @@ def test_same_seed_same_maps(tmp_path) -> None:
     search(tmp_path / "a", one, 20, sampler="tpe")
     search(tmp_path / "b", two, 20, sampler="tpe")
     assert one.scored == two.scored
-
-
-def _run_and_be_killed(folder, after: int) -> None:
-    scorer = Scorer()
-
-    def score(sharing_map, bar) -> Outcome:
-        if len(scorer.scored) == after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return scorer(sharing_map, bar)
-
-    search(folder, score, 20)
-
-
-@pytest.mark.parametrize("after", [0, 1, 7], ids=["first-seed", "second-seed", "later"])
-def test_resumes_after_a_kill_and_repeats_nothing(tmp_path, after: int) -> None:
-    process = multiprocessing.get_context("spawn").Process(
-        target=_run_and_be_killed, args=(tmp_path, after)
-    )
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    with open_study("s", storage=None, folder=tmp_path) as store:
-        kept = store.results()
-    assert len(kept) == after
-    scorer = Scorer()
-    found, trials, _ = search(tmp_path, scorer, 20)
-    assert found[:after] == kept
-    assert len(found) == 20
-    assert len(scorer.scored) == 20 - after
-    assert not {str(r.sharing_map) for r in kept} & set(scorer.scored)
-    assert {origin for origin, _ in SEEDS} <= {r.origin for r in found}  # no seed got lost
-    assert not [t for t in trials if t.state == TrialState.RUNNING]
 
 
 def test_a_small_space_ends_instead_of_asking_for_ever(tmp_path) -> None:

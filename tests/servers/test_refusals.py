@@ -81,6 +81,18 @@ def test_a_password_in_a_file_is_not_copied(refused, tmp_path, group: str) -> No
     assert "postgresql://me:***@" in (tmp_path / "run/.hydra/config.yaml").read_text()
 
 
+def test_nor_is_it_by_a_multirun(refused, tmp_path) -> None:
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    address = f"postgresql://me:{SECRET}@127.0.0.1/d"
+    (folder / "mine.yaml").write_text(
+        f"# @package _global_\nstudy:\n  storage: {address}\n", encoding="utf-8"
+    )
+    words = (f"--config-dir={folder.parent}", "experiment=mine", "-m", "hydra.sweep.dir=run")
+    refused(*words, names="study.storage holds a password")
+    assert "postgresql://me:***@" in (tmp_path / "run/multirun.yaml").read_text()
+
+
 def test_a_password_from_the_environment_is_refused_too(refused, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("MY_STORAGE", f"postgresql://me:{SECRET}@127.0.0.1/d")
     refused("study.storage=${oc.env:MY_STORAGE}", names="study.storage holds a password")

@@ -1,6 +1,9 @@
 """A real sweep whose study and MLflow runs are in servers, which go away and come back."""
 
 import json
+import multiprocessing
+import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -36,10 +39,10 @@ def sweep(tmp_path: Path, database: str, mlflow_server: MlflowServer, monkeypatc
 
 
 @pytest.fixture
-def act(monkeypatch) -> Callable[..., None]:
+def act() -> Callable[..., None]:
     """Do something before the results of these numbers are shown and logged."""
 
-    def play(**acts: Callable[[], object]) -> None:
+    def play(patch: pytest.MonkeyPatch, **acts: Callable[[], object]) -> None:
         inner = SweepProgress.add
 
         def add(self, result) -> bool:
@@ -47,7 +50,7 @@ def act(monkeypatch) -> Callable[..., None]:
                 do()
             return inner(self, result)
 
-        monkeypatch.setattr(SweepProgress, "add", add)
+        patch.setattr(SweepProgress, "add", add)
 
     return play
 
@@ -95,9 +98,9 @@ def all_text(cluster: Cluster, folders: list[Path]) -> bytes:
 
 
 def test_mlflow_is_killed_and_comes_back(
-    sweep, act, mlflow_server, database, cluster, tmp_path, capfd
+    sweep, act, mlflow_server, database, cluster, tmp_path, monkeypatch, capfd
 ) -> None:
-    act(at_3=mlflow_server.kill, at_6=mlflow_server.start)
+    act(monkeypatch, at_3=mlflow_server.kill, at_6=mlflow_server.start)
     assert sweep() == 0
     check_complete(mlflow_server, tmp_path.name, database)
     output = capfd.readouterr()
@@ -119,25 +122,49 @@ def _log_file() -> Path:
 def test_mlflow_stays_away_and_the_same_command_delivers(
     sweep, act, mlflow_server, database, tmp_path, monkeypatch, capfd
 ) -> None:
-    for module in (patience, sweep_progress):
-        monkeypatch.setattr(module, "PATIENCE", 1.0)
-    act(at_3=mlflow_server.kill)
-    assert sweep() == 1
+    with monkeypatch.context() as patch:
+        for module in (patience, sweep_progress):
+            patch.setattr(module, "PATIENCE", 1.0)
+        act(patch, at_3=mlflow_server.kill)
+        assert sweep() == 1
     error = capfd.readouterr().err.splitlines()[-1]
     assert "MLflow did not answer and lacks 5 trials" in error
     assert "the same command delivers it" in error
     assert len(json.loads(Path("run/result.json").read_text())["front"]) > 0
     mlflow_server.start()
-    act()
     assert sweep() == 0
     check_complete(mlflow_server, tmp_path.name, database)
 
 
 @pytest.mark.slow
-def test_the_database_of_both_is_away(sweep, act, mlflow_server, database, cluster, tmp_path):
-    act(at_2=cluster.stop, at_5=cluster.start)
+def test_the_database_of_both_is_away(
+    sweep, act, mlflow_server, database, cluster, tmp_path, monkeypatch
+) -> None:
+    act(monkeypatch, at_2=cluster.stop, at_5=cluster.start)
     assert sweep() == 0
     check_complete(mlflow_server, tmp_path.name, database)
+
+
+@pytest.mark.slow
+def test_killed_while_both_are_away(
+    sweep, act, mlflow_server, database, cluster, tmp_path, monkeypatch
+) -> None:
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        act(patch, at_3=cluster.stop, at_6=die)
+        process = multiprocessing.get_context("fork").Process(target=sweep)
+        process.start()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    (spool,) = Path("mlruns/studies").glob("*.spool")
+    assert len(spool.read_text().splitlines()) > 3
+    cluster.start()
+    assert len(stored_trials(database, "s")) < 6
+    assert sweep() == 0
+    check_complete(mlflow_server, tmp_path.name, database)
+    assert not spool.exists()
 
 
 @pytest.mark.slow

@@ -44,9 +44,14 @@ def refuse_typed_password(argument: str) -> None:
         refuse_password(named[0] if named else "an address", argument)
 
 
-def mask_passwords(folder: Path) -> None:
-    """Take the passwords out of the YAML files that Hydra has written to ``folder``."""
-    for path in folder.glob("*.yaml"):
+def mask_passwords(folder: Path, below: str | None = "") -> None:
+    """Take the passwords out of the YAML files that Hydra has written to ``folder``.
+
+    ``below``: the folder in it that has them; None if Hydra writes none.
+    """
+    if below is None:
+        return
+    for path in (folder / below).glob("*.yaml"):
         text = path.read_text(encoding="utf-8")
         lines = [
             without_password(line) if re.match(r"[\s-]*[\w.+]*(storage|uri)\b", line) else line
