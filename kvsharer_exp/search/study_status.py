@@ -193,7 +193,10 @@ def status_of(
 
 def _load(name: str, where: str) -> optuna.Study:
     if "://" in where:
-        return optuna.load_study(study_name=name, storage=where)
+        # SQLAlchemy takes a while to import, and a file does not need it.
+        from kvsharer_exp.search.server_storage import open_storage, read_address
+
+        return optuna.load_study(study_name=name, storage=open_storage(read_address(where)))
     if not Path(where).is_file():
         raise InputError(f"there is no study {name} in {where}: check study.name")
     return optuna.load_study(study_name=name, storage=JournalStorage(JournalFileBackend(where)))

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.reporting.plan_kinds import size_words
+from kvsharer_exp.search.execution.base import Executor
 from kvsharer_exp.search.front import BestSoFar, GrowingFront, bytes_rung, num_shared
 from kvsharer_exp.search.paper.greedy import num_targets
 from kvsharer_exp.search.spaces.registry import is_for_plans
@@ -30,11 +31,18 @@ class SweepProgress:
 
     Args:
         reference: the point from which the hypervolume is measured.
+        executor: scores the maps; its workers are shown and kept as system metrics.
     """
 
     def __init__(
-        self, config: Config, log: RunLog, store: StudyStore, reference: tuple[float, float]
+        self,
+        config: Config,
+        log: RunLog,
+        store: StudyStore,
+        reference: tuple[float, float],
+        executor: Executor,
     ) -> None:
+        self._executor, self._busy = executor, 0.0
         self._config, self._log, self._store = config, log, store
         self._found = store.results()
         self._known, self._started = len(self._found), log.seconds
@@ -79,7 +87,14 @@ class SweepProgress:
         """Log a new result to MLflow and show it; returns whether the search may end."""
         self._found.append(result)
         volume, count = self._front.add(result), len(self._found)
-        charts = {"hypervolume": volume, "trials_per_minute": self._rate()}
+        self._busy += result.seconds
+        workers, spent = len(self._executor.workers), self._log.seconds - self._started
+        charts = {
+            "hypervolume": volume,
+            "trials_per_minute": self._rate(),
+            "system/workers": workers,
+            "system/worker_utilization": min(1.0, self._busy / max(spent * workers, 1e-9)),
+        }
         if self._best.add(result) and result.score is not None:
             charts[f"best_loss/{self._best.rung(result)}"] = -result.score
         self._keep(result, charts, count)
@@ -145,6 +160,9 @@ class SweepProgress:
         stopped = sum(result.status == "screened_out" for result in self._found)
         words = [f"hv {volume:.3f}", *losses, f"{stopped} screened out"]
         minutes = self._config.search_minutes
+        workers = self._executor.workers
+        if len(workers) > 1:
+            words.append(f"{sum(w.state == 'busy' for w in workers)}/{len(workers)} workers busy")
         if minutes is not None:
             left = minutes - (self._log.seconds - self._started) / 60
             words.append(f"{max(0.0, left):.0f} min")

@@ -41,7 +41,7 @@ def search_in(
         return Progress(study.storage, began, time.time(), known, n_trials, until, executor.workers)
 
     with ExitStack() as stack:
-        shown = SweepProgress(config, log, store, reference)
+        shown = SweepProgress(config, log, store, reference, executor)
         stack.enter_context(shown.shown())
         is_asked = stack.enter_context(finishing(log.say))
         folder = Path(config.tracking.folder) / "studies"

@@ -112,6 +112,8 @@ class ProcessCrew:
                 else:
                     self._news.put((worker, Ready()))
         code = worker.process.wait()
+        if worker in self._stopped:
+            return
         self._news.put((worker, Lost(_how_it_ended(code, worker.log), error)))
 
 

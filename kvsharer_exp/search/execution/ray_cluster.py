@@ -8,6 +8,7 @@ https://docs.ray.io/en/latest/ray-core/fault_tolerance/actors.html
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -87,7 +88,8 @@ class RayCrew:
 def cluster(address: str | None) -> Iterator[dict[str, float]]:
     """Connect to the cluster at ``address``, or start one here; gives its resources by name.
 
-    Without an address the one of the variable ``RAY_ADDRESS`` counts.
+    Without an address the one of the variable ``RAY_ADDRESS`` counts. Ray listens on every network
+    of a machine; with ``RAY_AUTH_MODE=token`` it asks whoever connects for a token.
 
     Raises:
         InputError: Ray is not installed, or no cluster listens there.
@@ -101,13 +103,11 @@ def cluster(address: str | None) -> Iterator[dict[str, float]]:
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     if where not in ("local", "auto"):
         _check_listens(where)
+    # Without GPUs of their own, actors may see those of the machine, as this process does.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    own: dict[str, Any] = {"include_dashboard": False} if where == "local" else {}
     try:
-        ray.init(
-            address=where,
-            include_dashboard=False if where == "local" else None,
-            log_to_driver=False,
-        )
+        ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _unreachable(where) from error
     try:
