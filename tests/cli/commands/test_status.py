@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kvsharer_exp.cli.commands import sweep as sweep_command
 from kvsharer_exp.cli.main import main
 from tests.cli.session.test_killed_sweeps import QUICK
 from tests.refusals import check_refusal
@@ -33,6 +34,7 @@ with open_study("watched", storage=None, folder=folder) as store:
 
 def test_a_sweep_that_ended(tmp_path: Path, store: list[str], monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep_command, "keep_files", lambda *_: None)  # pictures take seconds
     assert main(["sweep", *QUICK, *store, "study.name=ended", "hydra.run.dir=run"]) == 0
     swept = json.loads(Path("run/result.json").read_text())
     capsys.readouterr()
