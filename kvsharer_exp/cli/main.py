@@ -91,6 +91,7 @@ def _run(arguments: Sequence[str]) -> int:
         print(help_text(arguments))
         return 0
     failures: list[BaseException] = []
+    here = os.getpid()
     codes = [0]
 
     def job(composed: DictConfig) -> None:
@@ -105,6 +106,8 @@ def _run(arguments: Sequence[str]) -> int:
             with chdir(hydra_config.runtime.cwd):
                 codes.append(run_command(to_config(composed)))
         except Exception as error:
+            if os.getpid() != here:  # a launcher runs the job elsewhere, and tells of its failure
+                raise
             failures.append(error)
 
     decorate: Callable[[Callable[[DictConfig], None]], Callable[[], None]] = hydra.main(

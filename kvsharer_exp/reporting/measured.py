@@ -8,9 +8,13 @@ number of shared layers and the settings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from kvsharer_exp.values.errors import MALFORMED, InputError
+from kvsharer_exp.values.text import clip, shorten
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,23 @@ class FinishedRun:
     def page(self, run_id: str) -> str:
         """The address where the UI shows this run or its child ``run_id``."""
         return self.url.replace(self.run_id, run_id) if run_id else self.url
+
+
+@contextmanager
+def undamaged(run: FinishedRun) -> Iterator[None]:
+    """Read the ``result.json`` of ``run`` in the block.
+
+    Raises:
+        InputError: the file holds something else than the command writes.
+    """
+    try:
+        yield
+    except (StopIteration, *MALFORMED) as error:
+        reason = clip(" ".join(f"{type(error).__name__}: {error}".split()), 60)
+        raise InputError(
+            f"result.json of {shorten(run.source or run.run_id)} is damaged ({reason}): "
+            "run it again, or give another run"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

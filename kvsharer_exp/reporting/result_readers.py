@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from kvsharer_exp.reporting.ablation import MARKS, describe
-from kvsharer_exp.reporting.measured import FinishedRun, Measured
+from kvsharer_exp.reporting.measured import FinishedRun, Measured, undamaged
 from kvsharer_exp.search.paper.arms import GIVEN
 from kvsharer_exp.values.score_names import (
     HELD_OUT_KL,
@@ -31,7 +31,8 @@ FULL = "full cache"
 
 def measured(run: FinishedRun) -> list[Measured]:
     """Every value of a finished run; those of the full cache come first if the run has them."""
-    return list(READERS[run.command](run))
+    with undamaged(run):
+        return list(READERS[run.command](run))
 
 
 def _base(run: FinishedRun, **changes: Any) -> Measured:
@@ -167,11 +168,7 @@ def _given(result: Mapping[str, Any]) -> dict[str, Any]:
     plan = _plan_beyond_maps(result)
     if plan:
         return {"map": f"plan {result['digest']}", "arm": GIVEN, "num_shared": None, "plan": plan}
-    return {
-        "map": f"map {result['digest']}",
-        "arm": GIVEN,
-        "num_shared": result["num_shared"],
-    }
+    return {"map": f"map {result['digest']}", "arm": GIVEN, "num_shared": result["num_shared"]}
 
 
 def _plan_beyond_maps(held: Mapping[str, Any]) -> str:

@@ -18,6 +18,8 @@ from typing import IO
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+from kvsharer_exp.values.text_files import read_json
+
 _log = logging.getLogger(__name__)
 
 _RECORD = b'{"op_code":'  # every record of Optuna's begins so
@@ -71,17 +73,32 @@ def open_journal(path: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
 
 
+def _is_record(line: bytes) -> bool:
+    """Whether a whole line is JSON that begins as records do."""
+    if not line.startswith(_RECORD):
+        return False
+    try:
+        read_json(line.decode())
+    except ValueError:
+        return False
+    return True
+
+
 def _cut_half_record(path: Path) -> None:
     """Cut off a last line that does not end, which is the beginning of a record.
 
     After a loss of power it may be zeros from some byte on.
 
     Raises:
-        ValueError: the line is something else, so the file is no journal.
+        ValueError: the line is something else, or the one before it is, so the file is no journal.
     """
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     half = content[whole:].rstrip(b"\0")
+    # Optuna takes a whole last line that is no record for one that is being written.
+    last = content[content.rfind(b"\n", 0, max(0, whole - 1)) + 1 : whole]
+    if whole and not _is_record(last):
+        raise ValueError("its last line is no record")
     if whole == len(content):
         return
     if not (half.startswith(_RECORD) or _RECORD.startswith(half)):

@@ -23,7 +23,7 @@ from kvsharer_exp.values.greedy import GreedyResult
 from kvsharer_exp.values.ranking import DissimilarityRanking
 from kvsharer_exp.values.sharing_map import SharingMap, SharingMapError
 from kvsharer_exp.values.text import shorten
-from kvsharer_exp.values.text_files import read_text, why_unreadable
+from kvsharer_exp.values.text_files import read_json, read_text, why_unreadable
 
 PAPER = "paper greedy"
 """The origin of the maps that the paper's own search finds."""
@@ -52,19 +52,19 @@ class SeedFile:
         """
         name = f"study.seeds={shorten(path)}"
         try:
-            held: Any = json.loads(read_text(path))
+            held: Any = read_json(read_text(path))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{name} cannot be read ({why_unreadable(error)}): give a JSON file"
             ) from error
-        except (ValueError, RecursionError) as error:
-            line = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        except json.JSONDecodeError as error:
             raise InputError(
-                f"{name} is not JSON{line}: give a list of maps, or a front.json"
+                f"{name} is not JSON (line {error.lineno}): give a list of maps, or a front.json"
             ) from error
         model_id = None
         if isinstance(held, dict):
-            model_id = (held.get("model") or {}).get("id")
+            model = held.get("model")
+            model_id = str(model["id"]) if isinstance(model, dict) and "id" in model else None
             held = held.get("front")
         if not isinstance(held, list) or not held:
             raise InputError(f"{name} holds no maps: give a list of maps, or a sweep's result.json")

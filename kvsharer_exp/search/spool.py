@@ -17,9 +17,12 @@ from typing import Any
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.errors import MALFORMED, InputError
+from kvsharer_exp.values.record import typed
 from kvsharer_exp.values.text import shorten
+from kvsharer_exp.values.text_files import read_json
 
+_HEAD = '{"study": '  # every spool begins so
 _TIMES = ("datetime_start", "datetime_complete")
 
 
@@ -37,7 +40,8 @@ class Spool:
         it.
 
         Raises:
-            InputError: the writes are for another study, or the file is no spool.
+            InputError: the writes are for another study, or the file is no spool. It keeps every
+                byte then.
         """
         self.path, self._study = path, study
         self._count = 0
@@ -45,22 +49,25 @@ class Spool:
             return
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
-        if whole == 0:
-            path.unlink()
-            return
-        os.truncate(path, whole)
+        half = content[whole:].rstrip(b"\0")
         try:
-            head, *writes = map(json.loads, content[:whole].splitlines())
-            held = head["study"]
-        except (ValueError, TypeError, KeyError) as error:
+            head, *writes = map(read_json, content[:whole].decode().splitlines() or [_HEAD + '""}'])
+            held = typed(str, head["study"], "study")
+            _check(writes)
+            assert whole or half.startswith(_HEAD.encode()) or _HEAD.encode().startswith(half)
+        except MALFORMED as error:
             raise InputError(
                 f"{shorten(path)} keeps no trials that wait for a server: move it away"
             ) from error
+        if whole == 0:
+            path.unlink()
+            return
         if held != study:
             raise InputError(
                 f"{shorten(path, 50)} keeps trials for the study {shorten(held, 50)}: give the "
                 "study.storage of that one, or move the file away"
             )
+        os.truncate(path, whole)
         self._count = len(writes)
 
     def __len__(self) -> int:
@@ -86,6 +93,16 @@ class Spool:
         """Forget all writes, which the server has now."""
         self.path.unlink(missing_ok=True)
         self._count = 0
+
+
+def _check(writes: Sequence[Any]) -> None:
+    """Refuse what is no write; which error is raised is a matter of what it is."""
+    for write in writes:
+        if "trial" in typed(dict[str, Any], write, "a write"):
+            trial_from_json(write["trial"])
+        else:
+            typed(str, write["attribute"], "attribute")
+            assert "value" in write
 
 
 def trial_to_json(trial: FrozenTrial) -> dict[str, Any]:

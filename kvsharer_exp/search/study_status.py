@@ -26,6 +26,8 @@ from kvsharer_exp.search.front import best_per_rung, bytes_rung, num_shared
 from kvsharer_exp.search.study_store import StudyStore
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.record import Record
+from kvsharer_exp.values.text import clip, shorten
+from kvsharer_exp.values.text_files import read_text
 from kvsharer_exp.values.trial import TrialResult
 
 _SUFFIX = ".progress.json"
@@ -54,9 +56,21 @@ class Progress(Record):
 
     @classmethod
     def read(cls, folder: Path, study: str) -> Progress | None:
-        """What was written last; None if there is nothing."""
+        """What was written last; None if there is nothing.
+
+        Raises:
+            InputError: the file holds something else.
+        """
         path = folder / f"{study}{_SUFFIX}"
-        return cls.from_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return cls.from_json(read_text(path))
+        except ValueError as error:
+            raise InputError(
+                f"{shorten(path)} is damaged ({clip(str(error), 60)}): remove it, the next run "
+                "writes it again"
+            ) from error
 
 
 @contextmanager
@@ -181,9 +195,9 @@ def status_of(
     except InputError:
         raise
     except Exception as error:  # every backend raises its own kinds
-        first = " ".join(str(error).split())[:80]
+        first = " ".join(str(error).split())[:60]
         raise InputError(
-            f"study {name} cannot be read in {where} ({first}): check study.storage"
+            f"study {name} cannot be read in {shorten(where)} ({first}): check study.storage"
         ) from error
     results = StudyStore(study).results()
     reasons = Counter(r.reason for r in results if r.status == "failed")
@@ -198,7 +212,7 @@ def _load(name: str, where: str) -> optuna.Study:
 
         return optuna.load_study(study_name=name, storage=open_storage(read_address(where)))
     if not Path(where).is_file():
-        raise InputError(f"there is no study {name} in {where}: check study.name")
+        raise InputError(f"there is no study {name} in {shorten(where)}: check study.name")
     return optuna.load_study(study_name=name, storage=JournalStorage(JournalFileBackend(where)))
 
 
@@ -206,7 +220,7 @@ def _owner(lock: Path) -> str:
     """Which process holds the lock of a study; empty if none does."""
     if not lock.is_file():
         return ""
-    with lock.open(encoding="utf-8") as file:
+    with lock.open(encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

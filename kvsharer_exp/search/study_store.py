@@ -8,7 +8,8 @@ types are known here only. A study made by an earlier version of this project ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from optuna.study import StudyDirection
@@ -16,9 +17,11 @@ from optuna.trial import FrozenTrial, Trial
 
 from kvsharer_exp.search.candidates import Candidate
 from kvsharer_exp.values.actions.registry import read_action
-from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.errors import MALFORMED, InputError
 from kvsharer_exp.values.plan import KVPlan
+from kvsharer_exp.values.record import typed
 from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.text import clip, shorten
 from kvsharer_exp.values.trial import SAMPLED, TrialResult
 
 VERSION = 1
@@ -121,7 +124,8 @@ class StudyStore:
         """
         self.study = study
         self.key = key
-        held = study.user_attrs.get(_VERSION, VERSION)
+        with self._reading("version"):
+            held = typed(int, study.user_attrs.get(_VERSION, VERSION), _VERSION)
         if held > VERSION:
             raise InputError(
                 f"study {study.study_name} has attributes of version {held}, this version reads "
@@ -134,7 +138,8 @@ class StudyStore:
 
     def results(self) -> list[TrialResult]:
         """The result of every distinct map that was scored, in the order of scoring."""
-        found = map(result_of, self.study.get_trials(deepcopy=False))
+        with self._reading("results"):
+            found = [result_of(trial) for trial in self.study.get_trials(deepcopy=False)]
         return [result for result in found if result is not None]
 
     def count_trials(self) -> int:
@@ -153,7 +158,7 @@ class StudyStore:
         Raises:
             InputError: the study holds scores of another identity; the message says what differs.
         """
-        held = self._get(_IDENTITY, None)
+        held = self._get(_IDENTITY, dict[str, Any] | None, None)
         if held is None:
             self._set(_VERSION, VERSION)
             self._set(_IDENTITY, dict(identity))
@@ -172,7 +177,11 @@ class StudyStore:
         """
         held = self.study.user_attrs.items()
         kept = sorted((key, value) for key, value in held if key.startswith(_UNDER_WAY))
-        return [(origin, params) for _, (origin, params) in kept]
+        with self._reading("trials under way"):
+            return [
+                (typed(str, origin, key), typed(dict[str, Any], params, key))
+                for key, (origin, params) in kept
+            ]
 
     def keep_under_way(self, slot: int, origin: str, params: Mapping[str, Any]) -> None:
         """Keep a trial that begins, in the place ``slot`` of one that has ended."""
@@ -181,7 +190,7 @@ class StudyStore:
     @property
     def mlflow_run_id(self) -> str:
         """The id of the MLflow run of the sweep; empty before there is one."""
-        return str(self._get(_RUN, "") or "")
+        return self._get(_RUN, str | None, None) or ""
 
     @mlflow_run_id.setter
     def mlflow_run_id(self, run_id: str) -> None:
@@ -190,11 +199,11 @@ class StudyStore:
     def map_runs(self) -> dict[str, str]:
         """By the digest of a map, the id of its MLflow run."""
         held = self.study.user_attrs.items()
-        return {k.removeprefix(_MAP_RUN): run for k, run in held if k.startswith(_MAP_RUN)}
+        return {k.removeprefix(_MAP_RUN): str(run) for k, run in held if k.startswith(_MAP_RUN)}
 
     def map_run(self, plan: KVPlan) -> str:
         """The id of the MLflow run of a map; empty if it has none."""
-        return str(self._get(_MAP_RUN + plan.digest, ""))
+        return self._get(_MAP_RUN + plan.digest, str, "")
 
     def keep_map_run(self, plan: KVPlan, run_id: str) -> None:
         """Keep the id of the MLflow run of a map."""
@@ -204,7 +213,7 @@ class StudyStore:
     @property
     def front_runs(self) -> list[str]:
         """The MLflow runs that were last marked as members of the front."""
-        return list(self._get(_FRONT, []))
+        return self._get(_FRONT, list[str], [])
 
     @front_runs.setter
     def front_runs(self, run_ids: Sequence[str]) -> None:
@@ -213,10 +222,11 @@ class StudyStore:
     @property
     def seeds(self) -> list[Seed] | None:
         """The maps that the search starts from; None before they are made."""
-        kept = self._get(_SEEDS, None)
+        kept = self._get(_SEEDS, list[list[str]] | None, None)
         if kept is None:
             return None
-        return [(origin, KVPlan.parse(text)) for origin, text in kept]
+        with self._reading(_SEEDS):
+            return [(origin, KVPlan.parse(text)) for origin, text in kept]
 
     @seeds.setter
     def seeds(self, seeds: Sequence[Seed]) -> None:
@@ -225,14 +235,16 @@ class StudyStore:
     @property
     def candidates(self) -> list[Candidate] | None:
         """What a search of plans may do at each layer; None before it was measured."""
-        kept = self._get(_CANDIDATES, None)
+        kept = self._get(_CANDIDATES, list[list[Any]] | None, None)
         if kept is None:
             return None
         found = []
-        for layer, text, *numbers in kept:
-            action = read_action(text, layer)
-            assert action is not None
-            found.append(Candidate(layer, action, *numbers))
+        with self._reading(_CANDIDATES):
+            for layer, text, error, *sizes in kept:
+                action = read_action(text, typed(int, layer, "layer"))
+                assert action is not None
+                error, sizes = typed(float, error, "error"), typed(list[int], sizes, "bytes")
+                found.append(Candidate(layer, action, error, *sizes))
         return found
 
     @candidates.setter
@@ -245,7 +257,7 @@ class StudyStore:
     @property
     def finals(self) -> dict[str, list[float]]:
         """By the digest of a map, its losses on the windows of the finals so far."""
-        return dict(self._get(_FINALS, {}))
+        return self._get(_FINALS, dict[str, list[float]], {})
 
     @finals.setter
     def finals(self, losses: Mapping[str, list[float]]) -> None:
@@ -253,15 +265,34 @@ class StudyStore:
 
     def held_out(self, key: str) -> dict[str, HeldOut]:
         """By the digest of a map, its held-out scores under the settings that ``key`` names."""
-        kept = self._get(f"report {key}", {})
-        return {digest: (scores, intervals) for digest, (scores, intervals) in kept.items()}
+        kept = self._get(f"report {key}", dict[str, list[Any]], {})
+        with self._reading("held-out scores"):
+            kinds = dict[str, float], dict[str, list[float]]
+            return {
+                digest: (typed(kinds[0], scores, digest), typed(kinds[1], intervals, digest))
+                for digest, (scores, intervals) in kept.items()
+            }
 
     def keep_held_out(self, key: str, scores: Mapping[str, HeldOut]) -> None:
         """Keep held-out scores for `held_out`, in place of those kept under ``key`` before."""
         self._set(f"report {key}", dict(scores))
 
-    def _get(self, name: str, default: Any) -> Any:
-        return self.study.user_attrs.get(name, default)
+    def _get(self, name: str, kind: Any, default: Any) -> Any:
+        """The attribute ``name``, which has to be of the type ``kind``."""
+        with self._reading(name):
+            return typed(kind, self.study.user_attrs.get(name, default), name)
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Refuse, with an `InputError`, a study that holds something else than was written."""
+        try:
+            yield
+        except MALFORMED as error:
+            reason = shorten(error, 40) or type(error).__name__
+            raise InputError(
+                f"study {shorten(self.name, 30)} holds damaged {clip(what, 20)} ({reason}): "
+                "give another study.name, or study.fresh=true to forget them"
+            ) from error
 
     def _set(self, name: str, value: Any) -> None:
         self.study.set_user_attr(name, value)

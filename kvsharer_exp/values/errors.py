@@ -17,6 +17,13 @@ class InputError(ValueError):
     """
 
 
+MALFORMED = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(RecursionError, TypeError, ValueError),
+)
+"""What Python raises where JSON holds other values than were written; one may be an InputError."""
+
+
 class UnansweredError(Exception):
     """A server did not answer for long: the message says what waits for it, and what delivers it.
 

@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan_files import json_of_file, json_of_text
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.text import clip, shorten
+from kvsharer_exp.values.text_files import read_json
 
 
 class KVPlanError(InputError):
@@ -52,7 +54,9 @@ class KVPlan:
     def __post_init__(self) -> None:
         actions = self.actions
         if isinstance(actions, Action) or not isinstance(actions, Iterable):
-            raise KVPlanError(f"plan {actions!r} is no sequence of actions: give one a layer")
+            raise KVPlanError(
+                f"plan {clip(repr(actions))} is no sequence of actions: give one a layer"
+            )
         actions = tuple(actions)
         for layer, action in enumerate(actions):
             if not isinstance(action, Action):
@@ -151,7 +155,7 @@ class KVPlan:
             SharingMapError: it is not JSON, has none of the keys, or holds no valid map.
         """
         try:
-            data = json.loads(text)
+            data = read_json(text)
         except json.JSONDecodeError:
             return cls.of(SharingMap.from_json(text))  # which says what is wrong with it
         actions = data.get("actions") if isinstance(data, dict) else None
@@ -230,9 +234,14 @@ def _check_source(
 ) -> None:
     if source is None or source == layer:
         return
+    if isinstance(source, bool) or not isinstance(source, Integral):
+        raise KVPlanError(
+            f"layer {layer} reads the {half} of layer {clip(repr(source), 20)}: give a whole number"
+        )
     if not 0 <= source < layer:
         raise KVPlanError(
-            f"layer {layer} reads the {half} of layer {source}: give an earlier layer, 0 or more"
+            f"layer {layer} reads the {half} of layer {clip(str(source), 20)}: "
+            "give an earlier layer, 0 or more"
         )
     owner = sources[source]
     if owner is None:

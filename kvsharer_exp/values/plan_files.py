@@ -16,7 +16,7 @@ from typing import Any
 
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.text import clip, shorten
-from kvsharer_exp.values.text_files import read_text, why_unreadable
+from kvsharer_exp.values.text_files import read_json, read_text, why_unreadable
 
 PLAN, FITS = "plan.json", "fits.safetensors"
 """The files of a folder that keep its plan, and the numbers of the plan's stand-ins."""
@@ -58,7 +58,7 @@ def json_of_file(path: Path, choice: str | None = None) -> str:
             'give a JSON file like {"plan": "0_1q4_0_3"}'
         ) from error
     try:
-        entries = _several(json.loads(text))
+        entries = _several(read_json(text))
     except json.JSONDecodeError:
         return text  # `KVPlan.from_json` says what is wrong with it
     if entries is None:
@@ -108,26 +108,40 @@ def _best(entries: Sequence[Mapping[str, Any]], choice: str, path: Path) -> Mapp
     try:
         most = float(choice)
     except ValueError as error:
-        raise PlanFileError(f"{name}:{choice} is no number: give a fraction like 0.25") from error
-    known = [entry for entry in entries if isinstance(entry.get("kv_fraction"), (int, float))]
-    fitting = [entry for entry in known if entry["kv_fraction"] <= most]
-    if not fitting:
-        least = min((entry["kv_fraction"] for entry in known), default=math.nan)
         raise PlanFileError(
-            f"no plan of {name} keeps at most {choice} of the KV: give {least:.4g} or more"
-            if known
+            f"{name}:{clip(choice, 20)} is no number: give a fraction like 0.25"
+        ) from error
+    sized = [(kept, e) for e in entries if (kept := _number(e.get("kv_fraction"))) is not None]
+    fitting = [(kept, entry) for kept, entry in sized if kept <= most]
+    if not fitting:
+        least = min((kept for kept, _ in sized), default=math.nan)
+        raise PlanFileError(
+            f"no plan of {name} keeps at most {clip(choice, 20)} of the KV: "
+            f"give {least:.4g} or more"
+            if sized
             else f"{name} does not say how much KV its plans keep: name one by shared layers, :4"
         )
-    return max(fitting, key=_goodness)
+    return max(fitting, key=lambda held: (_goodness(held[1]), held[0]))[1]
 
 
-def _goodness(entry: Mapping[str, Any]) -> tuple[float, float]:
-    """What is largest for the best entry: its score, minus its KL, or else the KV it keeps."""
-    scores = entry.get("scores") or {}
-    score = entry.get("score")
-    if score is None and "kl" in scores:
-        score = -scores["kl"]
-    return (-math.inf if score is None else float(score), float(entry["kv_fraction"]))
+def _goodness(entry: Mapping[str, Any]) -> float:
+    """The score of an entry, or minus its KL; the least there is if it has neither."""
+    score, scores = _number(entry.get("score")), entry.get("scores")
+    if score is not None:
+        return score
+    kl = _number(scores.get("kl")) if isinstance(scores, Mapping) else None
+    return -math.inf if kl is None else -kl
+
+
+def _number(value: Any) -> float | None:
+    """``value`` as a number; None if it is none, or NaN, or infinite, or too large for a float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _has_plan(entry: Mapping[str, Any]) -> bool:
@@ -144,7 +158,7 @@ def _shared(sources: Sequence[Any]) -> int:
 
 def _holds_plan(text: str) -> bool:
     try:
-        value = json.loads(text)
+        value = read_json(text)
     except json.JSONDecodeError:
         return False
     return isinstance(value, Mapping) and _has_plan(value)

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.text import clip
 
 BITS = (2, 3, 4, 8, 16)
 FULL = 16
@@ -34,16 +35,19 @@ class Precision:
     sinks: int = 0
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS or isinstance(self.bits, bool):
-            raise InputError(f"{self.bits} bits: give one of {', '.join(map(str, BITS))}")
+        if not isinstance(self.bits, int) or self.bits not in BITS:
+            raise InputError(
+                f"{clip(str(self.bits), 20)} bits: give one of {', '.join(map(str, BITS))}"
+            )
         if self.bits == FULL:
             object.__setattr__(self, "group", 32)
             object.__setattr__(self, "sinks", 0)
         if not isinstance(self.group, int) or self.group < 8 or self.group % 8:
-            raise InputError(f"a group of {self.group} tokens: give a multiple of 8")
+            raise InputError(f"a group of {clip(str(self.group), 20)} tokens: give a multiple of 8")
         if not isinstance(self.sinks, int) or not 0 <= self.sinks <= self.group:
             raise InputError(
-                f"{self.sinks} sink tokens: give 0 to {self.group}, one group's tokens"
+                f"{clip(str(self.sinks), 20)} sink tokens: "
+                f"give 0 to {clip(str(self.group), 20)}, one group's tokens"
             )
 
     @classmethod

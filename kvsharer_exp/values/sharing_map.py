@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from kvsharer_exp.values.errors import InputError
-from kvsharer_exp.values.text import clip
-from kvsharer_exp.values.text_files import read_text, why_unreadable
+from kvsharer_exp.values.text import clip, shorten
+from kvsharer_exp.values.text_files import read_json, read_text, why_unreadable
 
 _EMPTY = "map is empty: give one source layer per layer, like 0_1_0_3"
 
@@ -46,7 +46,7 @@ class SharingMap:
         sources = self.kv_source_layers
         if isinstance(sources, (str, bytes)) or not isinstance(sources, Iterable):
             raise SharingMapError(
-                f"map {sources!r} is not a sequence: give one source layer per layer, "
+                f"map {clip(repr(sources))} is not a sequence: give one source layer per layer, "
                 "or use SharingMap.parse for text"
             )
         sources = tuple(_index(source, layer) for layer, source in enumerate(sources))
@@ -55,11 +55,11 @@ class SharingMap:
         for layer, source in enumerate(sources):
             if source < 0:
                 raise SharingMapError(
-                    f"source {source} of layer {layer} is negative: give 0 or more"
+                    f"source {clip(str(source), 20)} of layer {layer} is negative: give 0 or more"
                 )
             if source > layer:
                 raise SharingMapError(
-                    f"layer {layer} reads layer {source}, which comes after it: "
+                    f"layer {layer} reads layer {clip(str(source), 20)}, which comes after it: "
                     f"give a source of at most {layer}"
                 )
             if sources[source] != source:
@@ -113,7 +113,7 @@ class SharingMap:
             text = read_text(path)
         except (OSError, UnicodeDecodeError) as error:
             raise SharingMapError(
-                f"map file {path} cannot be read ({why_unreadable(error)}): "
+                f"map file {shorten(path)} cannot be read ({why_unreadable(error)}): "
                 'give a JSON file like {"kv_source_layers": [0, 1, 0, 3]}'
             ) from error
         held = _several(text) or [cls.from_json(text)]
@@ -121,10 +121,10 @@ class SharingMap:
         if num_shared is None and len(held) == 1:
             return held[0]
         if num_shared not in sizes:
-            listed = ", ".join(map(str, sorted(sizes)))
+            listed, name = ", ".join(map(str, sorted(sizes))), shorten(path.name, 30)
             raise SharingMapError(
-                f"map file {path.name} holds maps of {clip(listed)} shared layers: "
-                f"name one of them, like {path.name}:{max(sizes)}"
+                f"map file {name} holds maps of {clip(listed, 30)} shared layers: "
+                f"name one of them, like {name}:{max(sizes)}"
             )
         return sizes[num_shared]
 
@@ -136,7 +136,7 @@ class SharingMap:
             SharingMapError: ``text`` is not JSON, lacks the key, or is not a valid map.
         """
         try:
-            value: Any = json.loads(text)
+            value: Any = read_json(text)
         except json.JSONDecodeError as error:
             place = f"in line {error.lineno}" if "\n" in text else f"at character {error.pos}"
             raise SharingMapError(
@@ -222,7 +222,7 @@ def _index(source: Any, layer: int) -> int:
         except TypeError:
             pass
     raise SharingMapError(
-        f"source {source!r} of layer {layer} is not an integer: give a layer index"
+        f"source {clip(repr(source))} of layer {layer} is not an integer: give a layer index"
     )
 
 
@@ -239,7 +239,7 @@ def _several(text: str) -> list[SharingMap]:
     Text that is anything else gives an empty list.
     """
     try:
-        value: Any = json.loads(text)
+        value: Any = read_json(text)
     except json.JSONDecodeError:
         return []  # `SharingMap.from_json` says what is wrong with it
     if isinstance(value, dict):

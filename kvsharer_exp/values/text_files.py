@@ -7,7 +7,10 @@ at LF, CR LF or CR, and at nothing else: U+2028 and a form feed stand inside a l
 from __future__ import annotations
 
 import codecs
+import errno
+import json
 from pathlib import Path
+from typing import Any
 
 
 def read_text(path: Path) -> str:
@@ -17,10 +20,30 @@ def read_text(path: Path) -> str:
         OSError: the file cannot be read.
         UnicodeDecodeError: it is no such text; `why_unreadable` names the line.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except ValueError as error:  # a NUL, or half of a surrogate pair
+        raise FileNotFoundError(errno.ENOENT, "no file can have this name") from error
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = data.decode("utf-16" if wide else "utf-8-sig").replace("\r\n", "\n")
     return text if "\n" in text else text.replace("\r", "\n")
+
+
+def read_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON, or Python does not take it: it is nested a thousand
+            levels deep, or holds a whole number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError as error:
+        raise json.JSONDecodeError("nested too deeply", text, 0) from error
+    except ValueError as error:
+        raise json.JSONDecodeError("a number is too long", text, 0) from error
 
 
 def why_unreadable(error: OSError | UnicodeDecodeError) -> str:

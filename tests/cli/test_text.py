@@ -245,6 +245,7 @@ def test_what_is_not_utf8_is_refused(capsys) -> None:
     check_refusal(capsys.readouterr().err, "generate.prompt")
 
 
+@pytest.mark.slow
 def test_no_folder_is_named_tilde(tmp_path: Path, monkeypatch, capfd, store) -> None:
     """Public fault 12: commands that write wherever they can, all of it below the home folder."""
     home, work = tmp_path / "home (1) é", tmp_path / "work"

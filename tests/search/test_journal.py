@@ -29,7 +29,9 @@ def _killed_while_it_writes(folder: Path, storage: str) -> None:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("place", ["relative", "absolute"])
+@pytest.mark.parametrize(
+    "place", ["relative", pytest.param("absolute", marks=pytest.mark.slow)]
+)
 def test_a_kill_while_the_journal_is_written_holds_nobody_up(tmp_path, monkeypatch, place) -> None:
     """Public fault 5: the lock that Optuna leaves is a link, which dangles for a relative path."""
     storage = {"relative": "deep/x.journal", "absolute": str(tmp_path / "deep" / "x.journal")}[
@@ -115,6 +117,17 @@ def test_a_file_that_is_no_journal_keeps_every_byte(tmp_path: Path) -> None:
     for text in ("my notes", "line\nand another", '{"a": 1}'):
         notes.write_text(text)
         with pytest.raises(InputError, match=r"cannot be opened in .*its last line is no record"):
+            with open_study("s", storage=str(notes), folder=tmp_path):
+                pass
+        assert notes.read_text() == text
+
+
+def test_a_journal_whose_last_whole_line_is_no_record_keeps_every_byte(tmp_path: Path) -> None:
+    """Optuna takes such a line for one that is being written, and appends to it."""
+    notes = tmp_path / "notes.txt"
+    for text in ("my notes\n", '{"a": 1}\n', '{"op_code": 0}\nmy notes\n{"op_c', "\n"):
+        notes.write_text(text)
+        with pytest.raises(InputError, match="its last line is no record"):
             with open_study("s", storage=str(notes), folder=tmp_path):
                 pass
         assert notes.read_text() == text

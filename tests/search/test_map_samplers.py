@@ -64,6 +64,7 @@ def best(found) -> np.ndarray:
     return lowest
 
 
+@pytest.mark.slow
 def test_beats_random_at_every_size_and_finds_the_cheap_layers(tmp_path) -> None:
     wins = np.zeros(MAX_SHARED)
     for seed in range(3):

@@ -77,3 +77,22 @@ def test_a_trial_comes_back_as_it_was() -> None:
         kept.number = trial.number
         kept._trial_id = trial._trial_id
         assert kept == trial
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "notes of mine",
+        "notes of mine\nand more",
+        '{"study": "here 1"}\n{"attribute": 1, "value": 2}\n',
+        '{"study": "here 1"}\n{"trial": {"state": "COMPLETE"}}\n{"trial"',
+        '{"study": 1}\n',
+        '{"study": "here 1"}\n' + "[" * 5000 + "\n",
+    ],
+)
+def test_a_file_that_is_refused_keeps_every_byte(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "s.spool"
+    path.write_text(text)
+    with pytest.raises(InputError, match="keeps no trials that wait for a server: move it away"):
+        Spool(path, "here 1")
+    assert path.read_text() == text

@@ -208,6 +208,7 @@ def _open_in_a_new_database(url: str, folder, name: str, ready) -> None:
         assert store.name == name
 
 
+@pytest.mark.slow
 def test_studies_that_begin_at_once_may_make_one_database(tmp_path) -> None:
     """Public fault 7, for `study.storage`: Optuna's tables were made by each process at once."""
     spawn = multiprocessing.get_context("spawn")

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+from optuna.trial import create_trial
 
 from kvsharer_exp.search.study import open_study
 from kvsharer_exp.search.study_store import VERSION, StudyStore
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
+from tests.refusals import check_refusal
 
 MAP = SharingMap((0, 0, 2, 0))
 
@@ -57,3 +59,33 @@ def test_a_study_of_a_newer_version_is_refused_and_one_without_is_the_first(tmp_
     with pytest.raises(InputError, match="use the newer kvsharer_exp that made it"):
         with open_study("s", storage=None, folder=tmp_path):
             pass
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        ("version", "1", lambda store: StudyStore(store.study)),
+        ("identity", [1], lambda store: store.claim({"model": "a"})),
+        ("mlflow_run_id", 7, lambda store: store.mlflow_run_id),
+        ("front", {"a": 1}, lambda store: store.front_runs),
+        ("seeds", [["paper", "0_2"]], lambda store: store.seeds),
+        ("candidates", [[1, "1q4", "dear", 1, 2]], lambda store: store.candidates),
+        ("finals", {"digest": ["0.5"]}, lambda store: store.finals),
+        ("report key", {"digest": [{"kl": None}, {}]}, lambda store: store.held_out("key")),
+        ("under way 000000", ["sampler"], lambda store: store.under_way()),
+    ],
+)
+def test_a_damaged_attribute_is_refused_with_its_name(tmp_path, name, value, read) -> None:
+    with open_study("s", storage=None, folder=tmp_path) as store:
+        store.study.set_user_attr(name, value)
+        with pytest.raises(InputError, match="study s holds damaged .*: give another") as error:
+            read(store)
+    check_refusal(f"kvsharer: {error.value}", "study.fresh=true")
+
+
+def test_a_damaged_result_is_refused(tmp_path: Path) -> None:
+    with open_study("s", storage=None, folder=tmp_path) as store:
+        trial = create_trial(values=[0.5, 1.0], user_attrs={"result": '{"number": 0}'})
+        store.study.add_trial(trial)
+        with pytest.raises(InputError, match="study s holds damaged results"):
+            store.results()

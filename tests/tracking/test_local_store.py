@@ -74,6 +74,7 @@ tracker.finish(run)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_may_make_one_store_at_once_also_after_a_kill(tmp_path: Path) -> None:
     """Public fault 7: one of the two failed, with advice that did not fit."""
     (tmp_path / "deep").mkdir()

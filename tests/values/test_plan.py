@@ -16,6 +16,7 @@ from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan, KVPlanError
 from kvsharer_exp.values.precision import BITS, Precision
 from kvsharer_exp.values.sharing_map import SharingMap, SharingMapError
+from tests.refusals import check_refusal
 
 EVERY = "0_1q4s4_0_a_4k0v_5_c_x_8q3g64s4_0k1v"
 
@@ -145,6 +146,20 @@ def test_the_registry_holds_every_action_once_and_refuses_others() -> None:
         action_from_dict({"action": "afine"})
     with pytest.raises(InputError, match="does not take bits"):
         action_from_dict({"action": "drop", "bits": 4})
+
+
+def test_numbers_that_are_none_and_too_long_ones_are_refused() -> None:
+    for source in ("0", 0.0, None, [0]):
+        text = json.dumps({"actions": [{"action": "own"}, {"action": "read", "source": source}]})
+        if source is not None:
+            with pytest.raises(KVPlanError, match="layer 1 reads the keys of layer .*whole number"):
+                KVPlan.from_json(text)
+    long = "9" * 5000
+    for text in (f"0_{long}", f"0_1q{long}", f"0_{long}k0v", f"[0, {long}]", "[" * 5000):
+        with pytest.raises(InputError) as error:
+            KVPlan.parse(text)
+        check_refusal(f"kvsharer: {error.value}", "give")
+    assert KVPlan((Own(4.0),)).to_json() == KVPlan((Own(4),)).to_json()
 
 
 def test_bytes_of_a_precision_are_those_of_its_layout() -> None:

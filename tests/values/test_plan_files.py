@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan, KVPlanError
 from kvsharer_exp.values.plan_files import PlanFileError, json_of_folder
+from kvsharer_exp.values.sharing_map import SharingMap
 from tests.refusals import check_refusal
 
 MAP, PLAN, STAND_IN = "0_1_0_3", "0_1q4_0_x", "0_1q2_a_x"
@@ -100,3 +102,18 @@ def test_what_is_no_file_and_no_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanFileError) as error:
         json_of_folder(tmp_path)
     check_refusal(f"kvsharer: {error.value}", "has no plan")
+
+
+def test_numbers_that_are_none_choose_no_plan(tmp_path: Path) -> None:
+    path = tmp_path / "front.json"
+    odd = [{"kv_fraction": size} for size in ("0.1", None, True, float("nan"), 10**400)]
+    odd += [{"kv_fraction": 0.4, "scores": scores} for scores in (["kl"], {"kl": "low"}, 7)]
+    path.write_text(json.dumps([{"plan": STAND_IN, **entry} for entry in odd] + FRONT))
+    assert str(KVPlan.parse(f"{path}:0.45")) == PLAN
+
+
+@pytest.mark.parametrize("name", ["a\0.json", "\ud800.json"])
+def test_a_name_that_no_file_can_have_is_refused(name: str) -> None:
+    for parse in (KVPlan.parse, SharingMap.parse):
+        with pytest.raises(InputError, match="no file can have this name"):
+            parse(name)

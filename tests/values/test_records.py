@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 
 from kvsharer_exp import values
 from kvsharer_exp.values.agreement import Agreement
+from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.footprint import Footprint, MeasuredFootprint
 from kvsharer_exp.values.greedy import GreedyResult, GreedyStep
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
 from kvsharer_exp.values.record import Record
 from kvsharer_exp.values.scores import CandidateScores
 from kvsharer_exp.values.trial import FrontEntry, TrialResult
+from tests.refusals import check_refusal
 from tests.values.test_sharing_map import sharing_maps
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -110,3 +112,20 @@ def test_scores_join_window_by_window() -> None:
 def test_a_number_that_is_none_is_refused_by_json() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         LayerPair(1, 0, float("nan")).to_json()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('{"target": 1, "source": 0}', '{"target": 1, "source": 0, "dissimilarity": "far"}'),
+        *('{"target": 1.5, "source": 0, "dissimilarity": 1}', "[1, 0, 0.5]", "", "[" * 5000),
+        *('{"target": true, "source": 0, "dissimilarity": 1}', "9" * 5000),
+        *('{"target": 1, "source": 0, "dissimilarity": 1e999}', '{"target": 1'),
+        '{"target": 1, "source": 0, "dissimilarity": 1, "weight": 2}',
+        f'{{"target": 1, "source": 0, "dissimilarity": {"9" * 400}}}',
+    ],
+)
+def test_what_is_no_record_is_refused(text: str) -> None:
+    with pytest.raises(InputError) as error:
+        LayerPair.from_json(text)
+    check_refusal(f"kvsharer: {error.value}", "or make the file again")

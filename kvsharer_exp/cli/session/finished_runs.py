@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.result_file import SCHEMA
 from kvsharer_exp.reporting.measured import FinishedRun
 from kvsharer_exp.tracking.runs import Runs, StoredRun
-from kvsharer_exp.values.errors import InputError
-from kvsharer_exp.values.text import shorten
-from kvsharer_exp.values.text_files import read_text
+from kvsharer_exp.values.errors import MALFORMED, InputError
+from kvsharer_exp.values.text import clip, shorten
+from kvsharer_exp.values.text_files import read_json, read_text, why_unreadable
 
 _LOCAL = "sqlite:///"
 
@@ -109,9 +111,10 @@ def check_kind(result: Mapping[str, Any], name: str, kinds: Collection[str]) -> 
     Raises:
         InputError: it is of another kind.
     """
-    if result.get("command") not in kinds:
+    kind = result.get("command")
+    if not isinstance(kind, str) or kind not in kinds:
         raise InputError(
-            f"run {shorten(name, 60)} is of kind {result.get('command')!r}: "
+            f"run {shorten(name, 60)} is of kind {clip(repr(kind), 20)}: "
             f"give a run of {', '.join(kinds)}"
         )
 
@@ -121,10 +124,14 @@ def _result(text: str | None, what: str) -> dict[str, Any]:
     if text is None:
         raise InputError(f"{what} has no result.json: give the folder of a run that has finished")
     try:
-        result = json.loads(text)
+        result = read_json(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{what} has a result.json that is no JSON: run it again") from error
     schema = result.get("schema", 0) if isinstance(result, dict) else 0
+    if isinstance(schema, bool) or not isinstance(schema, int):
+        raise InputError(
+            f"{what} has a result.json of schema {clip(repr(schema), 30)}: run it again"
+        )
     if schema < SCHEMA:
         command = result.get("command", "COMMAND") if isinstance(result, dict) else "COMMAND"
         raise InputError(
@@ -162,10 +169,30 @@ def _without_result(run: StoredRun) -> InputError:
 
 
 def _read(path: Path) -> str | None:
-    return read_text(path) if path.is_file() else None
+    """The text of a file; None if it is not there.
+
+    Raises:
+        InputError: it is no text.
+    """
+    try:
+        return read_text(path) if path.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{shorten(path)} cannot be read ({why_unreadable(error)}): give another run, or run "
+            "it again"
+        ) from error
 
 
 def _config(text: str | None) -> dict[str, Any]:
-    """The configuration as it was recorded; empty if it was not."""
-    held = OmegaConf.to_container(OmegaConf.create(text or "{}"), resolve=False)
+    """The configuration as it was recorded; empty if it was not.
+
+    Raises:
+        InputError: it is no YAML.
+    """
+    try:
+        held = OmegaConf.to_container(OmegaConf.create(text or "{}"), resolve=False)
+    except (YAMLError, OmegaConfBaseException, *MALFORMED) as error:
+        raise InputError(
+            f"the recorded configuration cannot be read ({clip(str(error), 60)}): run it again"
+        ) from error
     return {str(key): value for key, value in held.items()} if isinstance(held, dict) else {}

@@ -30,6 +30,7 @@ class Own(Action):
 
     def __post_init__(self) -> None:
         checked = self.precision
+        object.__setattr__(self, "bits", checked.bits)
         object.__setattr__(self, "group", checked.group)
         object.__setattr__(self, "sinks", checked.sinks)
 

@@ -20,6 +20,7 @@ from kvsharer_exp.values.actions.read import Read
 from kvsharer_exp.values.actions.read_kv import ReadKV
 from kvsharer_exp.values.errors import InputError, did_you_mean
 from kvsharer_exp.values.plugins import find_part
+from kvsharer_exp.values.text import clip
 
 # An export has a copy of this file in another package, and finds no actions of others there.
 GROUP = f"{__name__.partition('.')[0]}.actions"
@@ -46,7 +47,14 @@ def read_action(text: str, layer: int) -> Action | None:
         InputError: a part of it breaks a rule, as a number of bits that is not known.
     """
     for action_class in action_classes().values():
-        action = action_class.read(text, layer)
+        try:
+            action = action_class.read(text, layer)
+        except InputError:
+            raise
+        except ValueError as error:  # Python reads no number of more than 4300 digits
+            raise InputError(
+                "it holds a number that is too long: give the number of a layer"
+            ) from error
         if action is not None:
             return action.canonical(layer)
     return None
@@ -62,10 +70,12 @@ def action_from_dict(data: dict[str, Any]) -> Action:
     name = str(fields.pop("action", ""))
     classes = action_classes()
     if name not in classes:
-        raise InputError(f"action {name!r} is unknown: {did_you_mean(name, list(classes))}")
+        raise InputError(
+            f"action {clip(name, 30)!r} is unknown: {did_you_mean(name, list(classes))}"
+        )
     try:
         return classes[name](**fields)
     except TypeError as error:
         raise InputError(
-            f"action {name} does not take {', '.join(fields)}: give what its text gives"
+            f"action {name} does not take {clip(', '.join(fields), 60)}: give what its text gives"
         ) from error

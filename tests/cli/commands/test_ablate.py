@@ -125,6 +125,7 @@ def test_the_budget_is_the_same_for_each_tested_arm(run, capsys) -> None:
     assert "random tested: too few layers at 34.0%, 50.0%; the budget of 4 candidates" in shown
 
 
+@pytest.mark.slow
 def test_the_best_maps_of_a_sweep_are_an_arm(run, tmp_path, store) -> None:
     folder = tmp_path / "swept"
     quick = ("scoring.report.tasks=[]", "scoring.search.tasks=[]", "study.n_trials=8")
@@ -175,7 +176,12 @@ def test_another_calibration_text_keeps_the_held_out_items(run) -> None:
     assert len({tuple(values) for values in cosines}) == 4
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+QUICKLY = ("paper_memory_speed", "paper_random", "question_acceptance", "question_equal_bytes")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICKLY else pytest.param(n, marks=pytest.mark.slow) for n in EXPERIMENTS]
+)
 def test_every_experiment_runs(name: str, run, capsys) -> None:
     result = run(f"experiment={name}", *SMALL.get(name, ()))
     written = yaml.safe_load((data_dir("conf") / "experiment" / f"{name}.yaml").read_text())
