@@ -97,7 +97,7 @@ def test_the_action_of_the_example_is_searched_and_exports_say_why_not(
     action, tmp_path: Path, monkeypatch, store, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ("search_space=layer_actions", "search_space.options.actions=[own,q4g8,e]")
+    words = ("search_space=layer_actions", "search_space.options.actions=[own,e]")
     few = ("study.n_trials=10", "fit.num_windows=8", "fit.window_tokens=16", "compression.kv=[0.5]")
     assert main(["sweep", *QUICK, *store, *words, *few, "hydra.run.dir=run"]) == 0
     front = json.loads(Path("run/result.json").read_text())["front"]

@@ -75,8 +75,8 @@ class Evaluator:
         memory_budget: int = 4 << 30,
     ) -> None:
         self._model = cast(Any, model)
-        self._made_of = windows, cuts, memory_budget
-        self.batch_size = batch_size
+        self._windows, self.batch_size = windows, batch_size
+        self._settings: dict[str, Any] = {"cuts": cuts, "memory_budget": memory_budget}
         self._layers = attention_layers(model)
         device = self._model.get_input_embeddings().weight.device
         ends = sorted({*(cut for cut in cuts if 0 < cut < len(windows)), len(windows)})
@@ -95,10 +95,7 @@ class Evaluator:
 
     def with_batches_of(self, batch_size: int) -> Evaluator:
         """An evaluator of the same windows, in other batches; it begins with nothing kept."""
-        windows, cuts, budget = self._made_of
-        return Evaluator(
-            self._model, windows, batch_size=batch_size, cuts=cuts, memory_budget=budget
-        )
+        return Evaluator(self._model, self._windows, batch_size=batch_size, **self._settings)
 
     @property
     def num_layers(self) -> int:

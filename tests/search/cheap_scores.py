@@ -22,8 +22,8 @@ def make_score(settings: str) -> Any:
 
     - ``log``: a file to which each plan is added before it is scored;
     - ``seconds``: how long a plan takes;
-    - ``slow``, ``dies``, ``dies_once``, ``hangs``, ``fails``: numbers of trials, by the order in
-      the log, that do so;
+    - ``slow``, ``dies``, ``dies_once``, ``hangs``, ``fails``, ``overflows``: numbers of trials, by
+      the order in the log, that do so;
     - ``refuses``: whether the worker refuses to start; ``crashes``: whether it fails to.
     """
     told = json.loads(settings)
@@ -47,7 +47,7 @@ def make_score(settings: str) -> Any:
         if order in told.get("fails", ()):
             raise RuntimeError("out of memory")
         time.sleep(1.5 if order in told.get("slow", ()) else told.get("seconds", 0.0))
-        value = loss(plan)
+        value = float("inf") if order in told.get("overflows", ()) else loss(plan)
         return Outcome({FIT: value, "kl": value}, "complete", "fit", -value, "", (value,) * 2)
 
     return score

@@ -102,6 +102,14 @@ def test_a_worker_that_hangs_is_replaced(crew, tmp_path: Path) -> None:
     assert found[1].reason == "no result after executor.trial_timeout=0.5 seconds"
 
 
+def test_a_worker_that_says_what_is_no_outcome_is_replaced(tmp_path: Path) -> None:
+    with Pool(cheap.crew(tmp_path, overflows=[1]), 1) as pool:
+        found = searched(tmp_path, pool, 3)
+    assert [r.status for r in found] == ["complete", "failed", "complete"]
+    assert "it says what is no outcome: " in found[1].reason
+    assert "a finite number" in found[1].reason
+
+
 def test_a_plan_that_fails_costs_no_worker(crew, tmp_path: Path) -> None:
     said: list[str] = []
     with Pool(crew(tmp_path, fails=[1]), 1, say=said.append) as pool:

@@ -29,9 +29,7 @@ def _killed_while_it_writes(folder: Path, storage: str) -> None:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize(
-    "place", ["relative", pytest.param("absolute", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("place", ["relative", pytest.param("absolute", marks=pytest.mark.slow)])
 def test_a_kill_while_the_journal_is_written_holds_nobody_up(tmp_path, monkeypatch, place) -> None:
     """Public fault 5: the lock that Optuna leaves is a link, which dangles for a relative path."""
     storage = {"relative": "deep/x.journal", "absolute": str(tmp_path / "deep" / "x.journal")}[

@@ -78,7 +78,7 @@ def test_a_study_of_a_newer_version_is_refused_and_one_without_is_the_first(tmp_
 def test_a_damaged_attribute_is_refused_with_its_name(tmp_path, name, value, read) -> None:
     with open_study("s", storage=None, folder=tmp_path) as store:
         store.study.set_user_attr(name, value)
-        with pytest.raises(InputError, match="study s holds damaged .*: give another") as error:
+        with pytest.raises(InputError, match=r"study s holds damaged .*: give another") as error:
             read(store)
     check_refusal(f"kvsharer: {error.value}", "study.fresh=true")
 

@@ -149,11 +149,10 @@ def test_the_registry_holds_every_action_once_and_refuses_others() -> None:
 
 
 def test_numbers_that_are_none_and_too_long_ones_are_refused() -> None:
-    for source in ("0", 0.0, None, [0]):
+    for source in ("0", 0.0, [0]):
         text = json.dumps({"actions": [{"action": "own"}, {"action": "read", "source": source}]})
-        if source is not None:
-            with pytest.raises(KVPlanError, match="layer 1 reads the keys of layer .*whole number"):
-                KVPlan.from_json(text)
+        with pytest.raises(KVPlanError, match=r"layer 1 reads the keys of .*whole number"):
+            KVPlan.from_json(text)
     long = "9" * 5000
     for text in (f"0_{long}", f"0_1q{long}", f"0_{long}k0v", f"[0, {long}]", "[" * 5000):
         with pytest.raises(InputError) as error:

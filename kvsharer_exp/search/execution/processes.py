@@ -15,7 +15,8 @@ from typing import Any
 
 from kvsharer_exp.search.execution.base import Done, Task
 from kvsharer_exp.search.execution.pool import Lost, News, Ready
-from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.errors import MALFORMED, InputError
+from kvsharer_exp.values.text import clip
 
 
 @dataclass(eq=False, slots=True)
@@ -104,9 +105,15 @@ class ProcessCrew:
         error: Exception | None = None
         with worker.process.stdout as lines:
             for line in lines:
-                said = json.loads(line)
-                if "done" in said:
-                    self._news.put((worker, Done.from_dict(said["done"])))
+                try:
+                    said = json.loads(line)
+                    done = Done.from_dict(said["done"]) if "done" in said else None
+                except MALFORMED as wrong:
+                    reason = f"it says what is no outcome: {clip(str(wrong), 80)}"
+                    self._news.put((worker, Lost(reason)))
+                    return
+                if done is not None:
+                    self._news.put((worker, done))
                 elif "refused" in said:
                     error = InputError(said["refused"])
                 else:
