@@ -70,9 +70,9 @@ def undamaged(run: FinishedRun) -> Iterator[None]:
         yield
     except (StopIteration, *MALFORMED) as error:
         reason = clip(" ".join(f"{type(error).__name__}: {error}".split()), 60)
+        name = shorten(run.source or run.result.get("mlflow_run_id"))
         raise InputError(
-            f"result.json of {shorten(run.source or run.run_id)} is damaged ({reason}): "
-            "run it again, or give another run"
+            f"result.json of {name} is damaged ({reason}): run it again, or give another run"
         ) from error
 
 

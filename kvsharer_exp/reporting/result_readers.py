@@ -15,6 +15,7 @@ from typing import Any
 from kvsharer_exp.reporting.ablation import MARKS, describe
 from kvsharer_exp.reporting.measured import FinishedRun, Measured, undamaged
 from kvsharer_exp.search.paper.arms import GIVEN
+from kvsharer_exp.values.record import typed
 from kvsharer_exp.values.score_names import (
     HELD_OUT_KL,
     KL,
@@ -53,7 +54,7 @@ def _base(run: FinishedRun, **changes: Any) -> Measured:
         quantity="",
         value=0.0,
         model=run.model,
-        model_id=model["id"],
+        model_id=typed(str, model["id"], "model.id"),
         num_layers=model["num_layers"],
         map=FULL,
         arm="",

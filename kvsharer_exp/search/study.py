@@ -143,7 +143,7 @@ def _lock(path: Path, name: str) -> Iterator[str]:
 
     The lock is a file with the key in its first line, and host and process in the second.
     """
-    with path.open("a+", encoding="utf-8") as file:
+    with path.open("a+", encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

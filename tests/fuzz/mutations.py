@@ -116,7 +116,7 @@ def sizes(few: int, many: int = 10_000) -> Any:
     The examples are the same in every run.
     """
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
-    common = {"derandomize": True, "deadline": 5000, "suppress_health_check": checks}
+    common = {"derandomize": True, "deadline": 60_000, "suppress_health_check": checks}
     counts = [
         pytest.param(settings(max_examples=few, **common), id="few"),
         pytest.param(settings(max_examples=many, **common), id="many", marks=pytest.mark.slow),

@@ -86,7 +86,7 @@ def test_runs(size: settings, tmp_path: Path) -> None:
         (folder / "config.yaml").write_bytes(settled)
         with read_or_refused(tmp_path):
             run = finished_run(cast(Runs, NoRuns()), str(tmp_path), READERS)
-            assert all(value.model_id for value in measured(run))
+            assert all(isinstance(value.model_id, str) for value in measured(run))
 
     check()
 

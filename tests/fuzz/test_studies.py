@@ -132,5 +132,7 @@ def test_locks(size: settings, journal: bytes, tmp_path: Path) -> None:
         (tmp_path / "s.lock").write_bytes(content)
         with read_or_refused(tmp_path):
             assert status_of("s", folder=tmp_path).owner == ""
+        with open_study("s", storage=None, folder=tmp_path) as store:
+            assert len(store.key) == 32
 
     check()

@@ -26,7 +26,7 @@ from kvsharer_exp.cli.session.result_file import told_directions
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
-from kvsharer_exp.cli.steps.executors import open_executor
+from kvsharer_exp.cli.steps.executors import open_executor, require_memory
 from kvsharer_exp.cli.steps.front_lines import print_front
 from kvsharer_exp.cli.steps.plan_candidates import PlanParts
 from kvsharer_exp.cli.steps.sweep_entries import EntryMaker
@@ -75,6 +75,7 @@ def run(
     max_shared = max(num_targets(ratio, loaded.num_layers) for ratio in config.compression.ratios)
     windows.require("calibration", "held_out")
     scorers.require()
+    require_memory(config, loaded)
     given = seed_file.seeds(loaded.description["id"], loaded.layers) if seed_file else []
     of_plans = is_for_plans(config.search_space.kind)
     identity = identity_of(config, loaded, windows, plans=of_plans)
@@ -100,7 +101,7 @@ def run(
         log.say("scored the full cache")
         reference = (1.0, scorer.reference_score)
         known_before, began = len(store.results()), log.seconds
-        with open_executor(config, log, loaded, scorer, identity) as executor:
+        with open_executor(config, log, scorer, identity) as executor:
             found = search_in(config, log, store, search, executor, reference)
         searched = log.seconds - began
         front, finals = _finals(config, log, windows, scorers, store, found, searched, fitted)

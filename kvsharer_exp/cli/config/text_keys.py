@@ -68,6 +68,8 @@ def _holds_text(kind: Any) -> bool:
 def expand_home(text: str) -> str:
     """Replace a ``~`` at the start of a path; ``sqlite:///`` or ``file://`` may stand before it."""
     scheme = re.match(r"(sqlite:///|file://)?", text)[0]  # type: ignore[index]
+    if "\0" in text:  # Python refuses to look for such a home folder
+        return text
     return scheme + os.path.expanduser(text[len(scheme) :])
 
 

@@ -69,7 +69,7 @@ def finished_run(runs: Runs, name: str, kinds: Collection[str]) -> FinishedRun:
     if folder.is_dir():
         result = _result(_read(folder / "result.json"), f"folder {shorten(name, 80)}")
         check_kind(result, name, kinds)
-        stored = runs.find(str(result["mlflow_run_id"]))
+        stored = runs.find(str(result.get("mlflow_run_id")))
         recorded = runs.text(stored.run_id, "config.yaml") if stored else None
         pictures = {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
         config = _config(recorded or _read(folder / ".hydra" / "config.yaml"))

@@ -33,14 +33,13 @@ _BESIDE_MODEL = 1 << 30  # bytes of a worker beside its model: torch itself, and
 def open_executor(
     config: Config,
     log: RunLog,
-    loaded: LoadedModel,
     scorer: StagedScorer,
     identity: dict[str, Any],
 ) -> Iterator[Executor]:
     """Start the workers, if any. ``scorer`` scores in this process.
 
     Raises:
-        InputError: there is no memory for so many workers, or no Ray cluster.
+        InputError: there is no Ray cluster, or it is too small.
     """
     wanted, settings = config.executor, settings_of(config, identity)
     if wanted.name == "local":
@@ -48,8 +47,7 @@ def open_executor(
         yield LocalExecutor(scorer, together=together, look_ahead=scorer.look_ahead)
         return
     if wanted.name == "processes":
-        count = wanted.num_workers or len(_gpus()) or _ON_A_CPU
-        _check_memory(count, loaded)
+        count = _num_processes(config)
         folder = log.folder / "workers"
         crew = ProcessCrew(MAKE, settings, folder=folder, environments=_environments(count))
         log.say(f"{count} worker processes, which log to {folder}")
@@ -92,12 +90,19 @@ def _environments(count: int) -> list[dict[str, str]]:
     return [{"OMP_NUM_THREADS": str(threads)}]
 
 
-def _check_memory(count: int, loaded: LoadedModel) -> None:
-    """Refuse more workers than there is memory for, where each holds the model.
+def _num_processes(config: Config) -> int:
+    return config.executor.num_workers or len(_gpus()) or _ON_A_CPU
+
+
+def require_memory(config: Config, loaded: LoadedModel) -> None:
+    """Refuse more worker processes than there is memory for, where each holds the model.
 
     Raises:
         InputError: names the number that fits.
     """
+    if config.executor.name != "processes":
+        return
+    count = _num_processes(config)
     model = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     gpus = _gpus()
     if gpus:
