@@ -115,6 +115,7 @@ def lines_of_the_example() -> list[str]:
 
 
 @pytest.mark.parametrize("line", lines_of_the_example())
+@pytest.mark.slow
 def test_the_example_searches_as_its_readme_says(
     line: str, example, tmp_path: Path, monkeypatch, store
 ) -> None:

@@ -62,6 +62,7 @@ def check_arrives(key: str, text: str) -> None:
 
 @settings(max_examples=2000, deadline=None)
 @given(key=st.sampled_from(SINGLE), text=TEXTS)
+@pytest.mark.slow
 def test_every_text_arrives_as_typed(key: str, text: str) -> None:
     """Public fault 11: all text keys, by the parser that Hydra uses."""
     check_arrives(key, text)
@@ -77,6 +78,7 @@ def test_every_text_arrives_at_each_key(key: str, text: str) -> None:
 
 @settings(max_examples=500, deadline=None)
 @given(key=st.sampled_from(LISTS), texts=st.lists(TEXTS, max_size=4))
+@pytest.mark.slow
 def test_every_text_of_a_list_arrives_as_typed(key: str, texts: list[str]) -> None:
     assume(not any(text.endswith("\\") for text in texts[:-1]))  # "\\," is Hydra's for a comma
     for text in texts:

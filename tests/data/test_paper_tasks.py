@@ -263,6 +263,7 @@ def test_without_a_local_copy_the_hub_is_asked(
         load_tasks([task], NO_TEXT)
 
 
+@pytest.mark.slow
 def test_the_papers_benchmarks_are_all_named_when_out_of_reach(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ def run(words: list[str], *more: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_every_command_turns_the_score_the_right_way(
     task_file: Path, store: list[str], monkeypatch, capsys
 ) -> None:
@@ -120,6 +121,7 @@ def test_every_command_turns_the_score_the_right_way(
     assert any(note.startswith("No test for odd f1: ") for note in told["notes"])
 
 
+@pytest.mark.slow
 def test_the_search_seeks_what_loses_less(task_file: Path, store: list[str], monkeypatch) -> None:
     monkeypatch.chdir(task_file.parent)
     told = run(

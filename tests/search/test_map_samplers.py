@@ -74,6 +74,7 @@ def test_beats_random_at_every_size_and_finds_the_cheap_layers(tmp_path) -> None
     assert best(search(tmp_path, "evolution", 9))[0] == pytest.approx(optimum[0], rel=0.35)
 
 
+@pytest.mark.slow
 def test_block_errors_save_most_of_the_trials(tmp_path) -> None:
     """Errors that follow the losses of pairs, but for a factor of the target: a third does."""
     factors = np.random.default_rng(1).lognormal(0, 0.4, LAYERS)

@@ -39,6 +39,7 @@ def overflowing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("together", [1, 4])
+@pytest.mark.slow
 def test_a_sweep_keeps_the_reason_and_goes_on(
     overflowing, together: int, tmp_path: Path, store: list[str], monkeypatch
 ) -> None:

@@ -52,6 +52,7 @@ def maps(result: dict) -> list[list[int]]:
     return [row["kv_source_layers"] for row in result["rows"]]
 
 
+@pytest.mark.slow
 def test_every_arm_at_every_ratio(run, store, capsys) -> None:
     given = "map=0_0_2_3_4_5"
     arms = f"ablate.arms=[{','.join(ARMS)}]"
@@ -94,6 +95,7 @@ def test_every_arm_at_every_ratio(run, store, capsys) -> None:
     assert "The limit: wiki_next acc" in shown
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_evaluate(run, tmp_path, store) -> None:
     """One pass over the held-out windows is the plain evaluation of the same map."""
     row = run("ablate.arms=[trailing_layers]")["rows"][0]
@@ -105,6 +107,7 @@ def test_scores_are_those_of_evaluate(run, tmp_path, store) -> None:
     assert row["scores"]["perplexity/report"] == pytest.approx(scores["perplexity/report"], 1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_seed_twice_is_the_same_to_the_last_digit(run) -> None:
     arms = ("ablate.arms=[dissimilar_tested,random_tested,random_untested]", "ablate.draws=2")
     first, again, other = run(*arms), run(*arms), run(*arms, "seed=1")

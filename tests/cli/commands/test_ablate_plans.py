@@ -105,6 +105,7 @@ def check_rows(result: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["question_drop", "question_equal_bytes"])
+@pytest.mark.slow
 def test_the_questions_run_at_equal_bytes(name: str, run, fitted, store, capsys) -> None:
     result = run(f"experiment={name}", *HELD_OUT)
     check_rows(result)
@@ -148,12 +149,14 @@ def test_scores_are_those_of_evaluate(run, tmp_path, store) -> None:
     assert row["scores"]["perplexity/report"] == pytest.approx(scores["perplexity/report"], 1e-6)
 
 
+@pytest.mark.slow
 def test_the_first_arm_may_be_a_plan_that_is_timed(run, fitted) -> None:
     result = run("ablate.arms=[drop]", "ablate.lengths=[[8,2]]", "bench.repeats=1")
     assert [cell["compression"] for cell in result["timings"]] == [0.34, 0.5]
     assert fitted == []
 
 
+@pytest.mark.slow
 def test_a_budget_below_two_bits_has_no_quantised_plan(run, capsys) -> None:
     result = run("ablate.arms=[read,quantised]", "compression.ratios=[0.84]")
     row = by_arm(result)["quantised", 0.84]
@@ -162,6 +165,7 @@ def test_a_budget_below_two_bits_has_no_quantised_plan(run, capsys) -> None:
     assert "quantised: too few layers at 84.0%; no plan of that size" in shown
 
 
+@pytest.mark.slow
 def test_too_little_text_for_fits_is_one_line(tmp_path, monkeypatch, store, capfd) -> None:
     monkeypatch.chdir(tmp_path)
     words = ("ablate.arms=[read,affine]", "fit.window_tokens=999999", "--quiet")

@@ -203,6 +203,7 @@ def test_what_cannot_be_answered_is_refused_in_a_line(swept, refuse, tmp_path: P
     refuse("give tracking.folder or study.storage", run, "study.storage=absent.journal")
 
 
+@pytest.mark.slow
 def test_another_budget_continues_the_study_and_scores_no_plan_twice(
     tmp_path: Path, monkeypatch
 ) -> None:

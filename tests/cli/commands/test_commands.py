@@ -145,6 +145,7 @@ def test_sweep_gives_a_front_and_continues(run, store, capsys) -> None:
 FINALS = ("study.margin=9", "study.name=finals", "scoring.window_tokens=32")
 
 
+@pytest.mark.slow
 def test_more_text_decides_between_the_best_of_each_size(run, store, monkeypatch) -> None:
     monkeypatch.setattr(finals, "MARGIN", 5.0)  # random maps are seldom close
     sweep = ("sweep", *FINALS, "study.n_trials=20", "scoring.num_windows=2")
@@ -172,12 +173,14 @@ def test_more_text_decides_between_the_best_of_each_size(run, store, monkeypatch
     assert again["finals"] == held
 
 
+@pytest.mark.slow
 def test_what_is_not_about_the_text_has_no_finals(run) -> None:
     words = ("study.fresh=true", "study.n_trials=6", "study.final_windows=16")
     found = run("sweep", *FINALS, *words, "scoring.fitness=cosine")
     assert found["finals"] == {"windows": 0}
 
 
+@pytest.mark.slow
 def test_a_map_of_a_sweep_is_evaluated_by_its_run(run, store) -> None:
     swept = run("sweep", "study.n_trials=4")
     entry = swept["front"][-1]
@@ -195,6 +198,7 @@ TOGETHER = list(islice(zip(cycle(SAMPLERS), cycle(SPACES), strict=False), COUNT)
 
 
 @pytest.mark.parametrize(("sampler", "space"), TOGETHER)
+@pytest.mark.slow
 def test_every_space_and_every_sampler(run, sampler: str, space: str) -> None:
     result = run(
         "sweep",
@@ -234,6 +238,7 @@ def test_a_ranking_by_block_error(run) -> None:
     assert all(0 < step["distance"] for step in trace)
 
 
+@pytest.mark.slow
 def test_maps_of_a_file_are_scored_and_a_flat_front_ends_the_search(
     run, tmp_path, store, capsys
 ) -> None:
@@ -281,12 +286,14 @@ def test_a_budget_too_small_for_one_map_is_refused(tmp_path, monkeypatch, store,
     assert "study.minutes=1e-09 ended before one map was scored" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_weights_of_several_fitnesses(run) -> None:
     result = run("sweep", "scoring.fitness={kl: 1, cosine: 0.5}", "study.n_trials=6")
     assert result["fitness"] == "1·kl + 0.5·cosine"
     assert result["hypervolume_reference"]["score"] == -2.5
 
 
+@pytest.mark.slow
 def test_lm_eval_as_the_fitness(run) -> None:
     result = run(
         "sweep",
@@ -298,6 +305,7 @@ def test_lm_eval_as_the_fitness(run) -> None:
     assert all("lm_eval/wiki_ppl_search/word_perplexity" in e["scores"] for e in result["front"])
 
 
+@pytest.mark.slow
 def test_a_study_of_another_configuration_is_refused(run, store, capfd) -> None:
     name = ("study.name=other", "study.n_trials=2", "sweep")
     run(*name)

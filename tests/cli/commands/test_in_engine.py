@@ -86,6 +86,7 @@ def test_an_honest_engine_agrees_on_every_item(
     assert not list((tmp_path / "run").glob("served-*"))
 
 
+@pytest.mark.slow
 def test_another_answer_is_seen(run, tmp_path: Path, monkeypatch) -> None:
     """The comparison is of what the engine says: weights of another seed are told apart."""
     use(monkeypatch, tmp_path, "honest")
@@ -112,6 +113,7 @@ def test_both_runtimes_cut_long_texts_alike(run, tmp_path: Path, monkeypatch) ->
     assert max(one["largest_difference"] for one in engine["agreement"].values()) < 1e-2
 
 
+@pytest.mark.slow
 def test_an_engine_that_fails_leaves_nothing(run, tmp_path: Path, monkeypatch, capfd) -> None:
     for behaviour, says in (("constant", "gives no log-likelihoods"), ("fails", "did not start")):
         pids = use(monkeypatch, tmp_path, behaviour)
@@ -153,6 +155,7 @@ def generates(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_what_evaluate_cannot_do(refused, generates: Path, tmp_path: Path, monkeypatch) -> None:
     refused("no vLLM here: run make engine", "evaluate", MAP, TASKS)
     use(monkeypatch, tmp_path, "honest")

@@ -93,6 +93,7 @@ def test_every_command_takes_a_plan_and_fits_are_made_once(run, fitted, capsys) 
     assert fitted[1:] == [{3: ["constant"]}]  # only what is new
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_plan_and_fits_and_is_a_plan_itself(run, fitted, refuse) -> None:
     first = run("evaluate", f"plan={PLAN}")
     kept = load_plan(first["folder"])
@@ -168,6 +169,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(run, fitted, tmp_path: P
     assert len(fitted) == 2
 
 
+@pytest.mark.slow
 def test_fit_windows_hold_no_text_of_scoring_windows_and_none_of_the_report(run, monkeypatch):
     seen = {}
     inner = plans.fit_actions

@@ -28,6 +28,7 @@ def reproduce(tmp_path: Path, own):
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("evaluate", "bench")),
     ],
 )
+@pytest.mark.slow
 def test_a_run_twice_matches_to_the_last_digit(name: str, runs, reproduce, store, capsys) -> None:
     before = read(runs[name])
     code, result = reproduce(f"run={before['mlflow_run_id']}", "reproduce.tolerance=0")

@@ -86,6 +86,7 @@ def test_export_writes_a_folder_that_is_the_shared_model(run, store) -> None:
     assert {"model_card.md", "result.json"} <= names
 
 
+@pytest.mark.slow
 def test_the_scores_of_an_export_are_those_of_evaluate(run) -> None:
     exported, evaluated = run("export", f"map={MAP}"), run("evaluate", f"map={MAP}")
     for name, value in exported["scores"].items():
@@ -93,6 +94,7 @@ def test_the_scores_of_an_export_are_those_of_evaluate(run) -> None:
     assert exported["footprint"] == evaluated["footprint"]
 
 
+@pytest.mark.slow
 def test_export_of_a_run_and_over_an_earlier_one(run, tmp_path: Path) -> None:
     found = run("evaluate", f"map={MAP}")["mlflow_run_id"]
     path = tmp_path / "deep" / "shipped"

@@ -123,6 +123,7 @@ def test_the_next_start_leaves_every_trial_once_and_nothing_open(
     assert growing == sorted(growing)
 
 
+@pytest.mark.slow
 def test_a_study_that_is_made_afresh_ends_the_run_of_the_old_one(
     kill, sweep, client, tmp_path
 ) -> None:
