@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -74,6 +75,25 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("GPTNeoXConfig", {"num_key_value_heads": None}),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "experts_implementation": "eager"}),
 }
+
+# One of each way to be built; the others of the contract run with `make slow`.
+_QUICKLY = (
+    "llama",
+    "gemma2",
+    "gemma3_text",
+    "qwen3",
+    "phi",
+    "olmo2",
+    "gpt_neox",
+    "bloom",
+    "cohere",
+)
+
+
+def contract_architectures() -> list[Any]:
+    """All architectures as parameters of a fixture; those that repeat others are slow ones."""
+    slow = pytest.mark.slow
+    return [n if n in _QUICKLY else pytest.param(n, marks=slow) for n in ARCHITECTURES]
 
 
 # Its eager attention adds two masks of the smallest number, which overflows in float64.

@@ -16,7 +16,7 @@ from kvsharer_exp.model.sharing.permanent import make_plan
 from kvsharer_exp.model.sharing.runtime import apply_plan
 from kvsharer_exp.values.plan import KVPlan
 from tests.model.actions.plans import PLANS, fitted
-from tests.tiny import ARCHITECTURES, hooks, tiny_model, tokens
+from tests.tiny import ARCHITECTURES, contract_architectures, hooks, tiny_model, tokens
 
 TEXTS = [str(KVPlan.parse(text)) for text in PLANS.values()]
 
@@ -27,7 +27,7 @@ def inference():
         yield
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=contract_architectures())
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_model(request.param)
 

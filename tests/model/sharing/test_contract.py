@@ -11,13 +11,22 @@ from kvsharer_exp.model.sharing.architectures import WORKING, attention_layers
 from kvsharer_exp.model.sharing.cache import cache_bytes
 from kvsharer_exp.model.sharing.runtime import share_kv
 from kvsharer_exp.values.sharing_map import SharingMap
-from tests.tiny import ARCHITECTURES, NUM_LAYERS, hooks, running, some_map, tiny_model, tokens
+from tests.tiny import (
+    ARCHITECTURES,
+    NUM_LAYERS,
+    contract_architectures,
+    hooks,
+    running,
+    some_map,
+    tiny_model,
+    tokens,
+)
 
 pytestmark = pytest.mark.usefixtures("inference")
 IDENTITY = SharingMap.identity(NUM_LAYERS)
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=contract_architectures())
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_model(request.param)
 
