@@ -97,6 +97,7 @@ def all_text(cluster: Cluster, folders: list[Path]) -> bytes:
     return b"".join([*(path.read_bytes() for path in files), dump.stdout])
 
 
+@pytest.mark.slow
 def test_mlflow_is_killed_and_comes_back(
     sweep, act, mlflow_server, database, cluster, tmp_path, monkeypatch, capfd
 ) -> None:

@@ -17,6 +17,7 @@ MAP, SOURCES = "0_1_2_1_4_4", [0, 1, 2, 1, 4, 4]
 QUICK_BENCH = ("bench.new_tokens=2", "bench.repeats=2")
 
 
+@pytest.mark.slow
 def test_bench_measures_every_cell_beside_its_prediction(run, store, capsys) -> None:
     cells = ("bench.batch_sizes=[1,2]", "bench.contexts=[8,16]")
     result = run("bench", f"map={MAP}", *cells, *QUICK_BENCH)

@@ -32,6 +32,7 @@ with open_study("watched", storage=None, folder=folder) as store:
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_that_ended(tmp_path: Path, store: list[str], monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep_command, "keep_files", lambda *_: None)  # pictures take seconds
