@@ -118,10 +118,7 @@ def translate(arguments: Sequence[str]) -> list[str]:
     elif not any(flag in _FLAGS_WITHOUT_COMMAND for flag in flags):
         raise InputError(f"no command given: choose one of {', '.join(COMMANDS)}, or --help")
     if words == ["status"]:  # which has one key of the group
-        named = (o.replace("study=", "study.name=", 1) for o in overrides)
-        overrides = [
-            n if o.startswith("study=") else o for o, n in zip(overrides, named, strict=True)
-        ]
+        overrides = [re.sub("^study=", "study.name=", override) for override in overrides]
     sweep = bool({"-m", "--multirun"}.intersection(flags)) or "hydra.mode=MULTIRUN" in overrides
     overrides = [as_typed(override, sweep=sweep) for override in overrides]
     choices = groups(user_folders([*flags, *overrides])[0])

@@ -102,7 +102,7 @@ class Coordinator:
         self._known = {result.plan.digest: result for result in store.results()}
         for result in self._known.values():
             search.bars.add(result)
-        self._under_way: dict[int, tuple[Trial, KVPlan]] = {}  # by the number of the task
+        self._under_way: dict[int, tuple[Trial, KVPlan, Footprint]] = {}  # by the task's number
         self._meeting: dict[str, list[Trial]] = {}  # by the digest of each, others that met it
         self._slots: dict[int, int] = {}  # by the number of the task, where the study keeps it
         self._free: list[int] = []  # slots whose trial is done
@@ -151,7 +151,7 @@ class Coordinator:
     def _withdraw(self) -> None:
         """Leave out what nobody has begun. The study keeps it as under way, for the next run."""
         for task in self._executor.withdraw():
-            _, plan = self._under_way.pop(task.number)
+            _, plan, _ = self._under_way.pop(task.number)
             del self._meeting[plan.digest]
 
     def _enqueue(self) -> None:
@@ -184,16 +184,17 @@ class Coordinator:
             else:
                 self._repeats = 0
                 self._meeting[plan.digest] = []
-                self._under_way[trial.number] = trial, plan
+                size = self._search.footprint(plan)
+                self._under_way[trial.number] = trial, plan, size
                 self._keep_under_way(trial)
-                bar = self._search.bars.of(self._search.footprint(plan).kv_fraction)
+                bar = self._search.bars.of(size.kv_fraction)
                 tasks.append(Task(trial.number, plan, bar))
         if tasks:
             self._executor.submit(tasks)
 
     def _finish(self, done: Done) -> bool:
         """Keep what came out of a trial; returns whether the search may end."""
-        trial, plan = self._under_way.pop(done.number)
+        trial, plan, size = self._under_way.pop(done.number)
         self._free.append(self._slots.pop(done.number))
         outcome = done.outcome
         result = TrialResult(
@@ -201,7 +202,7 @@ class Coordinator:
             params=trial.params,
             plan=plan,
             scores=outcome.scores,
-            footprint=self._search.footprint(plan),
+            footprint=size,
             status=outcome.status,
             stage_reached=outcome.stage_reached,
             seconds=done.seconds,

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import optuna
 from optuna.storages import BaseStorage
@@ -137,6 +138,12 @@ def _load(name: str, storage: str | BaseStorage, fresh: bool) -> optuna.Study:
     )
 
 
+def owner_in(lock: IO[str]) -> str:
+    """The process and host that the lock file of a study names."""
+    lock.seek(0)
+    return (lock.read().splitlines()[1:] or ["another process"])[0]
+
+
 @contextmanager
 def _lock(path: Path, name: str) -> Iterator[str]:
     """Be the only process that runs the study ``name``; gives the key that is kept in the lock.
@@ -147,10 +154,8 @@ def _lock(path: Path, name: str) -> Iterator[str]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
-            owner = (file.read().splitlines() or [""])[1:] or ["another process"]
             raise InputError(
-                f"study {name} is being run by {owner[0]}: wait for it, "
+                f"study {name} is being run by {owner_in(file)}: wait for it, "
                 "or give this run its own study.name"
             ) from error
         file.seek(0)

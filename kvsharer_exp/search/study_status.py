@@ -23,6 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from kvsharer_exp.model.files import write_atomically
 from kvsharer_exp.search.execution.base import Worker
 from kvsharer_exp.search.front import best_per_rung, bytes_rung, num_shared
+from kvsharer_exp.search.study import owner_in
 from kvsharer_exp.search.study_store import StudyStore
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.record import Record
@@ -224,5 +225,5 @@ def _owner(lock: Path) -> str:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return (file.read().splitlines()[1:] or ["another process"])[0]
+            return owner_in(file)
     return ""

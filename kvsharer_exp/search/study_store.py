@@ -1,6 +1,6 @@
 """Keep what a study remembers beside the parameters of its trials, and read it back.
 
-The coordinator (`study`), the command ``sweep``, the finals and the samplers use a study through
+The `coordinator`, the command ``sweep``, the finals and the samplers use a study through
 this module. Optuna keeps user attributes of a study and of each trial as JSON. Their names and
 types are known here only. A study made by an earlier version of this project has no attribute
 ``version``. It counts as version 1, whose attributes have not changed since.

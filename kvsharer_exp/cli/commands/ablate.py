@@ -180,13 +180,16 @@ def _choose(
 ) -> tuple[list[GreedyResult], list[FittedPlan]]:
     """What an arm of plans chose; of plans that were chosen before only the fits are asked for."""
 
+    made: list[FittedPlan] = []  # if they are chosen now
+
     def choose() -> list[Any]:
         chosen = plan_arms.run(arm, config.compression.ratios)
+        made.extend(fitted for _, fitted in chosen)
         return [[result.to_dict(), str(fitted.plan)] for result, fitted in chosen]
 
     kept = memory.once(["plans", variant, arm], choose)
     results = [GreedyResult.from_dict(result) for result, _ in kept]
-    return results, [plan_arms.fit(KVPlan.parse(text)) for _, text in kept]
+    return results, made or [plan_arms.fit(KVPlan.parse(text)) for _, text in kept]
 
 
 def _tell(log: RunLog, words: str, found: Sequence[GreedyResult]) -> None:

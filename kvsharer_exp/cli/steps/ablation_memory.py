@@ -14,7 +14,6 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from kvsharer_exp import __version__
@@ -66,14 +65,9 @@ class AblationMemory:
         os.truncate(self._path, whole)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         assert self._file is not None
-        if error is None:
+        if kind is None:
             self._path.unlink()
         self._file.close()
 

@@ -41,11 +41,12 @@ def open_executor(
     Raises:
         InputError: there is no Ray cluster, or it is too small.
     """
-    wanted, settings = config.executor, settings_of(config, identity)
+    wanted = config.executor
     if wanted.name == "local":
         together = config.scoring.maps_per_forward
         yield LocalExecutor(scorer, together=together, look_ahead=scorer.look_ahead)
         return
+    settings = settings_of(config, identity)
     if wanted.name == "processes":
         count = _num_processes(config)
         folder = log.folder / "workers"

@@ -2,7 +2,7 @@
 
 A search space turns the parameters that an Optuna sampler draws into a sharing map or a KV plan,
 and that back into parameters. `registry.make_space` makes the space of a sweep; the coordinator
-(`study.run_search`) and the samplers use the space through `SearchSpace`.
+(`coordinator.run_search`) and the samplers use the space through `SearchSpace`.
 
 A space usually subclasses `Space`, which holds the ranking and the rest of the `SpaceSetting`. The
 functions below help to write one.

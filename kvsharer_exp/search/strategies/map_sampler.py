@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial
 
 from kvsharer_exp.search.reseeded import Reseeded, seed_of
@@ -31,7 +31,7 @@ class Strategy(Protocol):
         """
 
 
-class MapSampler(BaseSampler):
+class MapSampler(Reseeded):
     """Samples parameters of ``space`` that decode to a map or plan that ``strategy`` proposes.
 
     ``space``: any space whose ``encode`` takes most maps (``layer_sources`` takes all). ``errors``:
@@ -47,11 +47,7 @@ class MapSampler(BaseSampler):
         errors: Sequence[Sequence[float]] | None = None,
     ) -> None:
         self._memory, self._strategy = Memory(space, errors), strategy
-        self._seed = seed
-        self._independent = Reseeded(lambda seed: RandomSampler(seed=seed), seed)
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self._independent.before_trial(study, trial)
+        super().__init__(lambda seed: RandomSampler(seed=seed), seed)
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -70,12 +66,3 @@ class MapSampler(BaseSampler):
                 if params is not None:
                     return params
         return {}  # nothing new: Optuna then draws every parameter by itself
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        return self._independent.sample_independent(study, trial, param_name, param_distribution)
