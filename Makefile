@@ -23,9 +23,10 @@ help:
 	@echo "make better-maps    are there better maps of four layers, for RESULTS.md (an hour)"
 	@echo "make docs    write docs/api.md from the docstrings"
 
+# Compiling every file of every package takes longer than downloading them: Python compiles those used.
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 install: $(BIN)/.installed

@@ -1,6 +1,7 @@
 """Executors on a Ray cluster of two nodes, both on this machine, of which one goes away."""
 
 import json
+import signal
 import threading
 from pathlib import Path
 
@@ -29,7 +30,9 @@ def test_a_node_that_goes_away_costs_its_plan_one_more_turn(tmp_path: Path) -> N
             gone[0].start()
 
     try:
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         with cluster(nodes.address) as resources:
+            assert signal.getsignal(signal.SIGTERM) == on_sigterm
             assert resources["CPU"] == 2
             settings = json.dumps({"log": str(tmp_path / "scored.txt"), "seconds": 1})
             crew = RayCrew(cheap.MAKE, settings, num_cpus=1, num_gpus=0)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -106,10 +108,14 @@ def cluster(address: str | None) -> Iterator[dict[str, float]]:
     # Without GPUs of their own, actors may see those of the machine, as this process does.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     own: dict[str, Any] = {"include_dashboard": False} if where == "local" else {}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _unreachable(where) from error
+    finally:
+        if on_sigterm is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts its own in its place
     try:
         yield ray.cluster_resources()
     finally:
