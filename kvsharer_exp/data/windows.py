@@ -68,6 +68,23 @@ def token_windows(
     return torch.tensor(windows[:num_windows], dtype=torch.long).view(-1, window_tokens)
 
 
+class RememberingTokenizer:
+    """A tokenizer for `token_windows` that reads each text once, however often it is cut."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.bos_token_id = tokenizer.bos_token_id
+        self._tokenizer = tokenizer
+        self._known: dict[str, list[int]] = {}
+
+    def __call__(self, texts: Sequence[str], **options: Any) -> dict[str, list[list[int]]]:
+        """The ids of ``texts``, not to be changed; ``options`` have to be the same always."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            made = self._tokenizer(new, return_attention_mask=False, **options)["input_ids"]
+            self._known |= zip(new, made, strict=True)
+        return {"input_ids": [self._known[text] for text in texts]}
+
+
 def _stretches(passages: Sequence[Passage], tokenizer: Any, body: int) -> Iterator[list[int]]:
     """Yield stretches: token ids of consecutive paragraphs of one document, at least ``body``."""
 

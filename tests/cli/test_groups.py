@@ -37,6 +37,7 @@ def ways(folder: Path) -> list[list[str]]:
     return [*flags, *[[f"hydra.searchpath=[{entry}]"] for entry in searched]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", range(6))
 def test_a_model_and_an_experiment_of_ones_own(
     way: int, own: Path, tmp_path: Path, monkeypatch, store

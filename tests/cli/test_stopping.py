@@ -113,6 +113,7 @@ def test_another_thread_leaves_signals_alone() -> None:
     assert done == [signal.SIG_DFL]
 
 
+@pytest.mark.slow
 def test_a_path_means_the_same_with_chdir(tmp_path, monkeypatch, store) -> None:
     """Every run folder had a store of its own under ``hydra.job.chdir=true``."""
     Tracker.open(store[0].partition("=")[2])

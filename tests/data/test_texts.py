@@ -15,7 +15,7 @@ from kvsharer_exp.data.load import load_passages
 from kvsharer_exp.data.passages import PARTS, Passage, TextParts
 from kvsharer_exp.data.split import check_disjoint, split_texts
 from kvsharer_exp.data.wikipedia import wikipedia_paragraphs
-from kvsharer_exp.data.windows import token_windows
+from kvsharer_exp.data.windows import RememberingTokenizer, token_windows
 from kvsharer_exp.values.errors import InputError
 
 
@@ -254,6 +254,23 @@ def test_at_most_so_many_windows_are_had_where_the_text_is_short() -> None:
     some = token_windows(passages, num_windows=4, window_tokens=8, **asked)
     assert torch.equal(all_of_it[:4], some)
     assert token_windows(passages, num_windows=4, window_tokens=50, **asked).shape == (0, 50)
+
+
+def test_a_tokenizer_that_remembers_reads_each_text_once_and_gives_the_same_windows() -> None:
+    read: list[str] = []
+
+    class Counting(WordTokenizer):
+        def __call__(self, texts, **options):
+            read.extend(texts)
+            return super().__call__(texts, **options)
+
+    passages = [Passage(words(f"p{n}w", 3 + n), f"doc{n // 4}") for n in range(20)]
+    remembering = RememberingTokenizer(Counting())
+    for tokens in (6, 8, 6, 12):
+        asked = {"num_windows": 5, "window_tokens": tokens, "seed": 0}
+        expected = token_windows(passages, WordTokenizer(), **asked)
+        assert torch.equal(token_windows(passages, remembering, **asked), expected)
+    assert len(read) == len(set(read)) >= 20
 
 
 def test_windows_repeat_and_change_with_the_seed() -> None:

@@ -193,7 +193,7 @@ def test_a_walk_runs_each_layer_once_where_two_maps_fit(num_layers: int) -> None
     assert evaluator.layers_run == num_layers + sum(num_layers - t for t in candidates)
 
 
-@pytest.mark.parametrize("num_layers", [12, 80])
+@pytest.mark.parametrize("num_layers", [12, pytest.param(80, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("maps", [0.0, 0.1, 1.0, 1.9, 2.5, 7.0])
 def test_what_is_kept_fits_the_budget_and_is_used(num_layers: int, maps: float) -> None:
     model, windows, states, _ = deep_model(num_layers)

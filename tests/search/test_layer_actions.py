@@ -249,6 +249,7 @@ def test_a_study_that_is_continued_is_the_one_that_was_never_stopped(tmp_path, k
     assert parts == whole
 
 
+@pytest.mark.slow
 def test_a_beam_goes_down_the_rungs_by_one_layer_at_a_time(tmp_path) -> None:
     sampler = make_sampler("beam", space=SPACE, seed=0, tries=3)
     with open_study("beam", storage=None, folder=tmp_path) as store:

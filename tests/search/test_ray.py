@@ -17,6 +17,7 @@ from kvsharer_exp.values.errors import InputError
 from tests.search import cheap
 
 
+@pytest.mark.slow
 def test_a_node_that_goes_away_costs_its_plan_one_more_turn(tmp_path: Path) -> None:
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "resources": {"head": 1}})
     second = nodes.add_node(num_cpus=1)

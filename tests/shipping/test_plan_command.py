@@ -36,6 +36,7 @@ def test_the_folder_is_the_plan_that_was_scored(run, plan: str, capsys) -> None:
     assert said["plan"] == plan
 
 
+@pytest.mark.slow
 def test_the_scores_are_those_of_evaluate(run) -> None:
     plan = "plan=0_1q4g8s2_0k1v_1_x_5"
     exported, evaluated = run("export", plan), run("evaluate", plan)

@@ -344,6 +344,7 @@ def test_a_server_out_of_reach_and_a_missing_driver_are_one_line(uri: str) -> No
     }
 
 
+@pytest.mark.slow
 def test_a_new_store_is_made_in_silence_and_nothing_global_is_left(tmp_path: Path) -> None:
     code = """
 import os, sys

@@ -19,7 +19,7 @@ from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.data.passages import TextParts
 from kvsharer_exp.data.split import split_texts
-from kvsharer_exp.data.windows import token_windows
+from kvsharer_exp.data.windows import RememberingTokenizer, token_windows
 
 _RUN = 16  # windows that have so many tokens in a row in common are taken to overlap
 
@@ -45,7 +45,7 @@ class Windows:
         wanted = self._config.heldout
         return self._cut(self.texts.report, wanted.num_windows, wanted.window_tokens)
 
-    @property
+    @cached_property
     def scoring(self) -> torch.Tensor:
         """At most ``scoring.num_windows`` windows: fewer, even none, if the text gives no more."""
         return self._scoring(self._config.scoring.num_windows)
@@ -93,12 +93,16 @@ class Windows:
         tokens = self._config.scoring.window_tokens
         return self._cut(self.texts.calibration, at_most, tokens, at_most=True)
 
+    @cached_property
+    def _tokenizer(self) -> RememberingTokenizer:
+        return RememberingTokenizer(self._loaded.tokenizer)
+
     def _cut(
         self, passages: Sequence[Any], num_windows: int, tokens: int, *, at_most: bool = False
     ) -> torch.Tensor:
         return token_windows(
             passages,
-            self._loaded.tokenizer,
+            self._tokenizer,
             num_windows=num_windows,
             window_tokens=tokens,
             at_most=at_most,

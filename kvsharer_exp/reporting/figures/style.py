@@ -71,4 +71,5 @@ def save_pdf(figure: Any) -> bytes:
 def _save(figure: Any, **options: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, **options)
+    figure.set_layout_engine("none")  # it is laid out; doing so again takes most of the time
     return buffer.getvalue()

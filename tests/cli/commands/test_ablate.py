@@ -179,7 +179,7 @@ def test_another_calibration_text_keeps_the_held_out_items(run) -> None:
     assert len({tuple(values) for values in cosines}) == 4
 
 
-QUICKLY = ("paper_memory_speed", "paper_random", "question_acceptance", "question_equal_bytes")
+QUICKLY = ("paper_random", "question_equal_bytes")
 
 
 @pytest.mark.parametrize(

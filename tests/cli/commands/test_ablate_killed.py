@@ -44,6 +44,7 @@ def calls(monkeypatch) -> list[str]:
     return made
 
 
+@pytest.mark.slow
 def test_it_continues(tmp_path: Path, store, monkeypatch, capsys, calls: list[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ablation_outputs, "save_png", lambda figure: b"")  # they take seconds

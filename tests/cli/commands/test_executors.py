@@ -24,6 +24,7 @@ def front_of(folder: str) -> list[tuple[str, float]]:
     return [(entry["plan"], entry["scores"]["kl"]) for entry in found["front"]]
 
 
+@pytest.mark.slow
 def test_a_worker_gives_the_front_of_this_process(tmp_path: Path, store, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep_command, "keep_files", lambda *_: None)  # pictures take seconds

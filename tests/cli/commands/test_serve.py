@@ -97,6 +97,7 @@ def test_without_an_engine(capfd, folder: Path, exported: Path) -> None:
     refused(capfd, "does not answer", asked, "engine.python=false")
 
 
+@pytest.mark.slow
 def test_values_out_of_range(capfd, folder: Path, exported: Path, monkeypatch) -> None:
     use(monkeypatch, folder, "constant")
     for names, *words in CASES:
