@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,19 @@ GAP = 0.005
 """The integer program stops when its plan is at most this share above the bound."""
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What one layer may do without another: ``actions``, and of each its bytes, loss and owning.
+
+    ``kept`` (int64), ``losses`` (float64) and ``owns`` (bool) are (actions,).
+    """
+
+    actions: Sequence[Action]
+    kept: np.ndarray
+    losses: np.ndarray
+    owns: np.ndarray
+
+
 def solve_all(
     choices: Sequence[Choice], *, step: int = 1, budget: int | None = None
 ) -> list[Solved]:
@@ -43,57 +57,84 @@ def solve_all(
     Raises:
         InputError: a layer has no choice, an action is given twice at a layer, or none owns.
     """
+    return solve_options(
+        [
+            Options(
+                [choice.action for choice in of_layer],
+                np.array([choice.kv_bytes for choice in of_layer], np.int64),
+                np.array([choice.loss for choice in of_layer], float),
+                np.array([choice.owns for choice in of_layer], bool),
+            )
+            for of_layer in _by_layer(choices)
+        ],
+        step=step,
+        budget=budget,
+    )
+
+
+def solve_options(
+    layers: Sequence[Options], *, step: int = 1, budget: int | None = None
+) -> list[Solved]:
+    """Do as `solve_all` with the `Options` of each layer, no two of which may be alike.
+
+    Raises:
+        InputError: a layer has no options.
+    """
     at_least("step", step, 1)
-    layers = _by_layer(choices)
     for layer, options in enumerate(layers):
-        if not options:
+        if not len(options.actions):
             raise InputError(f"layer {layer} has no choice without a read: give one")
+    # Layers with one option come first, in one step: no state of theirs beats another.
+    fixed = [options for options in layers if len(options.actions) == 1]
+    open_ = [options for options in layers if len(options.actions) > 1]
+    kept = np.array([sum(int(options.kept[0]) for options in fixed)])
+    losses = np.array([sum(float(options.losses[0]) for options in fixed)])
+    owns = np.array([any(options.owns[0] for options in fixed)])
     steps: list[tuple[np.ndarray, np.ndarray]] = []  # of each state: the one before, the choice
-    kept, losses, owns = np.zeros(1, np.int64), np.zeros(1), np.zeros(1, bool)
-    for options in layers:
+    for options in open_:
         states = len(kept)
-        if len(options) == 1:  # the states stay in their order, and no one beats another anew
-            kept, losses = kept + options[0].kv_bytes, losses + options[0].loss
-            owns = owns | options[0].owns
-            unbeaten = np.arange(states)
-        else:
-            kept = np.add.outer([option.kv_bytes for option in options], kept).ravel()
-            losses = np.add.outer([option.loss for option in options], losses).ravel()
-            owns = np.logical_or.outer([option.owns for option in options], owns).ravel()
-            unbeaten = _unbeaten(kept, losses, owns)
+        kept = np.add.outer(options.kept, kept).ravel()
+        losses = np.add.outer(options.losses, losses).ravel()
+        owns = np.logical_or.outer(options.owns, owns).ravel()
+        unbeaten = _unbeaten(kept, losses, owns)
         if budget is not None:
             unbeaten = unbeaten[kept[unbeaten] <= budget]
         steps.append((unbeaten % states, unbeaten // states))
         kept, losses, owns = kept[unbeaten], losses[unbeaten], owns[unbeaten]
-    ends = _unbeaten(kept, losses, owns)  # again, because owners may have met at single choices
-    ends = ends[owns[ends]]
+    ends = np.flatnonzero(owns if budget is None else owns & (kept <= budget))
     within_steps = -(-kept[ends] // step)
-    listed = np.append(within_steps[1:] != within_steps[:-1], True)
+    listed = np.append(within_steps[1:] != within_steps[:-1], True)[: len(ends)]
     listed[:1] = True
     ends = ends[listed] if budget is None else ends[-1:]
-    plans = map(KVPlan, _walk_back(layers, steps, ends))
+    made = iter(_walk_back(open_, steps, ends))
+    columns = [
+        [options.actions[0]] * len(ends) if len(options.actions) == 1 else next(made)
+        for options in layers
+    ]
+    plans = map(KVPlan, zip(*columns, strict=True))
     return list(map(Solved, plans, losses[ends].tolist(), kept[ends].tolist()))
 
 
 def _unbeaten(kept: np.ndarray, losses: np.ndarray, owns: np.ndarray) -> np.ndarray:
     """The states that no other one beats, by bytes. One without an owner beats none that has."""
     order = np.lexsort((~owns, losses, kept))
-    stays = np.zeros(len(order), bool)
-    for rivals, judged in ((owns[order], owns[order]), (np.ones_like(owns), ~owns[order])):
-        lowest = np.minimum.accumulate(np.where(rivals, losses[order], np.inf))
-        stays |= judged & (losses[order] < np.append(np.inf, lowest[:-1]))
-    return order[stays]
+    has, loss = owns[order], losses[order]
+    of_owners, of_all = (
+        np.append(np.inf, np.minimum.accumulate(rivals)[:-1])
+        for rivals in (np.where(has, loss, np.inf), loss)
+    )
+    return order[loss < np.where(has, of_owners, of_all)]
 
 
 def _walk_back(
-    layers: list[list[Choice]], steps: list[tuple[np.ndarray, np.ndarray]], ends: np.ndarray
-) -> list[tuple[Action, ...]]:
-    """The actions that led to each of the states ``ends``."""
+    layers: Sequence[Options], steps: list[tuple[np.ndarray, np.ndarray]], ends: np.ndarray
+) -> list[list[Action]]:
+    """For each layer the actions that led to each of the states ``ends``."""
     columns: list[list[Action]] = []
     for options, (before, chosen) in zip(reversed(layers), reversed(steps), strict=True):
-        columns.append([options[i].action for i in chosen[ends]])
+        columns.append([options.actions[i] for i in chosen[ends]])
         ends = before[ends]
-    return list(zip(*reversed(columns), strict=True))
+    return columns[::-1]
 
 
 def within(front: Sequence[Solved], budget: int) -> Solved:

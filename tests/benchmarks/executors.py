@@ -96,12 +96,11 @@ def main() -> int:
     loaded = LoadedModel(config, log)
     identity = identity_of(config, loaded, Windows(config, loaded), plans=True)
     settings = settings_of(config, identity)
-    score = make_score(settings)
     plans = plans_of(loaded.num_layers, options.plans)
 
     @contextmanager
     def local() -> Iterator[Executor]:
-        yield LocalExecutor(score)
+        yield LocalExecutor(make_score(settings))
 
     @contextmanager
     def processes(count: int) -> Iterator[Executor]:

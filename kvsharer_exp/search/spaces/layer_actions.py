@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from kvsharer_exp.search.candidates import Candidate, full_bytes, priced
 from kvsharer_exp.search.front import RUNGS
-from kvsharer_exp.search.solver import solve_all, solve_front_with_reads
+from kvsharer_exp.search.solver import Options, solve_front_with_reads, solve_options
 from kvsharer_exp.search.spaces.base import Space
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.actions.own import Own
-from kvsharer_exp.values.choice import Choice
 from kvsharer_exp.values.errors import InputError, at_least
 from kvsharer_exp.values.plan import KVPlan, KVPlanError
 
@@ -84,9 +84,13 @@ class LayerActions(Space):
         }
 
     def decode(self, params: Mapping[str, Any]) -> KVPlan:
-        texts = [params[f"action_{layer}"] for layer in range(len(self.at))]
-        by_text = [{c.action.text(c.layer): c.action for c in of_layer} for of_layer in self.at]
-        return repaired([named[text] for named, text in zip(by_text, texts, strict=True)])
+        return repaired(
+            [named[params[f"action_{layer}"]] for layer, named in enumerate(self._by_text)]
+        )
+
+    @cached_property
+    def _by_text(self) -> tuple[dict[str, Action], ...]:
+        return tuple({c.action.text(c.layer): c.action for c in of_layer} for of_layer in self.at)
 
     def encode(self, plan: KVPlan) -> dict[str, Any] | None:
         if plan.num_layers != len(self.at) or any(
@@ -123,23 +127,32 @@ class LayerActions(Space):
         owner that costs less than what it does, if there is one. Layers in ``kept`` do what they
         do there. With a ``rung`` only the best plan up to that one is given, if there is one.
         """
-        choices = [
-            Choice(layer, action, costs[layer, action], kv_bytes)
-            for layer, action, kv_bytes in self._alone
-            if kept is None or kept.get(layer, action) == action
-        ]
+        layers = []
+        for layer, (actions, kv_bytes, owns) in enumerate(self._alone):
+            asked = None if kept is None else kept.get(layer)
+            places = [i for i, action in enumerate(actions) if asked in (None, action)]
+            listed = [actions[place] for place in places]
+            losses = np.array([costs[layer, action] for action in listed])
+            layers.append(Options(listed, kv_bytes[places], losses, owns[places]))
         step = max(1, self.full_bytes // RUNGS)
         budget = None if rung is None else rung * self.full_bytes // RUNGS
         found: dict[int, KVPlan] = {}
-        for solved in solve_all(choices, step=step, budget=budget):
+        for solved in solve_options(layers, step=step, budget=budget):
             found[self.rung(solved.plan)] = self._with_reads(solved.plan, costs)
         return found
 
     @cached_property
-    def _alone(self) -> tuple[tuple[int, Action, int], ...]:
-        """The candidates that need no other layer, as layer, action and bytes."""
-        every = (c for of_layer in self.at for c in of_layer)
-        return tuple((c.layer, c.action, c.kv_bytes) for c in every if _is_alone(c))
+    def _alone(self) -> tuple[tuple[list[Action], np.ndarray, np.ndarray], ...]:
+        """By layer the candidates that need no other: actions, their bytes, and which own."""
+        found = []
+        for layer, of_layer in enumerate(self.at):
+            alone = [c for c in of_layer if _is_alone(c)]
+            owns = [
+                c.action.keys_from(layer) == c.action.values_from(layer) == layer for c in alone
+            ]
+            kv_bytes = np.array([c.kv_bytes for c in alone], np.int64)
+            found.append(([c.action for c in alone], kv_bytes, np.array(owns, bool)))
+        return tuple(found)
 
     @cached_property
     def _reads(self) -> tuple[tuple[tuple[int, Action], ...], ...]:

@@ -29,7 +29,7 @@ from kvsharer_exp.values.trial import SAMPLED, TrialResult
 
 # The model learns from so many of the latest results, and from as many of those before. It learns
 # anew when so small a part of the results is new.
-_TAUGHT, _REFITS = 1000, 100
+_TAUGHT, _REFITS = 1000, 50
 
 
 class Memory:
@@ -49,7 +49,8 @@ class Memory:
         else:
             self.model = LossModel(pair_terms(space.ranking, errors))
         self._rung = bytes_rung if self._plans else num_shared
-        self._next, self._open = 0, set[int]()  # trials before this one have ended, but for those
+        # Trials before this one have ended, but for the open ones; of those it says what is known.
+        self._next, self._open = 0, dict[int, bool]()
         self._results: list[TrialResult] = []  # as they ended
         self._held: list[Any] = []  # the map or plan of each of these results
         self._best: dict[int, list[tuple[float, int]]] = {}  # by rung: minus score, and which one
@@ -72,13 +73,13 @@ class Memory:
         for number in looked_at:
             trial = trials[number]
             if trial.state.is_finished():
-                self._open.discard(number)
+                self._open.pop(number, None)
                 result = result_of(trial)
                 if result is not None and result.status != "failed":
                     ended.append(result)
-            else:
-                self._open.add(number)
+            elif not self._open.setdefault(number, False):
                 if trial.state == TrialState.RUNNING and trial.params.keys() == drawn:
+                    self._open[number] = True
                     self._know(self.space.decode(trial.params))
         for result in sorted(ended, key=lambda result: result.number):
             self._take(result)

@@ -22,6 +22,7 @@ from kvsharer_exp.values.plan import KVPlan
 # Standard deviations of what log block errors do not tell of log losses: by layer, by kind of
 # action, by both, and by candidate.
 _LAYER, _KIND, _BOTH, _EACH = 0.4, 0.4, 0.3, 0.1
+_REMEMBERED = 20_000  # plans whose terms are kept
 
 
 def action_terms(at: Sequence[Sequence[Candidate]]) -> Terms:
@@ -36,8 +37,16 @@ def action_terms(at: Sequence[Sequence[Candidate]]) -> Terms:
     covariance += _EACH**2 * np.eye(len(listed)) + CENTRE_SD**2
     covariance, expected = with_errors(covariance, [c.error for c in listed])
     codes: dict[Action, int] = {Own(): 0}
+    known: dict[tuple[str, ...], list[int]] = {}  # each plan is asked for in every fit
 
     def of(plan: KVPlan) -> list[int]:
+        if plan.texts not in known:
+            if len(known) >= _REMEMBERED:
+                known.clear()
+            known[plan.texts] = terms(plan)
+        return known[plan.texts]
+
+    def terms(plan: KVPlan) -> list[int]:
         found = []
         for layer, action in enumerate(plan.actions):
             place = index.get((layer, action))
