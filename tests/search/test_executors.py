@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from kvsharer_exp.search.coordinator import run_search
+from kvsharer_exp.search.execution import worker
 from kvsharer_exp.search.execution.base import Executor
 from kvsharer_exp.search.execution.local import LocalExecutor
 from kvsharer_exp.search.execution.pool import Pool
@@ -182,3 +183,11 @@ def test_workers_end_with_a_coordinator_that_is_killed_and_their_plans_are_first
     assert 1 <= len(lost) <= 3
     found = searched(tmp_path, local(tmp_path), len(known) + len(lost))
     assert {str(r.plan) for r in found[len(known) :]} == set(lost)
+
+
+def test_a_worker_is_settled_as_the_command_line_is(tmp_path: Path, monkeypatch) -> None:
+    """Freed memory that glibc gives back makes a worker slower than this process by a tenth."""
+    calls: list[str] = []
+    monkeypatch.setattr(worker, "settle", lambda: calls.append("settled"))
+    worker.make_score(cheap.MAKE, json.dumps({"log": str(tmp_path / "scored.txt")}))
+    assert calls == ["settled"]

@@ -16,12 +16,17 @@ from importlib import import_module
 from queue import SimpleQueue
 from typing import Any
 
+from kvsharer_exp.measure.machine import settle
 from kvsharer_exp.search.execution.base import Score, Task, attempt
 from kvsharer_exp.values.errors import InputError
 
 
 def make_score(make: str, settings: str) -> Score:
-    """Call the function ``make`` (``package.module:function``) with ``settings``."""
+    """Call the function ``make`` (``package.module:function``) with ``settings``.
+
+    It may import torch: first this process is settled as that of the command line is.
+    """
+    settle()
     module, _, name = make.partition(":")
     score: Score = getattr(import_module(module), name)(settings)
     return score
