@@ -77,7 +77,7 @@ def _read(plan: KVPlan, layers: Sequence[AttentionLayer], context: int) -> Itera
         for source in sources:
             if source is not None:
                 layer = layers[source]
-                tokens = context - layer.first_read(context)
+                tokens = runner_of(plan.actions[source]).tokens_read(layer, context)
                 yield tokens * layer.kv_shape[half] * layer.element_size
 
 
@@ -86,7 +86,7 @@ def _decoded(plan: KVPlan, layers: Sequence[AttentionLayer], context: int) -> It
     for layer, action in zip(layers, plan.actions, strict=True):
         if getattr(action, "quantised", False):
             yield runner_of(action).kv_bytes(layer, context, layer.element_size)
-            yield kv_bytes_per_sequence(layer, context)
+            yield runner_of(action).tokens_read(layer, context) * layer.kv_bytes_per_token
 
 
 def _features_not_made(plan: KVPlan, layers: Sequence[AttentionLayer]) -> Iterator[int]:

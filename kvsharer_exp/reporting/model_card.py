@@ -181,9 +181,10 @@ def _what(layer: int, action: Action, norm: str | None) -> str:
     """What ``layer`` does, in words."""
     if isinstance(action, Own):
         if not action.quantised:
-            return "kept in 16 bits"
-        sinks = f", the first {action.sinks} in full" if action.sinks else ""
-        return f"kept in {action.bits} bits, by groups of {action.group} tokens{sinks}"
+            return f"kept in {action.words}"
+        sinks = action.precision.sinks
+        full = f", the first {sinks} in full" if sinks else ""
+        return f"kept in {action.words}, by groups of {action.group} tokens{full}"
     keys, values = action.keys_from(layer), action.values_from(layer)
     if keys is None or values is None:
         place = "attention" if norm is None else f"attention and {norm}"

@@ -92,7 +92,7 @@ def _readable(plan: KVPlan, layer: int) -> str:
     action = plan.actions[layer]
     match action:
         case Own():
-            words = f"own {action.bits} bits"
+            words = f"own {action.words}"
         case Read(source=source):
             words = f"read {source}"
         case ReadKV(key_source=keys, value_source=values):

@@ -21,8 +21,8 @@ _PRINT = "    print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)
 def engines(plan: SharingMap | KVPlan, architecture: str = "") -> list[str]:
     """Name the engines that run the plan on a model of this ``architecture``.
 
-    transformers runs all; quantised layers, and keys and values of two layers, need this package
-    too. vLLM runs the actions and the architectures of `vllm_support`.
+    transformers runs all; layers that are quantised or let tokens go, and keys and values of two
+    layers, need this package too. vLLM runs the actions and the architectures of `vllm_support`.
     """
     plan = KVPlan.of(plan)
     able = architecture in FAMILIES and not any(map(cannot, plan.actions))
@@ -31,9 +31,10 @@ def engines(plan: SharingMap | KVPlan, architecture: str = "") -> list[str]:
 
 
 def needs_package(plan: KVPlan) -> bool:
-    """Whether a layer is quantised, or reads keys and values of two layers."""
+    """Whether a layer is quantised, lets tokens go, or reads keys and values of two layers."""
     return any(
-        isinstance(action, ReadKV) or (isinstance(action, Own) and action.quantised)
+        isinstance(action, ReadKV)
+        or (isinstance(action, Own) and (action.quantised or action.bounded))
         for action in plan.actions
     )
 

@@ -5,7 +5,7 @@ writes what `plan_files` returns. No second implementation exists: the files are
 modules, starting at `planned_model`, and all that these import.
 
 transformers loads code from the files of one folder that import each other relatively. So the
-module ``kvsharer_exp.model.packed.codes`` becomes ``kvplan_model_packed_codes.py``, and the imports
+module ``kvsharer_exp.model.stores.codes`` becomes ``kvplan_model_stores_codes.py``, and the imports
 and the names of runners are rewritten to match. Nothing else is changed.
 """
 

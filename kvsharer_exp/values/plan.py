@@ -73,6 +73,7 @@ class KVPlan:
         for half, sources in (("keys", self.key_sources), ("values", self.value_sources)):
             for layer, source in enumerate(sources):
                 _check_source(half, layer, source, sources)
+        _check_halves(self)
         if not self.owners:
             raise KVPlanError(
                 "no layer of the plan owns its KV: make one keep it, the sequence length is held "
@@ -141,7 +142,8 @@ class KVPlan:
             if action is None:
                 raise KVPlanError(
                     f"layer {layer} has {clip(text, 20)!r}, which is no action: give {layer}, "
-                    f"{layer}q4, an earlier layer like 0, 0k1v, x (drop), c (constant), a (affine)"
+                    f"{layer}q4, {layer}w4+252, an earlier layer like 0, 0k1v, x (drop), "
+                    "c (constant), a (affine)"
                 )
             actions.append(action)
         return cls(tuple(actions))
@@ -254,6 +256,17 @@ def _check_source(
             f"layer {layer} reads the {half} of layer {source}, which reads those of layer "
             f"{owner}: name {owner} instead"
         )
+
+
+def _check_halves(plan: KVPlan) -> None:
+    """Refuse keys and values of two layers unless both hold all tokens: they have to be the same."""
+    for layer, pair in enumerate(zip(plan.key_sources, plan.value_sources, strict=True)):
+        for source in pair:
+            if pair[0] != pair[1] and source is not None and plan.actions[source].bounded:
+                raise KVPlanError(
+                    f"layer {layer} reads keys and values of two layers, but layer {source} does "
+                    "not hold all tokens: read both halves of one layer, or let it keep all"
+                )
 
 
 def _resolved(layer: int, actions: Sequence[Action]) -> Action:

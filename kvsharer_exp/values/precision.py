@@ -1,6 +1,6 @@
 """In how many bits a layer keeps its keys and values, and how many bytes that takes.
 
-`actions.own.Own` has a `Precision`. The packed store of ``model/packed/`` follows the same layout,
+`actions.own.Own` has a `Precision`. The packed store of ``model/stores/`` follows the same layout,
 which is that of KIVI (arXiv 2402.02750). Keys are quantised by channel over ``group`` consecutive
 tokens, values by token over neighbouring channels. Every group has a scale and a minimum.
 """
@@ -71,25 +71,48 @@ class Precision:
         """The number of neighbouring channels that share a scale in the values of a token."""
         return max(n for n in range(1, min(self.group, head_dim) + 1) if head_dim % n == 0)
 
-    def key_bytes(self, context: int, first: int, heads: int, head_dim: int, size: int) -> int:
+    def key_bytes(
+        self,
+        context: int,
+        first: int,
+        heads: int,
+        head_dim: int,
+        size: int,
+        sinks: int | None = None,
+    ) -> int:
         """Bytes of the keys of one sequence after ``context`` tokens.
 
-        Tokens before ``first`` are no longer read (a sliding window); ``size`` is that of an
-        unquantised element. Groups that are complete are packed. The others wait in full.
+        Tokens before ``first`` are no longer read (a window), but for the first ``sinks``, if these
+        stay; None: those of the precision, as long as a window holds one of them. ``size`` is that
+        of an unquantised element. Groups that are complete are packed. The others wait in full.
         """
         if self.bits == FULL:
-            return (context - first) * heads * head_dim * size
+            return (context - first + min(sinks or 0, first)) * heads * head_dim * size
         closed = context // self.group
         packed = (closed - first // self.group) * (self.group * self.bits // 8 + _PARAMETERS)
         full = context - closed * self.group
-        full += self.sinks if closed and first < self.sinks else 0
+        full += self._sinks(first, sinks) if closed else 0
         return heads * head_dim * (packed + full * size)
 
-    def value_bytes(self, context: int, first: int, heads: int, head_dim: int, size: int) -> int:
+    def value_bytes(
+        self,
+        context: int,
+        first: int,
+        heads: int,
+        head_dim: int,
+        size: int,
+        sinks: int | None = None,
+    ) -> int:
         """Bytes of the values of one sequence, as `key_bytes`. Each token is packed at once."""
         if self.bits == FULL:
-            return (context - first) * heads * head_dim * size
+            return self.key_bytes(context, first, heads, head_dim, size, sinks)
         groups = head_dim // self.channels(head_dim)
         packed = (context - first) * (head_dim * self.bits // 8 + groups * _PARAMETERS)
-        full = min(self.sinks, context) if first < self.sinks else 0
+        full = min(self._sinks(first, sinks), context)
         return heads * (packed + full * head_dim * size)
+
+    def _sinks(self, first: int, sinks: int | None) -> int:
+        """How many first tokens are held in full, when ``first`` is the first that a window has."""
+        if sinks is None:
+            return self.sinks if first < self.sinks else 0
+        return sinks

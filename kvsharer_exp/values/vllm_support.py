@@ -16,7 +16,7 @@ from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.actions.read import Read
 
 ACTIONS: tuple[type[Action], ...] = (Own, Read, Drop, Constant, Affine)
-"""What a layer can do in vLLM; `Own` in 16 bits only."""
+"""What a layer can do in vLLM; `Own` of all tokens in 16 bits only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,8 @@ def cannot(action: Action) -> str:
     """Why vLLM cannot do ``action``, as the end of a sentence; empty if it can."""
     if isinstance(action, Own) and action.quantised:
         return f"cannot keep {action.bits} bits"
+    if action.bounded:
+        return "cannot let tokens go"
     if not isinstance(action, ACTIONS):
         return f"cannot do {action.name}"
     return ""

@@ -13,12 +13,13 @@ from kvsharer_exp.values.actions.read import Read
 from kvsharer_exp.values.actions.read_kv import ReadKV
 from kvsharer_exp.values.actions.registry import action_classes, action_from_dict, read_action
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.keeps.window import Window
 from kvsharer_exp.values.plan import KVPlan, KVPlanError
 from kvsharer_exp.values.precision import BITS, Precision
 from kvsharer_exp.values.sharing_map import SharingMap, SharingMapError
 from tests.refusals import check_refusal
 
-EVERY = "0_1q4s4_0_a_4k0v_5_c_x_8q3g64s4_0k1v"
+EVERY = "0_1q4s4_0_a_4k0v_5_c_x_8q3g64s4_0k1v_10w4+252_11q4w4+60_10"
 
 
 def test_a_text_comes_back_and_so_does_json() -> None:
@@ -31,10 +32,10 @@ def test_a_text_comes_back_and_so_does_json() -> None:
         "own", "own", "read", "affine", "read_kv",
     ]  # fmt: skip
     assert plan.actions[1] == Own(4, sinks=4)
-    assert plan.owners == (0, 1, 5, 8)
-    assert plan.targets == (2, 4, 9)
-    assert plan.key_sources == (0, 1, 0, None, 4, 5, None, None, 8, 0)
-    assert plan.value_sources == (0, 1, 0, None, 0, 5, None, None, 8, 1)
+    assert plan.owners == (0, 1, 5, 8, 10, 11)
+    assert plan.targets == (2, 4, 9, 12)
+    assert plan.key_sources == (0, 1, 0, None, 4, 5, None, None, 8, 0, 10, 11, 10)
+    assert plan.value_sources == (0, 1, 0, None, 0, 5, None, None, 8, 1, 10, 11, 10)
     assert plan.sharing_map is None
 
 
@@ -62,6 +63,9 @@ def test_a_map_is_a_plan_and_prints_digests_and_stores_as_one() -> None:
         ("5q4", 5, Own(4)),
         ("5q4g64s4", 5, Own(4, 64, 4)),
         ("5q4g32s0", 5, Own(4)),
+        ("5w4+252", 5, Own(keep=Window(4, 252))),
+        ("5q4w4+252", 5, Own(4, keep=Window(4, 252))),
+        ("5q3g64w0+9", 5, Own(3, 64, keep=Window(0, 9))),
         ("0", 5, Read(0)),
         ("0k7v", 9, ReadKV(0, 7)),
         ("0k0v", 5, Read(0)),
@@ -79,7 +83,7 @@ def test_every_text_has_one_meaning_and_one_simplest_form(text, layer, action) -
 
 
 @pytest.mark.parametrize(
-    "text", ["", "5Q4", "q4", "0q4", "5s4", "5g64", "k5v", "xx", "5q4s4g8", "-1"]
+    "text", ["", "5Q4", "q4", "0q4", "5s4", "5g64", "k5v", "xx", "5q4s4g8", "-1", "5w4", "5w4+", "5w4+2q4", "w4+2"]
 )
 def test_what_is_no_text_means_nothing(text: str) -> None:
     assert read_action(text, 5) is None
@@ -91,6 +95,10 @@ def test_what_is_no_text_means_nothing(text: str) -> None:
         ("0_1q5", "layer 1 has '1q5': 5 bits: give one of 2, 3, 4, 8, 16"),
         ("0_1q4g12", "a group of 12 tokens: give a multiple of 8"),
         ("0_1q4s33", "33 sink tokens: give 0 to 32"),
+        ("0_1w4+0", "layer 1 has '1w4+0': a window with 0 recent tokens: give a whole number of at"),
+        ("0_1q4s4w4+9", "s4 beside w4.9: a window's first tokens stay in full, leave the s out"),
+        ("0_1q4w40+9", "40 sink tokens: give 0 to 32"),
+        ("0_1w4+9_0k1v", "layer 2 reads keys and values of two layers, but layer 1 does not hold"),
         ("0_x_1", "layer 2 reads the keys of layer 1, which has none"),
         ("0_1q4_2_2k5v", "layer 3 reads the values of layer 5: give an earlier layer"),
         ("0_0_2k1v", "layer 2 reads the values of layer 1, which reads those of layer 0: name 0"),
@@ -146,6 +154,14 @@ def test_the_registry_holds_every_action_once_and_refuses_others() -> None:
         action_from_dict({"action": "afine"})
     with pytest.raises(InputError, match="does not take bits"):
         action_from_dict({"action": "drop", "bits": 4})
+    for keep, says in (
+        ({"keep": "windo"}, "did you mean window"),
+        ({"keep": "window", "sinks": 4}, "keep window does not take sinks"),
+        ({"keep": "window", "sinks": "4", "recent": 9}, "a window with '4' sinks tokens"),
+        ("w4+9", "is no keep"),
+    ):
+        with pytest.raises(InputError, match=says):
+            action_from_dict({"action": "own", "keep": keep})
 
 
 def test_numbers_that_are_none_and_too_long_ones_are_refused() -> None:

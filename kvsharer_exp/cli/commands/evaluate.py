@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
-from kvsharer_exp.cli.session.plan_words import kind_of, memory_words
+from kvsharer_exp.cli.session.plan_words import kind_of, memory_words, unseen_words
 from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.result_file import identify, tags_of, told_directions
 from kvsharer_exp.cli.session.run_log import RunLog
@@ -59,6 +59,8 @@ def run(
     log.console.print(f"{kind} {plan}")
     log.console.print(_table(scores, full, kept, "shared" if kind == "map" else kind))
     log.console.print(memory_words(plan, size))
+    if unseen := unseen_words(plan, windows.held_out.shape[1]):
+        log.say(f"heldout.window_tokens is too small for {unseen}")
     in_engine = {} if engine is None else {"engine": engine.score(fitted, scores)}
     log.finish(
         {

@@ -17,7 +17,12 @@ import torch
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
-from kvsharer_exp.cli.session.plan_words import action_words, kind_of, memory_words
+from kvsharer_exp.cli.session.plan_words import (
+    action_words,
+    kind_of,
+    memory_words,
+    unseen_words,
+)
 from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.result_file import head, identify, tags_of, write_result
 from kvsharer_exp.cli.session.run_log import RunLog
@@ -65,6 +70,8 @@ def run(config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, plan
     text = _unseen(windows)
     if not len(text):
         log.say("the calibration text has no window that the fits have not seen: no block errors")
+    elif unseen := unseen_words(plan, text.shape[1]):
+        log.say(f"scoring.window_tokens is too small for block errors of {unseen}")
     lines = _lines(config, loaded, fitted, text)
     size = footprint(loaded.model, plan, context=config.footprint.context)
     log.console.print(f"{kind_of(plan)} {plan}")
@@ -163,9 +170,10 @@ def _flops(loaded: LoadedModel, size: Footprint) -> str:
 def _totals(config: Config, plan: KVPlan, size: Footprint, lines: list[LayerLine]) -> str:
     held, wanted = sum(line.kv_bytes for line in lines), config.footprint
     many = "sequence" if wanted.batch == 1 else "sequences"
+    unseen = unseen_words(plan, wanted.context)
     return (
         f"{held:,} KV bytes for {wanted.batch} {many} of {wanted.context} tokens. "
-        f"{memory_words(plan, size)}"
+        f"{memory_words(plan, size)}" + (f"\n{unseen}" if unseen else "")
     )
 
 

@@ -19,12 +19,14 @@ from kvsharer_exp.values.plan import KVPlan
 def action_words(action: Action, layer: int) -> str:
     """What ``layer`` does about its keys and values."""
     match action:
-        case Own(quantised=False):
-            return "keeps its KV"
-        case Own(bits=bits, group=group, sinks=sinks):
+        case Own(keep=keep):
+            of = "" if keep is None else f" of {keep.words}"
+            if not action.quantised:
+                return f"keeps its KV{of}"
+            sinks = action.precision.sinks
             tokens = f", {sinks} first tokens in full" if sinks else ""
-            groups = f", groups of {group}" if group != Own().group else ""
-            return f"keeps its KV in {bits} bits{groups}{tokens}"
+            groups = f", groups of {action.group}" if action.group != Own().group else ""
+            return f"keeps its KV{of} in {action.bits} bits{groups}{tokens}"
         case Read(source=source):
             return f"reads the KV of layer {source}"
         case ReadKV(key_source=key, value_source=value):
@@ -43,13 +45,16 @@ def action_words(action: Action, layer: int) -> str:
 
 
 def counted(plan: KVPlan) -> str:
-    """How many layers share, are quantised and have no attention."""
+    """How many layers share, are quantised, let tokens go and have no attention."""
     of = f"of {plan.num_layers} layers"
     quantised = sum(getattr(action, "quantised", False) for action in plan.actions)
+    bounded = sum(action.bounded for action in plan.actions)
     without = sum(source is None for source in plan.key_sources)
     parts = [f"{len(plan.targets)} {of} shared"]
     if quantised:
         parts.append(f"{quantised} quantised")
+    if bounded:
+        parts.append(f"{bounded} of some tokens")
     if without:
         parts.append(f"{without} without attention")
     return ", ".join(parts)
@@ -67,6 +72,15 @@ def memory_words(plan: KVPlan, size: Footprint) -> str:
         f"{counted(plan)}: {per_token} KV bytes per token ({size.kv_fraction:.1%} of full), "
         f"{unused}"
     )
+
+
+def unseen_words(plan: KVPlan, tokens: int) -> str:
+    """What a text of ``tokens`` tokens cannot tell of the plan; empty if it can tell all."""
+    keeps = {action.keep for action in plan.actions if isinstance(action, Own) and action.keep}
+    whole = sorted(str(keep) for keep in keeps if keep.tokens >= tokens)
+    if not whole:
+        return ""
+    return f"{', '.join(whole)}: all of {tokens:,} tokens are held, so nothing is saved or lost"
 
 
 def kind_of(plan: KVPlan) -> str:

@@ -78,6 +78,7 @@ class PlanParts:
         if store.candidates is None:
             text = windows.scoring if len(windows.scoring) else windows.calibration
             text = text[:ERROR_WINDOWS]
+            _check_keeps(allowed, windows.scoring.shape[1])
             asked = {
                 i: [(a, fits.get((i, a))) for a in of if a != Own()] for i, of in allowed.items()
             }
@@ -147,6 +148,18 @@ def _allowed(loaded: LoadedModel, options: dict[str, Any]) -> dict[int, list[Act
                 )
             )
     return found
+
+
+def _check_keeps(allowed: dict[int, list[Action]], tokens: int) -> None:
+    """Refuse keeps that hold half of the ``tokens`` of a scoring window: they would look cheap."""
+    for actions in allowed.values():
+        for action in actions:
+            if isinstance(action, Own) and action.keep and 2 * action.keep.tokens > tokens:
+                raise InputError(
+                    f"{action.keep} holds most of scoring.window_tokens={tokens}, so it would look "
+                    f"cheaper than it is: give scoring.window_tokens={2 * action.keep.tokens} or "
+                    "more"
+                )
 
 
 def _fixed(options: dict[str, Any]) -> dict[int, str]:

@@ -42,6 +42,10 @@ class ActionRunner:
         """
         return 0
 
+    def tokens_read(self, layer: AttentionLayer, context: int) -> int:
+        """How many of ``context`` tokens the next one reads where it reads the layer's own KV."""
+        return context - layer.first_read(context)
+
     def parameter_bytes(self, layer: AttentionLayer) -> int:
         """Bytes of parameters that the layer does without, less those that it needs instead."""
         return 0

@@ -1,4 +1,4 @@
-"""Runs the action ``own``: keeps a layer's KV, as it is or in few bits."""
+"""Runs the action ``own``: keeps a layer's KV, as it is or in few bits, of all tokens or some."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ import torch
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
 from kvsharer_exp.model.actions.base import ActionRunner
-from kvsharer_exp.model.packed.columns import Columns
-from kvsharer_exp.model.packed.layer import PackedLayer
 from kvsharer_exp.model.sharing.architectures import AttentionLayer
 from kvsharer_exp.model.sharing.cache import LayerView
 from kvsharer_exp.model.sharing.exchange import KeyValue
 from kvsharer_exp.model.sharing.projections import SharingError
 from kvsharer_exp.model.sharing.site import Site
+from kvsharer_exp.model.stores.base import Store
+from kvsharer_exp.model.stores.columns import Columns
+from kvsharer_exp.model.stores.packed import PackedLayer
+from kvsharer_exp.model.stores.window import WindowLayer
 from kvsharer_exp.values.actions.own import Own
-from kvsharer_exp.values.precision import Precision
 
 
 class OwnRunner(ActionRunner):
-    """A layer in 16 bits is left alone, but that it hands its KV over; others store codes."""
+    """A layer that keeps all in 16 bits is left alone, but that it hands its KV over."""
 
     action: Own
 
     @property
     def counts_tokens(self) -> bool:  # type: ignore[override]
-        return self.action.quantised
+        return self.action.quantised or self.action.bounded
 
     def check(self, layer: AttentionLayer, layers: tuple[AttentionLayer, ...]) -> None:
         heads, keys, values = layer.kv_shape
@@ -38,36 +39,60 @@ class OwnRunner(ActionRunner):
                 f"{keys // heads} key and {values // heads} value channels; give equal multiples "
                 "of 8, or 16 bits"
             )
+        keep = self.action.keep
+        if keep is not None and layer.window is not None and not keep.is_within(layer.window):
+            raise SharingError(
+                f"layer {layer.index} cannot keep {keep}: its own window of {layer.window} tokens "
+                "is no longer, so nothing would be saved; give fewer recent tokens"
+            )
 
     def kv_bytes(self, layer: AttentionLayer, context: int, size: int) -> int:
         heads, keys, values = layer.kv_shape
-        held, precision = (context, layer.first_read(context)), self.action.precision
-        return precision.key_bytes(*held, heads, keys // heads, size) + precision.value_bytes(
-            *held, heads, values // heads, size
+        precision, keep = self.action.precision, self.action.keep
+        first, sinks = layer.first_read(context), None
+        if keep is not None:
+            sinks = keep.sinks if first < keep.sinks else 0
+            first = max(first, keep.first_recent(context))
+        held = (context, first, heads)
+        return precision.key_bytes(*held, keys // heads, size, sinks) + precision.value_bytes(
+            *held, values // heads, size, sinks
         )
+
+    def tokens_read(self, layer: AttentionLayer, context: int) -> int:
+        keep, first = self.action.keep, layer.first_read(context)
+        if keep is None:
+            return context - first
+        recent = max(first, keep.first_recent(context))
+        return context - recent + max(0, min(keep.sinks, recent) - first)
 
     def install(self, site: Site) -> None:
         sources = (site.layer.index, site.layer.index)
-        if self.action.quantised:
-            site.hook(partial(PackedView, self.action.precision), sources)
+        if self.action.quantised or self.action.bounded:
+            site.hook(partial(StoreView, self.action), sources)
         elif site.hands_over:
             site.hook(LayerView, sources)
 
 
-class PackedView(LayerView):
-    """Keeps a layer's KV in a `PackedLayer`: that of the cache, or without one for one forward."""
+def make_store(action: Own, window: int | None, *, lasting: bool = True) -> Store:
+    """The layer of a cache that holds what ``action`` keeps; see `Store`."""
+    kind = PackedLayer if action.quantised else WindowLayer
+    return kind(action, window, lasting=lasting)
 
-    def __init__(self, precision: Precision, cache: Any, *args: Any, **kwargs: Any) -> None:
+
+class StoreView(LayerView):
+    """Keeps a layer's KV in a `Store`: that of the cache, or without one for one forward."""
+
+    def __init__(self, action: Own, cache: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(cache, *args, **kwargs)
-        self._precision = precision
+        self._action = action
 
     def columns(
         self, layer: int, hidden: torch.Tensor, pads: torch.Tensor | None
     ) -> Columns | None:
         if self._cache is None:
-            self._store = PackedLayer(self._precision, packing=False)
+            self._store = make_store(self._action, None, lasting=False)
         else:
-            self._store = _packed(self._cache, layer, self._precision)
+            self._store = _store_of(self._cache, layer, self._action)
         self._columns = self._store.prepare(hidden.shape[1], pads, hidden.device)
         return self._columns
 
@@ -79,33 +104,33 @@ class PackedView(LayerView):
         return KeyValue(key, value, self._columns)
 
 
-def _packed(cache: Any, layer: int, precision: Precision) -> PackedLayer:
-    """The packed layer of ``cache``, put in place of an empty dynamic one.
+def _store_of(cache: Any, layer: int, action: Own) -> Store:
+    """The store of ``cache`` at ``layer``, put in place of an empty dynamic layer.
 
     Raises:
-        SharingError: the cache is of another kind, or the layer holds KV that is not packed.
+        SharingError: the cache is of another kind, or the layer holds other KV.
     """
     layers: list[Any] = getattr(cache, "layers", [])
     if getattr(cache, "layer_class_to_replicate", None) is not None:
         while len(layers) <= layer:
             layers.append(cache.layer_class_to_replicate())
     held = layers[layer] if layer < len(layers) else None
-    if isinstance(held, PackedLayer) and held.precision == precision:
+    if isinstance(held, Store) and held.action == action:
         return held
     if isinstance(held, StaticLayer) or not isinstance(held, DynamicLayer):
         raise SharingError(
-            f"layer {layer} keeps {precision.bits} bits, which a {type(held).__name__} of the "
+            f"layer {layer} keeps {action.words}, which a {type(held).__name__} of the "
             "cache cannot hold: use the dynamic cache (no cache_implementation)"
         )
     if type(held).__name__ not in ("DynamicLayer", "DynamicSlidingWindowLayer"):
         raise SharingError(
-            f"layer {layer} keeps {precision.bits} bits, but the cache quantises too "
+            f"layer {layer} keeps {action.words}, but the cache quantises too "
             f"({type(held).__name__}): use one of the two"
         )
     if held.is_initialized and held.get_seq_length():
         raise SharingError(
-            f"layer {layer} of the cache holds KV that is not quantised: give a new cache "
+            f"layer {layer} of the cache holds KV of all tokens in full: give a new cache "
             "under this plan"
         )
-    layers[layer] = PackedLayer(precision, getattr(held, "sliding_window", None))
+    layers[layer] = make_store(action, getattr(held, "sliding_window", None))
     return layers[layer]

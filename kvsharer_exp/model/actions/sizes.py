@@ -40,8 +40,8 @@ def attention_flops(
         total += 2 * (sum(weight.numel() for weight in weights) - saved)
         if source is not None:
             heads, keys, values = layer.kv_shape
-            read = context - layer.first_read(context) + 1  # and itself
-            total += 2 * query_heads * (keys + values) // heads * read
+            read = runner_of(plan.actions[source]).tokens_read(layers[source], context)
+            total += 2 * query_heads * (keys + values) // heads * (read + 1)  # and itself
     return total
 
 

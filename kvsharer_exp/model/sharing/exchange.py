@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kvsharer_exp.model.packed.columns import Columns
+from kvsharer_exp.model.stores.columns import Columns
 from kvsharer_exp.model.sharing.projections import SharingError
 
 

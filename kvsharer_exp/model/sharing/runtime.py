@@ -7,7 +7,7 @@ Three parts, each testable alone, make a target share. (a) *Substitution*: the v
 that a target gets returns the keys and values of its source. (b) *Cache*: the same view stores
 nothing for a target. Both are in `cache.py`. (c) *No projection*: stubs that compute no KV replace
 the projections of a target, in `projections.py`. Quantised owners keep their KV in a
-`packed.layer.PackedLayer`, and a `stand_in.StandIn` is put where an attention was. Layers that keep
+`stores.packed.PackedLayer`, and a `stand_in.StandIn` is put where an attention was. Layers that keep
 their KV as it is are left alone, so the plan of the full cache installs nothing.
 
 Method: https://arxiv.org/abs/2410.18517 §3.3

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from kvsharer_exp.model.fitted_plan import Fit
-from kvsharer_exp.model.packed.columns import Columns
+from kvsharer_exp.model.stores.columns import Columns
 from kvsharer_exp.model.sharing.architectures import MASK, AttentionLayer
 from kvsharer_exp.model.sharing.cache import LayerView
 from kvsharer_exp.model.sharing.exchange import Exchange
@@ -38,7 +38,7 @@ def masked_attention(module: nn.Module) -> str:
     kind = str(module.config._attn_implementation)  # type: ignore[union-attr]
     if kind not in ("sdpa", "eager"):
         raise SharingError(
-            f"this plan quantises KV, and {kind} cannot mask what is read of it: "
+            f"this plan quantises KV or lets tokens go, and {kind} cannot mask what is read: "
             "use model.attn_implementation=sdpa or eager"
         )
     return kind
@@ -92,8 +92,8 @@ class AttentionHook:
         kind = masked_attention(module)
         if module.training and torch.is_grad_enabled():
             raise SharingError(
-                f"layer {self.layer} reads quantised KV, which has no gradient: "
-                "give the layers 16 bits while training"
+                f"layer {self.layer} reads KV that is quantised or not of all tokens: "
+                "let the layers keep all of it in 16 bits while training"
             )
         at = self.mask_position
         mask = args[at] if len(args) > at else kwargs.get(MASK)

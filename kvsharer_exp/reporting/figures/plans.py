@@ -49,8 +49,10 @@ class Look:
 def look_of(action: Action) -> Look:
     """How a layer that does ``action`` is drawn."""
     match action:
-        case Own(bits=bits):
-            return Look(_lighter(BLUE, _SHADES[bits]), "", BLACK, f"own, {bits} bits")
+        case Own(bits=bits, keep=keep):
+            text = "" if keep is None else str(keep)[0]
+            tokens = "" if keep is None else f", {text}: of some tokens"
+            return Look(_lighter(BLUE, _SHADES[bits]), text, BLACK, f"own, {bits} bits{tokens}")
         case Read(source=source):
             return Look(_lighter(YELLOW, 0.45), str(source), BLACK, "read (number: the source)")
         case ReadKV(key_source=key, value_source=value):

@@ -16,6 +16,7 @@ class Action:
 
     ``name`` stands for the action in JSON and in options. ``runner`` is the ``module:class`` that
     runs it. ``fitted``: whether it needs numbers that are measured on text (a stand-in's).
+    ``bounded``: whether it holds the KV of some tokens only.
     """
 
     __slots__ = ()
@@ -23,6 +24,7 @@ class Action:
     name: ClassVar[str]
     runner: ClassVar[str]
     fitted: ClassVar[bool] = False
+    bounded: ClassVar[bool] = False
 
     @classmethod
     def read(cls, text: str, layer: int) -> Action | None:

@@ -9,11 +9,13 @@ from transformers import DynamicCache, PreTrainedModel
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.model.actions.sizes import kv_bytes
 from kvsharer_exp.model.footprint import footprint
-from kvsharer_exp.model.packed.layer import PackedLayer
+from kvsharer_exp.model.stores.base import Store
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.cache import cache_bytes
 from kvsharer_exp.model.sharing.permanent import make_plan
 from kvsharer_exp.model.sharing.runtime import apply_plan
+from kvsharer_exp.values.actions.own import Own
+from kvsharer_exp.values.keeps.window import Window
 from kvsharer_exp.values.plan import KVPlan
 from tests.model.actions.plans import PLANS, fitted
 from tests.tiny import ARCHITECTURES, contract_architectures, hooks, tiny_model, tokens
@@ -126,13 +128,13 @@ def test_the_cache_holds_exactly_the_predicted_bytes(model, plan) -> None:
             model(ids[:, first:last], past_key_values=cache)
             predicted = kv_bytes(plan.plan, layers, last, dtype.itemsize) * len(ids)
             assert cache_bytes(cache) == predicted, last
-            packed = [layer for layer in cache.layers if isinstance(layer, PackedLayer)]
+            packed = [layer for layer in cache.layers if isinstance(layer, Store)]
             assert sum(map(_held, packed)) == sum(t.nbytes for p in packed for t in p.tensors)
     size = footprint(model, plan.plan, context=27)
     assert size.kv_bytes == kv_bytes(plan.plan, layers, 27, dtype.itemsize)
 
 
-def _held(layer: PackedLayer) -> int:
+def _held(layer: Store) -> int:
     """The memory of every tensor of floats or codes that ``layer`` reaches, whole storages.
 
     No full copy of a group that is quantised may survive a forward, not even behind a view.
@@ -162,6 +164,16 @@ def test_for_good_is_the_same_and_saves_the_predicted_parameters(model, plan) ->
     assert own.parameter_bytes_saved == saved
     held = [sum({id(p): p.nbytes for p in m.parameters()}.values()) for m in (model, own)]
     assert held[0] - held[1] - norms == saved
+
+
+def test_a_window_that_holds_all_is_the_full_cache_to_the_bit(model) -> None:
+    """So is one that has let nothing go yet, whatever comes later."""
+    ids, windows = tokens(length=7), KVPlan((Own(keep=Window(2, 6)),) * 6)
+    stock, stepped = model(ids).logits, stepwise(model, ids, [3, 1, 1, 2])
+    with apply_plan(model, windows):
+        assert torch.equal(model(ids, use_cache=False).logits, stock)
+        assert torch.equal(model(ids, use_cache=True).logits, stock)
+        assert torch.equal(stepwise(model, ids, [3, 1, 1, 2]), stepped)
 
 
 def test_plans_together_score_as_each_alone(model) -> None:

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from kvsharer_exp.model.packed.codes import dequantise, pack, quantise, unpack
-from kvsharer_exp.model.packed.layer import PackedLayer
 from kvsharer_exp.model.sharing.projections import SharingError
-from kvsharer_exp.values.precision import BITS, Precision
+from kvsharer_exp.model.stores.codes import dequantise, pack, quantise, unpack
+from kvsharer_exp.model.stores.packed import PackedLayer
+from kvsharer_exp.values.actions.own import Own
+from kvsharer_exp.values.precision import BITS
 
 
 @pytest.mark.parametrize("bits", BITS[:-1])
@@ -41,11 +42,11 @@ def kv(length: int, seed: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tens
 
 
 def test_what_is_read_does_not_depend_on_how_the_text_is_cut() -> None:
-    precision = Precision(3, 8, 2)
+    own = Own(3, 8, 2)
     key, value = kv(29, 0)
     read = {}
     for parts in ([29], [5, 11, 13], [1] * 29):
-        layer, start = PackedLayer(precision), 0
+        layer, start = PackedLayer(own), 0
         for length in parts:
             layer.prepare(length, None, key.device)
             part = slice(start, start + length)
@@ -63,9 +64,9 @@ def test_what_is_read_does_not_depend_on_how_the_text_is_cut() -> None:
 
 
 @pytest.mark.parametrize("window", [None, 5, 12, 40])
-@pytest.mark.parametrize("precision", [Precision(2, 8), Precision(3, 16, 16), Precision(4, 8, 3)])
-def test_bytes_are_those_predicted_at_every_length(precision: Precision, window) -> None:
-    layer = PackedLayer(precision, window)
+@pytest.mark.parametrize("own", [Own(2, 8), Own(3, 16, 16), Own(4, 8, 3)], ids=str)
+def test_bytes_are_those_predicted_at_every_length(own: Own, window) -> None:
+    layer, precision = PackedLayer(own, window), own.precision
     for context in range(1, 45):
         layer.prepare(1, None, torch.device("cpu"))
         layer.update(*kv(1, context))
@@ -76,10 +77,10 @@ def test_bytes_are_those_predicted_at_every_length(precision: Precision, window)
 
 
 def test_rows_can_be_chosen_repeated_reordered_and_moved() -> None:
-    precision = Precision(4, 8, 2)
+    own = Own(4, 8, 2)
 
     def filled(rows: list[int]) -> PackedLayer:
-        layer = PackedLayer(precision)
+        layer = PackedLayer(own)
         layer.prepare(21, torch.tensor([0, 3])[rows], torch.device("cpu"))
         key, value = kv(21, 1)
         layer.update(key[rows], value[rows])
@@ -106,7 +107,7 @@ def test_rows_can_be_chosen_repeated_reordered_and_moved() -> None:
 
 
 def test_it_is_not_used_by_mistake_and_does_not_go_back() -> None:
-    layer = PackedLayer(Precision(4))
+    layer = PackedLayer(Own(4))
     with pytest.raises(SharingError, match="run the model under that plan"):
         layer.update(*kv(3, 0))
     with pytest.raises(SharingError, match="assisted decoding"):

@@ -1,0 +1,54 @@
+"""What every keep is: which tokens a layer that owns its KV goes on holding.
+
+It is the second part of the action `own`, beside the `Precision`. `registry` lists the keeps. In a
+model the layers of ``model/stores/`` hold the tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+
+class Keep:
+    """Base of the keeps, which are frozen dataclasses of plain values.
+
+    ``name`` stands for the keep in JSON. ``sinks`` is the number of first tokens that always stay,
+    in 16 bits also where the layer is quantised.
+    """
+
+    __slots__ = ()
+
+    name: ClassVar[str]
+    sinks: int
+
+    @classmethod
+    def read(cls, text: str) -> Keep | None:
+        """Read the end of an owner's text; None when it is not that of this keep.
+
+        Raises:
+            InputError: it is, but a part of it breaks a rule.
+        """
+        raise NotImplementedError
+
+    @property
+    def tokens(self) -> int:
+        """The most tokens that are held before the next one comes."""
+        raise NotImplementedError
+
+    def is_within(self, window: int) -> bool:
+        """Whether it holds fewer tokens than a layer whose own sliding window is ``window``."""
+        raise NotImplementedError
+
+    @property
+    def words(self) -> str:
+        """Which tokens, as in: keeps its KV of …"""
+        raise NotImplementedError
+
+    def first_recent(self, context: int) -> int:
+        """The first token, sinks aside, that the token after ``context`` others reads."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """The name and the fields, as JSON values."""
+        return {"keep": self.name, **asdict(self)}  # type: ignore[call-overload]
