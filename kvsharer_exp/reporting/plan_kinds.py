@@ -48,21 +48,28 @@ def num_quantised(plan: KVPlan) -> int:
     return sum(isinstance(action, Own) and action.quantised for action in plan.actions)
 
 
+def num_bounded(plan: KVPlan) -> int:
+    """How many layers hold the KV of some tokens only."""
+    return sum(action.bounded for action in plan.actions)
+
+
 def mean_bits(plan: KVPlan) -> float:
     """The mean number of bits over the layers that keep their own KV, without scales and sinks."""
     return fmean(action.bits for action in plan.actions if isinstance(action, Own))
 
 
 def summary(plan: KVPlan) -> str:
-    """The kinds with their counts, and the mean bits if a layer is quantised.
+    """The kinds with their counts, and of owners the mean bits and how many let tokens go.
 
-    >>> summary(KVPlan.parse("0_1q4_0_a_a"))
-    '2 own at 10 bits, 2 affine, 1 read'
+    >>> summary(KVPlan.parse("0_1q4w4+60_0_a_a"))
+    '2 own at 10 bits (1 of some tokens), 2 affine, 1 read'
     """
     parts = []
     for kind, count in kinds_of(plan).items():
         quantised = kind == Own.name and num_quantised(plan)
-        parts.append(f"{count} {kind}" + (f" at {mean_bits(plan):.3g} bits" if quantised else ""))
+        bits = f" at {mean_bits(plan):.3g} bits" if quantised else ""
+        bounded = num_bounded(plan) if kind == Own.name else 0
+        parts.append(f"{count} {kind}{bits}" + (f" ({bounded} of some tokens)" if bounded else ""))
     return ", ".join(parts)
 
 
@@ -84,6 +91,7 @@ def plan_params(plan: KVPlan) -> dict[str, str]:
         "own": str(counts.pop(Own.name)),
         "quantised": str(num_quantised(plan)),
         "mean_bits": f"{mean_bits(plan):.4g}",
+        "bounded": str(num_bounded(plan)),
         **{name: str(count) for name, count in counts.items()},
     }
 

@@ -34,10 +34,7 @@ GAP = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What one layer may do without another: ``actions``, and of each its bytes, loss and owning.
-
-    ``kept`` (int64), ``losses`` (float64) and ``owns`` (bool) are (actions,).
-    """
+    """What one layer may do without another; the arrays, (actions,), are int64, float64, bool."""
 
     actions: Sequence[Action]
     kept: np.ndarray

@@ -142,8 +142,7 @@ class KVPlan:
             if action is None:
                 raise KVPlanError(
                     f"layer {layer} has {clip(text, 20)!r}, which is no action: give {layer}, "
-                    f"{layer}q4, {layer}w4+252, an earlier layer like 0, 0k1v, x (drop), "
-                    "c (constant), a (affine)"
+                    f"{layer}q4w4+60, an earlier one like 0, 0k1v, x (drop), c or a"
                 )
             actions.append(action)
         return cls(tuple(actions))
@@ -259,13 +258,13 @@ def _check_source(
 
 
 def _check_halves(plan: KVPlan) -> None:
-    """Refuse keys and values of two layers unless both hold all tokens: they have to be the same."""
+    """Refuse keys and values of two layers unless both hold all tokens, so the same ones."""
     for layer, pair in enumerate(zip(plan.key_sources, plan.value_sources, strict=True)):
         for source in pair:
             if pair[0] != pair[1] and source is not None and plan.actions[source].bounded:
                 raise KVPlanError(
                     f"layer {layer} reads keys and values of two layers, but layer {source} does "
-                    "not hold all tokens: read both halves of one layer, or let it keep all"
+                    "not hold all tokens: name one layer for both, or let it keep all"
                 )
 
 

@@ -63,6 +63,7 @@ def test_params_have_every_kind_also_where_it_does_not_occur() -> None:
         "own": "2",
         "quantised": "0",
         "mean_bits": "16",
+        "bounded": "0",
         "read": "2",
         "drop": "1",
         "constant": "0",

@@ -83,7 +83,23 @@ def test_every_text_has_one_meaning_and_one_simplest_form(text, layer, action) -
 
 
 @pytest.mark.parametrize(
-    "text", ["", "5Q4", "q4", "0q4", "5s4", "5g64", "k5v", "xx", "5q4s4g8", "-1", "5w4", "5w4+", "5w4+2q4", "w4+2"]
+    "text",
+    [
+        "",
+        "5Q4",
+        "q4",
+        "0q4",
+        "5s4",
+        "5g64",
+        "k5v",
+        "xx",
+        "5q4s4g8",
+        "-1",
+        "5w4",
+        "5w4+",
+        "5w4+2q4",
+        "w4+2",
+    ],
 )
 def test_what_is_no_text_means_nothing(text: str) -> None:
     assert read_action(text, 5) is None
@@ -95,7 +111,10 @@ def test_what_is_no_text_means_nothing(text: str) -> None:
         ("0_1q5", "layer 1 has '1q5': 5 bits: give one of 2, 3, 4, 8, 16"),
         ("0_1q4g12", "a group of 12 tokens: give a multiple of 8"),
         ("0_1q4s33", "33 sink tokens: give 0 to 32"),
-        ("0_1w4+0", "layer 1 has '1w4+0': a window with 0 recent tokens: give a whole number of at"),
+        (
+            "0_1w4+0",
+            "layer 1 has '1w4.0': a window with 0 recent tokens: give a whole number of at",
+        ),
         ("0_1q4s4w4+9", "s4 beside w4.9: a window's first tokens stay in full, leave the s out"),
         ("0_1q4w40+9", "40 sink tokens: give 0 to 32"),
         ("0_1w4+9_0k1v", "layer 2 reads keys and values of two layers, but layer 1 does not hold"),

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from transformers.cache_utils import DummyLayer
 
-from kvsharer_exp.model.stores.columns import Columns
-from kvsharer_exp.model.stores.packed import PackedLayer
 from kvsharer_exp.model.sharing.exchange import Handed, KeyValue, put, take
 from kvsharer_exp.model.sharing.projections import QueryRows, SharingError
+from kvsharer_exp.model.stores.columns import Columns
+from kvsharer_exp.model.stores.packed import PackedLayer
 
 
 class LayerView:

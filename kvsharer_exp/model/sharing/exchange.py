@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kvsharer_exp.model.stores.columns import Columns
 from kvsharer_exp.model.sharing.projections import SharingError
+from kvsharer_exp.model.stores.columns import Columns
 
 
 class KeyValue(NamedTuple):

@@ -6,9 +6,10 @@ run several plans at once and give out the KV of every owner.
 Three parts, each testable alone, make a target share. (a) *Substitution*: the view of the cache
 that a target gets returns the keys and values of its source. (b) *Cache*: the same view stores
 nothing for a target. Both are in `cache.py`. (c) *No projection*: stubs that compute no KV replace
-the projections of a target, in `projections.py`. Quantised owners keep their KV in a
-`stores.packed.PackedLayer`, and a `stand_in.StandIn` is put where an attention was. Layers that keep
-their KV as it is are left alone, so the plan of the full cache installs nothing.
+the projections of a target, in `projections.py`. Owners that are
+quantised or hold some tokens only keep their KV in a `stores.base.Store`, and a `stand_in.StandIn`
+is put where an attention was. Layers that keep their KV as it is are left alone, so the plan of the
+full cache installs nothing.
 
 Method: https://arxiv.org/abs/2410.18517 §3.3
 """

@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from kvsharer_exp.model.fitted_plan import Fit
-from kvsharer_exp.model.stores.columns import Columns
 from kvsharer_exp.model.sharing.architectures import MASK, AttentionLayer
 from kvsharer_exp.model.sharing.cache import LayerView
 from kvsharer_exp.model.sharing.exchange import Exchange
 from kvsharer_exp.model.sharing.projections import QueryRows, SharingError
 from kvsharer_exp.model.sharing.stand_in import StandIn
+from kvsharer_exp.model.stores.columns import Columns
 
 ViewMaker = Callable[..., LayerView]
 """`LayerView`, or a subclass of it with its first arguments."""
@@ -93,7 +93,7 @@ class AttentionHook:
         if module.training and torch.is_grad_enabled():
             raise SharingError(
                 f"layer {self.layer} reads KV that is quantised or not of all tokens: "
-                "let the layers keep all of it in 16 bits while training"
+                "give the layers all tokens in 16 bits while training"
             )
         at = self.mask_position
         mask = args[at] if len(args) > at else kwargs.get(MASK)

@@ -18,7 +18,6 @@ from torch.nn.functional import pad as padded
 from kvsharer_exp.model.stores.base import Store
 from kvsharer_exp.model.stores.codes import Quantised, dequantise, pack, quantise, unpack
 from kvsharer_exp.model.stores.columns import Columns, grouped_columns
-from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.keeps.window import Window
 
 

@@ -10,7 +10,6 @@ import torch
 
 from kvsharer_exp.model.stores.base import Store
 from kvsharer_exp.model.stores.columns import Columns, window_columns
-from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.keeps.window import Window
 
 

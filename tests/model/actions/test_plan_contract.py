@@ -9,11 +9,11 @@ from transformers import DynamicCache, PreTrainedModel
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.model.actions.sizes import kv_bytes
 from kvsharer_exp.model.footprint import footprint
-from kvsharer_exp.model.stores.base import Store
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.cache import cache_bytes
 from kvsharer_exp.model.sharing.permanent import make_plan
 from kvsharer_exp.model.sharing.runtime import apply_plan
+from kvsharer_exp.model.stores.base import Store
 from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.keeps.window import Window
 from kvsharer_exp.values.plan import KVPlan

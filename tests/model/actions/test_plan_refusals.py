@@ -61,7 +61,9 @@ def test_assisted_decoding_static_and_quantised_caches_are_refused_by_name() -> 
         full = DynamicCache(config=model.config)
     model(ids, past_key_values=full)
     with apply_plan(model, QUANTISED):
-        with pytest.raises(SharingError, match="layer 1 of the cache holds KV of all tokens in full"):
+        with pytest.raises(
+            SharingError, match="layer 1 of the cache holds KV of all tokens in full"
+        ):
             model(ids, past_key_values=full)
 
 

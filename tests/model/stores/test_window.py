@@ -64,7 +64,9 @@ def test_every_query_reads_the_tokens_of_the_definition() -> None:
 
 
 @pytest.mark.parametrize("window", [None, 9, 20])
-@pytest.mark.parametrize("text", ["0w2+5", "0w0+1", "0w7+3", "0q4g8w2+5", "0q2g8w8+4", "0q3g16w1+8"])
+@pytest.mark.parametrize(
+    "text", ["0w2+5", "0w0+1", "0w7+3", "0q4g8w2+5", "0q2g8w8+4", "0q3g16w1+8"]
+)
 def test_bytes_are_those_predicted_at_every_length(text: str, window: int | None) -> None:
     own = Own.read(text, 0)
     assert own is not None and own.keep is not None
