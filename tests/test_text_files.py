@@ -160,6 +160,7 @@ def test_a_map_of_several_lines_names_the_broken_one(tmp_path: Path) -> None:
         SeedFile.read(tmp_path / "a.json")
 
 
+@pytest.mark.slow
 def test_a_result_that_an_editor_saved_with_a_mark(tmp_path: Path, monkeypatch, store) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["search", *QUICK, *store, "hydra.run.dir=first"]) == 0

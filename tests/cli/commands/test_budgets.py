@@ -177,6 +177,7 @@ def test_without_run_the_newest_sweep_of_plans_answers(swept, plan) -> None:
     assert len(given["budgets"]) >= 1
 
 
+@pytest.mark.slow
 def test_gib_are_shares_of_the_full_cache_of_all_sequences(swept, plan, refuse) -> None:
     full = 3 * 6 * 4096 * 2 * 32 * 2 / 2**30
     words = ("footprint.batch=3", f"run={swept['plans']['mlflow_run_id']}")

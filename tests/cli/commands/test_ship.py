@@ -46,6 +46,7 @@ def test_bench_measures_every_cell_beside_its_prediction(run, store, capsys) -> 
     assert metrics["batch_2/context_16/shared/cache_bytes"] == 36 * per_token
 
 
+@pytest.mark.slow
 def test_bench_of_the_identity_map_says_that_nothing_is_saved(run) -> None:
     result = run("bench", "map=0_1_2_3_4_5", "bench.contexts=[8]", *QUICK_BENCH)
     assert "shares no layer" in result["where_from"]

@@ -21,10 +21,8 @@ PLANS = {
     "all but one quantised": "x_a_2q4g8s2_c_x_a",
     "without even layers": "x_1_a_3_c_1",
     "without odd layers": "0_x_2_a_0_c",
-    "windows": "0w2+5_1w0+4_2w3+1_3w1+7_4w6+3_5w2+6",
-    "readers of windows": "0w2+5_1w3+4_0_1_0_5w2+3",
-    "quantised windows": "0q4g8w2+5_1q3g8w8+3_2q2g8w0+4_3q8g16w5+7_4w1+3_5q4g8w1+7",
-    "readers of quantised windows": "0q4g8w2+5_1q3g8w3+6_0_1_x_1",
+    "windows": "0w2+5_1w0+4_0_1_4w6+3_5w3+1",
+    "quantised windows": "0q4g8w2+5_1q3g8w8+3_0_1_4q2g8w0+4_5q8g16w5+7",
     "everything": "a_1q4g8s4_x_1_4w2+5_1k1v",
 }
 
