@@ -165,6 +165,7 @@ def test_quiet_in_both_spellings() -> None:
         assert "quiet=true" in translate(["sweep", flag, "seed=1"])
 
 
+@pytest.mark.slow
 def test_quiet_leaves_the_table_and_the_path(tmp_path: Path, monkeypatch, capfd, store) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "40")

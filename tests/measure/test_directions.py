@@ -153,6 +153,7 @@ def test_a_truth_value_is_an_item() -> None:
     assert [as_number(v) for v in (True, np.bool_(False), np.float32(1), (0, 1))] == [1, 0, 1, None]
 
 
+@pytest.mark.slow
 def test_a_task_that_generates_too_much_is_refused_before_the_search(
     task_file: Path, store: list[str], monkeypatch, capsys
 ) -> None:

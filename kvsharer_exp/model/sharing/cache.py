@@ -20,8 +20,8 @@ from transformers.cache_utils import DummyLayer
 
 from kvsharer_exp.model.sharing.exchange import Handed, KeyValue, put, take
 from kvsharer_exp.model.sharing.projections import QueryRows, SharingError
+from kvsharer_exp.model.stores.base import Store
 from kvsharer_exp.model.stores.columns import Columns
-from kvsharer_exp.model.stores.packed import PackedLayer
 
 
 class LayerView:
@@ -136,12 +136,12 @@ def vacate(cache: Any, layer: int) -> None:
 def cache_bytes(cache: Any) -> int:
     """Count the bytes of the keys and values that ``cache`` holds, on its tensors.
 
-    A quantised layer counts as it is stored: codes with their scales, and what is kept in full.
+    A `Store` counts as it holds them: codes with their scales, and what is kept in full.
     """
     names = ("keys", "values", "_quantized_keys", "_quantized_values")
     total = 0
     for layer in cache.layers:
-        if isinstance(layer, PackedLayer):
+        if isinstance(layer, Store):
             total += sum(map(_tensor_bytes, layer.tensors))
         else:
             total += sum(_tensor_bytes(getattr(layer, name, None)) for name in names)

@@ -77,9 +77,11 @@ class Own(Action):
         found = _TEXT.fullmatch(text)
         if found is None or int(found[1]) != layer:
             return None
-        precision, keep = Precision.read(found[2]), read_keep(found[3])
-        if precision is None or (found[3] and keep is None):
+        keep = read_keep(found[3])
+        if found[3] and keep is None:
             return None
+        precision = Precision.read(found[2])
+        assert precision is not None  # `_TEXT` holds only such texts
         return cls(precision.bits, precision.group, precision.sinks, keep)
 
     def text(self, layer: int) -> str:

@@ -117,6 +117,7 @@ def test_shares_are_counted_as_with_a_model(swept) -> None:
     assert study.least <= min(r.footprint.kv_fraction for r in study.results)
 
 
+@pytest.mark.slow
 def test_where_nothing_better_is_known_the_solved_plan_answers(
     swept, plan, monkeypatch, tmp_path: Path
 ) -> None:
@@ -190,6 +191,7 @@ def test_gib_are_shares_of_the_full_cache_of_all_sequences(swept, plan, refuse) 
     refuse("give footprint.context=4096", "compression.kv_gib=1", "footprint.context=99", *words)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_answered_is_refused_in_a_line(swept, refuse, tmp_path: Path) -> None:
     run = f"run={swept['plans']['mlflow_run_id']}"
     refuse("give at least 0.", "compression.kv=[0.001]", run)

@@ -149,6 +149,7 @@ def test_a_shard_that_is_missing_is_not_ready(consult, tmp_path: Path) -> None:
     assert in_hub_cache("a/b")
 
 
+@pytest.mark.slow
 def test_a_hub_that_answers_says_what_is_gated(hub: str, tmp_path: Path) -> None:
     """In a process of its own, where it also counts what was imported."""
     code = (

@@ -178,6 +178,7 @@ def test_what_evaluate_cannot_do(refused, generates: Path, tmp_path: Path, monke
     refused("engine 'vlm' is unknown: did you mean vllm?", "evaluate", "engine=vlm")
 
 
+@pytest.mark.slow
 def test_what_bench_cannot_do(refused, tmp_path: Path, monkeypatch) -> None:
     refused("no vLLM here: run make engine", "bench", MAP)
     use(monkeypatch, tmp_path, "constant")

@@ -113,6 +113,7 @@ def test_a_run_keeps_its_plan_and_fits_and_is_a_plan_itself(run, fitted, refuse)
     refuse("damaged", "evaluate", f"plan={first['folder']}")
 
 
+@pytest.mark.slow
 def test_a_map_is_a_plan_and_gives_the_same_result(run, capsys) -> None:
     results = [run("evaluate", f"{key}=0_1_0_3_4_4") for key in ("map", "plan")]
     keys = ("kv_source_layers", "plan", "digest", "num_shared", "scores", "full", "footprint")
@@ -198,6 +199,7 @@ def test_fit_windows_hold_no_text_of_scoring_windows_and_none_of_the_report(run,
     assert not len(windows.beside_fits(windows.fit))
 
 
+@pytest.mark.slow
 def test_a_short_text_is_used_as_far_as_it_goes(run, refuse, tmp_path: Path, capfd) -> None:
     lines = [f"This is line {i} of a text of its own, {i * i} letters long." for i in range(20)]
     (tmp_path / "mine.txt").write_text("\n".join(lines))
