@@ -38,7 +38,9 @@ def local(folder: Path, **told: Any) -> LocalExecutor:
 
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     with cluster("local"):
+        assert signal.getsignal(signal.SIGTERM) == on_sigterm  # ray.init puts its own there
         yield
 
 

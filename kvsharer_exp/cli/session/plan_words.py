@@ -5,6 +5,7 @@ The commands ``plan``, ``evaluate`` and ``bench`` print these.
 
 from __future__ import annotations
 
+from kvsharer_exp.reporting.plan_kinds import num_bounded
 from kvsharer_exp.values.actions.affine import Affine
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.actions.constant import Constant
@@ -48,7 +49,7 @@ def counted(plan: KVPlan) -> str:
     """How many layers share, are quantised, let tokens go and have no attention."""
     of = f"of {plan.num_layers} layers"
     quantised = sum(getattr(action, "quantised", False) for action in plan.actions)
-    bounded = sum(action.bounded for action in plan.actions)
+    bounded = num_bounded(plan)
     without = sum(source is None for source in plan.key_sources)
     parts = [f"{len(plan.targets)} {of} shared"]
     if quantised:

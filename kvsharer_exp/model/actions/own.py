@@ -67,7 +67,7 @@ class OwnRunner(ActionRunner):
 
     def install(self, site: Site) -> None:
         sources = (site.layer.index, site.layer.index)
-        if self.action.quantised or self.action.bounded:
+        if self.counts_tokens:
             site.hook(partial(StoreView, self.action), sources)
         elif site.hands_over:
             site.hook(LayerView, sources)
