@@ -18,7 +18,7 @@ from kvsharer_exp.cli.config.groups import groups
 from kvsharer_exp.cli.config.model import DEFAULT_MODEL
 from kvsharer_exp.cli.config.passwords import refuse_typed_password
 from kvsharer_exp.cli.config.text_keys import expand_home
-from kvsharer_exp.cli.quoting import as_typed, pieces, value_of
+from kvsharer_exp.cli.quoting import as_typed, names_only, pieces, value_of
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.text import shorten
 
@@ -63,6 +63,7 @@ _FLAG_VALUES = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}
 _LINE_CHARACTERS = 190  # the most characters of an error that holds a command
 _LIST_CHARACTERS = 90  # the most characters of the choices that an error lists
 _ADDED = ("model", "experiment")  # the groups without a default
+_ENDLESS = re.compile(r"(?:\d_?){4000}")  # Python reads no number as long as this
 _PLACE_KEYS = {"model": "model.source", "calibration": "calibration.path"}  # these take a place
 _FILES = (".yaml", ".yml", ".txt", ".jsonl", ".json", ".gguf")
 
@@ -89,6 +90,9 @@ def translate(arguments: Sequence[str]) -> list[str]:
     arguments = [_utf8(argument) for argument in arguments]
     for argument in arguments:
         refuse_typed_password(argument)
+        if _ENDLESS.search(argument):
+            key = shorten(argument.partition("=")[0], 40)
+            raise InputError(f"{key} is given a number of thousands of digits: give a smaller one")
     for argument in arguments:
         if argument in _SWITCHES:
             overrides.append(_SWITCHES[argument])
@@ -169,6 +173,8 @@ def _group(override: str, choices: Mapping[str, Sequence[str]]) -> str:
     """Look up the choice of a group, and write the plus of a group without a default."""
     key, _, value = override.partition("=")
     group = key.lstrip("+")
+    if (group in choices or group.startswith("hydra/")) and not names_only(override):
+        raise InputError(unknown(group, value, choices.get(group, ())))
     if group not in choices:
         return override
     for name in pieces(value):  # there may be several with -m

@@ -49,6 +49,18 @@ def value_of(override: str) -> Any:
     return None if parsed is None else parsed.value()
 
 
+def names_only(override: str) -> bool:
+    """Whether an override can name choices of a group: it gives text, or a list of texts.
+
+    What Hydra cannot read, or reads as several values for ``-m``, is left to Hydra.
+    """
+    parsed = _parsed(override.partition("=")[2])
+    if parsed is None or parsed.is_sweep_override():
+        return True
+    value = parsed.value()
+    return all(isinstance(name, str) for name in (value if isinstance(value, list) else [value]))
+
+
 def pieces(value: str) -> list[str]:
     r"""Split ``a,'b,c',d\,e`` at the commas that are not in quotes and have no ``\``."""
     found: list[str] = []

@@ -57,6 +57,11 @@ def test_help_needs_no_command() -> None:
         (["sweep", "search"], "two commands given"),
         (["sweep", "model=mistrall"], "model 'mistrall' is unknown: did you mean mistral?"),
         (["sweep", "+model=xyz123"], "model 'xyz123' is unknown: choose one of"),
+        # Found by ten thousand examples of tests/fuzz.
+        (["sweep", "sampler=5"], "sampler '5' is unknown: choose one of beam"),
+        (["sweep", "scoring=[1,wiki]"], "scoring '[1,wiki]' is unknown: choose one of paper"),
+        (["sweep", "hydra/launcher=null"], "hydra/launcher 'null' is unknown: see --help"),
+        (["sweep", "seed=" + "9" * 5000], "seed is given a number of thousands of digits: give a"),
     ],
 )
 def test_refused_before_hydra(arguments: list[str], reason: str) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from kvsharer_exp.cli.commands import sweep as sweep_command
 from kvsharer_exp.cli.main import main
+from kvsharer_exp.search.study_status import Progress
+from kvsharer_exp.values.errors import InputError
 from tests.cli.session.test_killed_sweeps import QUICK
 from tests.refusals import check_refusal
 from tests.search.cheap import ROOT
@@ -93,3 +95,12 @@ def test_studies_that_are_not_there(words, message: str, tmp_path: Path, monkeyp
     assert main(["status", *words, "hydra.run.dir=run"]) == 2
     check_refusal(capsys.readouterr().err, message)
     assert not (tmp_path / "mlruns").exists()
+
+
+def test_a_count_that_no_rate_can_be_made_of_is_damage(tmp_path: Path) -> None:
+    """Found by ten thousand examples of tests/fuzz: it ended with an OverflowError."""
+    good = {"storage": None, "began": 0.0, "written": 60.0, "known": 10**400}
+    good |= {"n_trials": None, "until": None, "workers": []}
+    (tmp_path / "s.progress.json").write_text(json.dumps(good))
+    with pytest.raises(InputError, match=r"s\.progress\.json is damaged.*remove it"):
+        Progress.read(tmp_path, "s")
