@@ -13,28 +13,30 @@ import torch
 
 from kvsharer_exp.model.sharing.architectures import AttentionLayer
 from kvsharer_exp.model.sharing.exchange import KeyValue
+from kvsharer_exp.model.stores.columns import Columns
 
 
 def forward(
-    model: Any, tokens: torch.Tensor, logits: bool
+    model: Any, tokens: torch.Tensor, logits: bool, first: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Run ``model`` without a cache on ``tokens`` (batch, tokens).
 
-    Returns the last hidden states (batch, tokens, hidden_size) and, where ``logits`` are asked for,
-    the logits (batch, tokens, vocabulary).
+    Returns of the tokens from ``first`` on the last hidden states (batch, tokens, hidden_size) and,
+    where ``logits`` are asked for, the logits (batch, tokens, vocabulary).
     """
     decoder = model.base_model
     if not logits:
-        return decoder(tokens, use_cache=False).last_hidden_state, None
+        return decoder(tokens, use_cache=False).last_hidden_state[:, first:], None
     seen: list[torch.Tensor] = []
     handle = decoder.register_forward_hook(
         lambda module, args, output: seen.append(output.last_hidden_state)
     )
     try:
-        raw = model(tokens, use_cache=False).logits
+        some = {"logits_to_keep": tokens.shape[1] - first} if first else {}
+        raw = model(tokens, use_cache=False, **some).logits
     finally:
         handle.remove()
-    return seen[0], raw
+    return seen[0][:, first:], raw
 
 
 def repeated(value: Any, times: int) -> Any:
@@ -42,6 +44,8 @@ def repeated(value: Any, times: int) -> Any:
     if isinstance(value, tuple):
         items = [repeated(item, times) for item in value]
         return type(value)(*items) if isinstance(value, KeyValue) else tuple(items)
+    if isinstance(value, Columns):
+        return value.repeated(times)
     if times == 1 or not isinstance(value, torch.Tensor):
         return value
     return value.repeat(times, *[1] * (value.ndim - 1))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -22,6 +21,7 @@ from kvsharer_exp.measure.blocks import forward, num_bytes, part_of, recorded, r
 from kvsharer_exp.measure.memory_plan import plan_memory
 from kvsharer_exp.measure.overflow import overflow
 from kvsharer_exp.measure.prefix_states import LayerState, PrefixStates, kept_by, layers_in_common
+from kvsharer_exp.measure.reference import Reference
 from kvsharer_exp.measure.window_scores import cosines, first_not_finite, losses
 from kvsharer_exp.model.actions.check import check_plan
 from kvsharer_exp.model.fitted_plan import FittedPlan
@@ -37,20 +37,6 @@ from kvsharer_exp.values.sharing_map import SharingMap
 AnyPlan = FittedPlan | KVPlan | SharingMap
 
 
-@dataclass(slots=True)
-class _Reference:
-    """What the full model computed on one batch: ``hidden`` is (batch, tokens, hidden_size).
-
-    Once a KL is asked for, ``entropies`` (batch, tokens) are those of the next-token distributions.
-    If they fit, ``probabilities`` (batch, tokens, vocabulary) are kept too. Both are float32.
-    """
-
-    hidden: torch.Tensor
-    last_output: Any
-    entropies: torch.Tensor | None = None
-    probabilities: torch.Tensor | None = None
-
-
 class Evaluator:
     """Scores candidate maps on fixed windows.
 
@@ -63,6 +49,8 @@ class Evaluator:
             Those of batches that do not fit are made again from the last layer's output, which is
             kept. Layer states have the rest. The least recently used are dropped. If the states of
             two maps do not fit, only those of the first layers are kept.
+        prompt: how many first tokens of each window are a prompt, at whose end some keeps choose.
+            Only what the tokens after it predict is scored. None: no prompt, all is scored.
     """
 
     def __init__(
@@ -73,10 +61,12 @@ class Evaluator:
         batch_size: int = 8,
         cuts: Sequence[int] = (),
         memory_budget: int = 4 << 30,
+        prompt: int | None = None,
     ) -> None:
         self._model = cast(Any, model)
         self._windows, self.batch_size = windows, batch_size
-        self._settings: dict[str, Any] = {"cuts": cuts, "memory_budget": memory_budget}
+        self._prompt, settings = prompt, {"memory_budget": memory_budget, "prompt": prompt}
+        self._settings: dict[str, Any] = {"cuts": cuts, **settings}
         self._layers = attention_layers(model)
         device = self._model.get_input_embeddings().weight.device
         ends = sorted({*(cut for cut in cuts if 0 < cut < len(windows)), len(windows)})
@@ -85,13 +75,13 @@ class Evaluator:
             batch for a, b in parts for batch in windows[a:b].to(device).split(batch_size)
         )
         self.layers_run = 0  # counted block forwards, for tests and benchmarks
-        plan = plan_memory(model, self._layers, self._batches, memory_budget)
+        plan = plan_memory(model, self._layers, self._batches, memory_budget, prompt or 0)
         self._kept_probabilities, self._kept_layers = plan.probability_batches, plan.state_layers
         self._states = [
             PrefixStates(plan.state_bytes * len(batch) // len(windows)) for batch in self._batches
         ]
         self._full = FittedPlan(KVPlan.full(self.num_layers))
-        self._references: dict[int, _Reference] = {}  # made when their batch is first scored
+        self._references: dict[int, Reference] = {}  # made when their batch is first scored
 
     def with_batches_of(self, batch_size: int) -> Evaluator:
         """An evaluator of the same windows, in other batches; it begins with nothing kept."""
@@ -221,7 +211,7 @@ class Evaluator:
     def _overflow(self, index: int, row: int, plan: FittedPlan) -> NotFiniteError:
         """The error for one window of a batch, which is not finite under ``plan``."""
         before = sum(len(batch) for batch in self._batches[:index])
-        with install(self._layers, [plan]):
+        with install(self._layers, [plan], prompt=self._prompt):
             return overflow(self._model, self._layers, self._batches[index][row], before + row)
 
     def _run(
@@ -243,9 +233,13 @@ class Evaluator:
             if start:
                 before = repeated(start[-1].output, len(plans))
                 stack.enter_context(skipped(self._layers[:first], before))
-            stack.enter_context(install(self._layers, plans, handed=handed, keep=bool(new)))
+            installed = install(
+                self._layers, plans, handed=handed, keep=bool(new), prompt=self._prompt
+            )
+            stack.enter_context(installed)
             stack.enter_context(recorded(new, outputs))
-            hidden, raw = forward(self._model, self._batches[index].repeat(len(plans), 1), logits)
+            tokens = self._batches[index].repeat(len(plans), 1)
+            hidden, raw = forward(self._model, tokens, logits, self._prompt or 0)
         runs = []
         for part, plan in enumerate(plans):
             mine = partial(part_of, part=part, parts=len(plans))
@@ -259,7 +253,7 @@ class Evaluator:
             runs.append((mine(hidden), mine(raw), [*start, *states]))
         return runs
 
-    def _refer(self, index: int) -> _Reference:
+    def _refer(self, index: int) -> Reference:
         """The full model's outputs on one batch, computed at the first call."""
         if index not in self._references:
             last: dict[int, Any] = {}
@@ -271,7 +265,7 @@ class Evaluator:
                 error = self._overflow(index, row, self._full)
                 raise InputError(f"the full cache gives {error}") from error
             self._states[index].keep(self._full, states)
-            self._references[index] = _Reference(hidden, last[self.num_layers - 1])
+            self._references[index] = Reference(hidden, last[self.num_layers - 1])
         return self._references[index]
 
     def _distributions(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -280,7 +274,7 @@ class Evaluator:
         probabilities = reference.probabilities
         if probabilities is None:
             with skipped(self._layers, reference.last_output):
-                raw = forward(self._model, self._batches[index], True)[1]
+                raw = forward(self._model, self._batches[index], True, self._prompt or 0)[1]
             assert raw is not None
             probabilities = raw.softmax(-1, dtype=torch.float32)
             if index < self._kept_probabilities:
@@ -293,7 +287,8 @@ class Evaluator:
     def _compare(
         self, index: int, hidden: torch.Tensor, raw: torch.Tensor | None
     ) -> CandidateScores:
-        near, tokens = cosines(hidden, self._refer(index).hidden), self._batches[index]
+        near = cosines(hidden, self._refer(index).hidden)
         if raw is None:
             return CandidateScores(near)
+        tokens = self._batches[index][:, self._prompt or 0 :]
         return CandidateScores(near, *losses(tokens, raw, *self._distributions(index)))

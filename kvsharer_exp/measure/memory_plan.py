@@ -33,11 +33,19 @@ class MemoryPlan:
 
 
 def plan_memory(
-    model: Any, layers: Sequence[AttentionLayer], batches: Sequence[torch.Tensor], budget: int
+    model: Any,
+    layers: Sequence[AttentionLayer],
+    batches: Sequence[torch.Tensor],
+    budget: int,
+    prompt: int = 0,
 ) -> MemoryPlan:
-    """Divide ``budget`` bytes for windows in ``batches`` of token ids (windows, tokens)."""
+    """Divide ``budget`` bytes for windows in ``batches`` of token ids (windows, tokens).
+
+    Nothing is predicted in the first ``prompt`` tokens of a window.
+    """
     config = model.config.get_text_config(decoder=True)
-    sums = list(accumulate(batch.numel() * config.vocab_size * 4 for batch in batches))
+    scored = (batch[:, prompt:].numel() for batch in batches)
+    sums = list(accumulate(tokens * config.vocab_size * 4 for tokens in scored))
     probability_batches = bisect_right(sums, budget // 2)
     budget -= sums[probability_batches - 1] if probability_batches else 0
     num_tokens = sum(batch.numel() for batch in batches)

@@ -59,7 +59,7 @@ def test_help_needs_no_command() -> None:
         (["sweep", "+model=xyz123"], "model 'xyz123' is unknown: choose one of"),
         # Found by ten thousand examples of tests/fuzz.
         (["sweep", "sampler=5"], "sampler '5' is unknown: choose one of beam"),
-        (["sweep", "scoring=[1,wiki]"], "scoring '[1,wiki]' is unknown: choose one of paper"),
+        (["sweep", "scoring=[1,wiki]"], "scoring '[1,wiki]' is unknown: did you mean wiki?"),
         (["sweep", "hydra/launcher=null"], "hydra/launcher 'null' is unknown: see --help"),
         (["sweep", "seed=" + "9" * 5000], "seed is given a number of thousands of digits: give a"),
     ],

@@ -13,6 +13,8 @@ from kvsharer_exp.values.actions.read import Read
 from kvsharer_exp.values.actions.read_kv import ReadKV
 from kvsharer_exp.values.actions.registry import action_classes, action_from_dict, read_action
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.keeps.h2o import H2O
+from kvsharer_exp.values.keeps.snapkv import SnapKV
 from kvsharer_exp.values.keeps.window import Window
 from kvsharer_exp.values.plan import KVPlan, KVPlanError
 from kvsharer_exp.values.precision import BITS, Precision
@@ -66,6 +68,10 @@ def test_a_map_is_a_plan_and_prints_digests_and_stores_as_one() -> None:
         ("5w4+252", 5, Own(keep=Window(4, 252))),
         ("5q4w4+252", 5, Own(4, keep=Window(4, 252))),
         ("5q3g64w0+9", 5, Own(3, 64, keep=Window(0, 9))),
+        ("5snap512+32", 5, Own(keep=SnapKV(512, 32))),
+        ("5q4snap0.25+8", 5, Own(4, keep=SnapKV(0.25, 8))),
+        ("5h512", 5, Own(keep=H2O(512))),
+        ("5q8h0.0625", 5, Own(8, keep=H2O(0.0625))),
         ("0", 5, Read(0)),
         ("0k7v", 9, ReadKV(0, 7)),
         ("0k0v", 5, Read(0)),
@@ -99,6 +105,12 @@ def test_every_text_has_one_meaning_and_one_simplest_form(text, layer, action) -
         "5w4+",
         "5w4+2q4",
         "w4+2",
+        "5h.5",
+        "5h1.5",
+        "5h0.12345",
+        "5snap9",
+        "5snap9+0.5",
+        "5w4+0.5",
     ],
 )
 def test_what_is_no_text_means_nothing(text: str) -> None:
@@ -115,7 +127,19 @@ def test_what_is_no_text_means_nothing(text: str) -> None:
             "0_1w4+0",
             "layer 1 has '1w4.0': a window with 0 recent tokens: give a whole number of at",
         ),
-        ("0_1q4s4w4+9", "s4 beside w4.9: a window's first tokens stay in full, leave the s out"),
+        (
+            "0_1q4s4w4+9",
+            "s4 beside w4.9: what it keeps says which tokens stay in full, leave the s",
+        ),
+        ("0_1q4s4h9", "s4 beside h9: what it keeps says"),
+        (
+            "0_1h1",
+            "layer 1 has '1h1': h keeps a budget of 1 tokens: give a whole number of at least",
+        ),
+        ("0_1snap31+32", "snap keeps a prompt of 31 tokens: give a whole number of at least 32"),
+        ("0_1snap0.0+32", "of 0.0 tokens: give .* or a fraction of the prompt like 0.25"),
+        ("0_1snap9+0", "the number of tokens that snap observes=0: give at least 1"),
+        ("0_1h9_2k1v", "layer 2 reads .* two layers, but layer 1 does not hold"),
         ("0_1q4w40+9", "40 sink tokens: give 0 to 32"),
         ("0_1w4+9_0k1v", "layer 2 reads keys and values of two layers, but layer 1 does not hold"),
         ("0_x_1", "layer 2 reads the keys of layer 1, which has none"),

@@ -78,7 +78,7 @@ def memory_words(plan: KVPlan, size: Footprint) -> str:
 def unseen_words(plan: KVPlan, tokens: int) -> str:
     """What a text of ``tokens`` tokens cannot tell of the plan; empty if it can tell all."""
     keeps = {action.keep for action in plan.actions if isinstance(action, Own) and action.keep}
-    whole = sorted(str(keep) for keep in keeps if keep.tokens >= tokens)
+    whole = sorted(str(keep) for keep in keeps if keep.held(tokens) >= tokens)
     if not whole:
         return ""
     return f"{', '.join(whole)}: all of {tokens:,} tokens are held, so nothing is saved or lost"

@@ -154,11 +154,10 @@ def _check_keeps(allowed: dict[int, list[Action]], tokens: int) -> None:
     """Refuse keeps that hold half of the ``tokens`` of a scoring window: they would look cheap."""
     for actions in allowed.values():
         for action in actions:
-            if isinstance(action, Own) and action.keep and 2 * action.keep.tokens > tokens:
+            if isinstance(action, Own) and action.keep and 2 * action.keep.held(tokens) > tokens:
                 raise InputError(
                     f"{action.keep} holds most of scoring.window_tokens={tokens}, so it would look "
-                    f"cheaper than it is: give scoring.window_tokens={2 * action.keep.tokens} or "
-                    "more"
+                    "cheaper than it is: give windows of twice what it holds, or let it hold less"
                 )
 
 

@@ -35,10 +35,13 @@ class ActionRunner:
             SharingError: names the layer and the reason.
         """
 
-    def kv_bytes(self, layer: AttentionLayer, context: int, size: int) -> int:
+    def kv_bytes(
+        self, layer: AttentionLayer, context: int, size: int, prompt: int | None = None
+    ) -> int:
         """Bytes that the layer keeps of a sequence of ``context`` tokens.
 
-        ``size``: bytes of a number that is not quantised.
+        ``size``: bytes of a number that is not quantised. ``prompt``: how many of the tokens were
+        the prompt; None: all.
         """
         return 0
 

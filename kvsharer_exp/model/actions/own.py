@@ -17,9 +17,10 @@ from kvsharer_exp.model.sharing.projections import SharingError
 from kvsharer_exp.model.sharing.site import Site
 from kvsharer_exp.model.stores.base import Store
 from kvsharer_exp.model.stores.columns import Columns
-from kvsharer_exp.model.stores.packed import PackedLayer
-from kvsharer_exp.model.stores.window import WindowLayer
+from kvsharer_exp.model.stores.registry import make_store, store_type
+from kvsharer_exp.model.stores.weights import Queries
 from kvsharer_exp.values.actions.own import Own
+from kvsharer_exp.values.keeps.window import Window
 
 
 class OwnRunner(ActionRunner):
@@ -39,60 +40,62 @@ class OwnRunner(ActionRunner):
                 f"{keys // heads} key and {values // heads} value channels; give equal multiples "
                 "of 8, or 16 bits"
             )
-        keep = self.action.keep
-        if keep is not None and layer.window is not None and not keep.is_within(layer.window):
+        keep, window = self.action.keep, layer.window
+        if keep is None or window is None:
+            return
+        if keep.prompted:
             raise SharingError(
-                f"layer {layer.index} cannot keep {keep}: its own window of {layer.window} tokens "
+                f"layer {layer.index} cannot keep {keep}: its own window of {window} tokens lets "
+                "go of the prompt already; give it a shorter window like w4+60, or all tokens"
+            )
+        if isinstance(keep, Window) and not keep.is_within(window):
+            raise SharingError(
+                f"layer {layer.index} cannot keep {keep}: its own window of {window} tokens "
                 "is no longer, so nothing would be saved; give fewer recent tokens"
             )
 
-    def kv_bytes(self, layer: AttentionLayer, context: int, size: int) -> int:
-        heads, keys, values = layer.kv_shape
-        precision, keep = self.action.precision, self.action.keep
-        first, sinks = layer.first_read(context), None
-        if keep is not None:
-            sinks = keep.sinks if first < keep.sinks else 0
-            first = max(first, keep.first_recent(context))
-        held = (context, first, heads)
-        return precision.key_bytes(*held, keys // heads, size, sinks) + precision.value_bytes(
-            *held, values // heads, size, sinks
-        )
+    def kv_bytes(
+        self, layer: AttentionLayer, context: int, size: int, prompt: int | None = None
+    ) -> int:
+        first = layer.first_read(context)
+        store = store_type(self.action)
+        return store.held_bytes(self.action, layer.kv_shape, size, context, prompt, first)
 
     def tokens_read(self, layer: AttentionLayer, context: int) -> int:
         keep, first = self.action.keep, layer.first_read(context)
         if keep is None:
             return context - first
+        if not isinstance(keep, Window):
+            return keep.held(context)
         recent = max(first, keep.first_recent(context))
         return context - recent + max(0, min(keep.sinks, recent) - first)
 
     def install(self, site: Site) -> None:
         sources = (site.layer.index, site.layer.index)
         if self.counts_tokens:
-            site.hook(partial(StoreView, self.action), sources)
+            if store_type(self.action).watches:
+                site.watch()
+            site.hook(partial(StoreView, self.action, site.prompt), sources)
         elif site.hands_over:
             site.hook(LayerView, sources)
-
-
-def make_store(action: Own, window: int | None, *, lasting: bool = True) -> Store:
-    """The layer of a cache that holds what ``action`` keeps; see `Store`."""
-    kind = PackedLayer if action.quantised else WindowLayer
-    return kind(action, window, lasting=lasting)
 
 
 class StoreView(LayerView):
     """Keeps a layer's KV in a `Store`: that of the cache, or without one for one forward."""
 
-    def __init__(self, action: Own, cache: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, action: Own, prompt: int | None, cache: Any, *args: Any, **kwargs: Any
+    ) -> None:
         super().__init__(cache, *args, **kwargs)
-        self._action = action
+        self._action, self._prompt = action, prompt
 
     def columns(
         self, layer: int, hidden: torch.Tensor, pads: torch.Tensor | None
     ) -> Columns | None:
         if self._cache is None:
-            self._store = make_store(self._action, None, lasting=False)
+            self._store = make_store(self._action, lasting=False, prompt=self._prompt)
         else:
-            self._store = _store_of(self._cache, layer, self._action)
+            self._store = _store_of(self._cache, layer, self._action, self._prompt)
         self._columns = self._store.prepare(hidden.shape[1], pads, hidden.device)
         return self._columns
 
@@ -103,8 +106,16 @@ class StoreView(LayerView):
         key, value = update(own.key, own.value)
         return KeyValue(key, value, self._columns)
 
+    def watch(self, layer: int, queries: Queries, read: KeyValue) -> KeyValue:
+        other = self._store.watch(queries, read.key, read.value)
+        if other is None:
+            return read
+        new = KeyValue(*other)
+        self.hand_over(layer, new)
+        return new
 
-def _store_of(cache: Any, layer: int, action: Own) -> Store:
+
+def _store_of(cache: Any, layer: int, action: Own, prompt: int | None) -> Store:
     """The store of ``cache`` at ``layer``, put in place of an empty dynamic layer.
 
     Raises:
@@ -132,5 +143,5 @@ def _store_of(cache: Any, layer: int, action: Own) -> Store:
             f"layer {layer} of the cache holds KV of all tokens in full: give a new cache "
             "under this plan"
         )
-    layers[layer] = make_store(action, getattr(held, "sliding_window", None))
+    layers[layer] = make_store(action, getattr(held, "sliding_window", None), prompt=prompt)
     return layers[layer]

@@ -24,7 +24,9 @@ class ReadKVRunner(ActionRunner):
     def _owns(self, layer: AttentionLayer) -> tuple[bool, bool]:
         return self.action.key_source == layer.index, self.action.value_source == layer.index
 
-    def kv_bytes(self, layer: AttentionLayer, context: int, size: int) -> int:
+    def kv_bytes(
+        self, layer: AttentionLayer, context: int, size: int, prompt: int | None = None
+    ) -> int:
         _, keys, values = layer.kv_shape
         key, value = self._owns(layer)
         return (context - layer.first_read(context)) * (key * keys + value * values) * size

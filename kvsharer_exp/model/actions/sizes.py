@@ -11,14 +11,19 @@ BUDGET_SIZE = 2
 
 
 def kv_bytes(
-    plan: KVPlan, layers: tuple[AttentionLayer, ...], context: int, size: int | None = None
+    plan: KVPlan,
+    layers: tuple[AttentionLayer, ...],
+    context: int,
+    size: int | None = None,
+    prompt: int | None = None,
 ) -> int:
     """Bytes that a cache holds of one sequence of ``context`` tokens.
 
     ``size``: bytes of a number that is not quantised; None: as the model's dtype has it.
+    ``prompt``: how many of the tokens were the prompt, for keeps that mind; None: all.
     """
     return sum(
-        runner_of(action).kv_bytes(layer, context, size or layer.element_size)
+        runner_of(action).kv_bytes(layer, context, size or layer.element_size, prompt)
         for layer, action in zip(layers, plan.actions, strict=True)
     )
 

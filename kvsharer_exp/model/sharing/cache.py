@@ -22,6 +22,7 @@ from kvsharer_exp.model.sharing.exchange import Handed, KeyValue, put, take
 from kvsharer_exp.model.sharing.projections import QueryRows, SharingError
 from kvsharer_exp.model.stores.base import Store
 from kvsharer_exp.model.stores.columns import Columns
+from kvsharer_exp.model.stores.weights import Queries
 
 
 class LayerView:
@@ -73,8 +74,7 @@ class LayerView:
             own = self.keep(own, layer_idx, *args, **kwargs)
         else:
             vacate(self._cache, layer_idx)
-        if self._hands_over:
-            put(self._handed, layer_idx, self._part, own)
+        self.hand_over(layer_idx, own)
         keys, values = (
             own if source == layer_idx else self._of(source, layer_idx) for source in self._sources
         )
@@ -85,6 +85,18 @@ class LayerView:
         if keys.columns is not None:
             read = keys.columns.values(read)
         return keys.key.to(key.device), read
+
+    def hand_over(self, layer: int, own: KeyValue) -> None:
+        """Let others read ``own``, if there are any."""
+        if self._hands_over:
+            put(self._handed, layer, self._part, own)
+
+    def watch(self, layer: int, queries: Queries, read: KeyValue) -> KeyValue:
+        """See the queries that will read ``read``; return what they must read, with its columns.
+
+        Attention asks this where an action wants to see them (`queries.observe`).
+        """
+        return read
 
     def columns(
         self, layer: int, hidden: torch.Tensor, pads: torch.Tensor | None

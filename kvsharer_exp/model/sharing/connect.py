@@ -30,12 +30,14 @@ def connect(
     undo: ExitStack,
     *,
     keep: bool = False,
+    prompt: int | None = None,
 ) -> None:
     """Put ``plans`` into the model; closing ``undo`` takes them out again.
 
     The batch of a forward then consists of as many equal parts as there are plans, and each part
     runs under its own plan. Give several plans only where there is no cache. With ``keep`` every
-    owner hands its KV over, and the KV stays there after its last reader.
+    owner hands its KV over, and the KV stays there after its last reader. ``prompt`` is the number
+    of tokens, padding included, after which the keeps choose that mind the end of a prompt.
     """
     sources = [_sources(plan) for plan in plans]
     last_reader: dict[int, int] = {}
@@ -51,7 +53,7 @@ def connect(
             keep or index in last_reader
         )
         done = frozenset(s for s in read if not keep and last_reader[s] == index)
-        site = Site(layer, exchange, undo, hands_over, done, plans[0].fits.get(index))
+        site = Site(layer, exchange, undo, hands_over, done, plans[0].fits.get(index), prompt)
         if len(plans) > 1 and (len({plan.keys[index] for plan in plans}) > 1 or read & split):
             split.add(index)
             _install_parts(site, plans, [by_layer[index] for by_layer in sources])
@@ -109,6 +111,7 @@ def _install_parts(
             site.hands_over and index in sources[number],
             frozenset(),
             plan.fits.get(index),
+            site.prompt,
             (number, len(plans)),
         )
         runner_of(plan.plan.actions[index]).install(part)

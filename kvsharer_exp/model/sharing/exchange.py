@@ -51,7 +51,7 @@ def take(handed: Handed, layer: int, part: tuple[int, int] | None) -> KeyValue |
         return None
     number, count = part
     key, value = (tensor.chunk(count)[number] for tensor in whole[:2])
-    return KeyValue(key, value, whole.columns)
+    return KeyValue(key, value, whole.columns and whole.columns.rows_of(number, count))
 
 
 @dataclass(slots=True)

@@ -38,13 +38,20 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def apply_plan(model: nn.Module, plan: FittedPlan | KVPlan) -> Iterator[nn.Module]:
+def apply_plan(
+    model: nn.Module, plan: FittedPlan | KVPlan, *, prompt: int | None = None
+) -> Iterator[nn.Module]:
     """Run ``model`` under ``plan`` inside the block; it is undone also after an exception.
 
     It works for scoring, prefill, decode and ``generate`` (greedy, sampled, beam), with any cache
     or none; assisted decoding and static caches only where no layer is quantised. A cache that was
     filled inside the block belongs to the plan: the stock model refuses it. Use it for inference:
     no gradient reaches a fused projection of a target, or goes through quantised KV.
+
+    Args:
+        prompt: the number of tokens of the prompt, padding included, after which the keeps of
+            SnapKV and H2O choose. None: the first forward of a cache is the prompt, so prefill in
+            one forward; without a cache these keeps are then refused.
 
     Raises:
         SharingError: the plan does not fit, or the model cannot share or already runs under a plan.
@@ -53,7 +60,7 @@ def apply_plan(model: nn.Module, plan: FittedPlan | KVPlan) -> Iterator[nn.Modul
     layers = attention_layers(model)
     fitted = FittedPlan.of(plan)
     check_plan(fitted.plan, layers)
-    with install(layers, [fitted]):
+    with install(layers, [fitted], prompt=prompt):
         yield model
 
 
@@ -77,6 +84,7 @@ def install(
     *,
     handed: Handed | None = None,
     keep: bool = False,
+    prompt: int | None = None,
 ) -> Iterator[Handed]:
     """Do as `apply_plan` on layers found before; yield the KV that is handed over, by layer.
 
@@ -86,6 +94,7 @@ def install(
         handed: KV by layer that is there from the start, for sources that will not run.
         keep: every owner hands its KV over, and the KV stays there after its last reader. This is
             for calibration and for resuming a forward in the middle.
+        prompt: as of `apply_plan`.
 
     Raises:
         SharingError: the model already runs under a plan.
@@ -98,7 +107,8 @@ def install(
             undo.callback(_active.pop, layers[0].attention, None)
             _active[layers[0].attention] = thread
         fitted = [FittedPlan.of(plan) for plan in plans]
-        connect(layers, fitted, OneThread(Handover(handed)), undo, keep=keep)
+        exchange = OneThread(Handover(handed))
+        connect(layers, fitted, exchange, undo, keep=keep, prompt=prompt)
         yield handed
 
 

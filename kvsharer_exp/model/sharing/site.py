@@ -22,6 +22,7 @@ from kvsharer_exp.model.sharing.architectures import MASK, AttentionLayer
 from kvsharer_exp.model.sharing.cache import LayerView
 from kvsharer_exp.model.sharing.exchange import Exchange
 from kvsharer_exp.model.sharing.projections import QueryRows, SharingError
+from kvsharer_exp.model.sharing.queries import observe, own_config
 from kvsharer_exp.model.sharing.stand_in import StandIn
 from kvsharer_exp.model.stores.columns import Columns
 
@@ -35,7 +36,7 @@ def masked_attention(module: nn.Module) -> str:
     Raises:
         SharingError: it takes another kind of mask.
     """
-    kind = str(module.config._attn_implementation)  # type: ignore[union-attr]
+    kind = str(own_config(module)._attn_implementation)
     if kind not in ("sdpa", "eager"):
         raise SharingError(
             f"this plan quantises KV or lets tokens go, and {kind} cannot mask what is read: "
@@ -115,7 +116,8 @@ class Site:
     """One layer, and what the actions of the other layers want of it.
 
     ``hands_over``: others read what this layer keeps. ``done``: sources that no layer after this
-    one reads. ``fit``: the numbers of a stand-in. Closing ``undo`` takes everything out again.
+    one reads. ``fit``: the numbers of a stand-in. ``prompt``: the number of tokens of the prompt,
+    padding included, if that is known. Closing ``undo`` takes everything out again.
     """
 
     layer: AttentionLayer
@@ -124,6 +126,7 @@ class Site:
     hands_over: bool = False
     done: frozenset[int] = frozenset()
     fit: Fit | None = None
+    prompt: int | None = None
     part: tuple[int, int] | None = None
 
     def stub(self, key: bool, value: bool) -> QueryRows | None:
@@ -160,6 +163,13 @@ class Site:
         }
         places = (layer.cache_argument, layer.cache_position, layer.mask_position)
         return AttentionHook(layer.index, *places, self.exchange, view, options)
+
+    def watch(self) -> None:
+        """Let the view of the layer see the queries of its attention."""
+        attention = self.layer.attention
+        config = observe(attention, self.layer.index, self.exchange)
+        self.undo.callback(setattr, attention, "config", attention.config)
+        attention.config = config  # type: ignore[assignment]
 
     def replace(self, stand_in: StandIn, norm: str | None = None) -> None:
         """Put ``stand_in`` in place of the attention, and of the ``norm`` after it if named."""

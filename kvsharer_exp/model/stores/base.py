@@ -1,6 +1,7 @@
 """A layer of a transformers cache that holds the KV of one owner in its own way.
 
-`packed` holds it in few bits, `window` the first and the most recent tokens. The hook of the action
+`packed` holds it in few bits, `window` the first and the most recent tokens, `snap` and `heavy`
+those that are attended to most. `registry` says which one an owner needs. The hook of the action
 ``own`` lets it `prepare` before each forward, which says what the queries may read, so no attention
 can use such a layer without its mask. Without a cache (scoring) it is used for one forward.
 """
@@ -15,7 +16,12 @@ from transformers.cache_utils import CacheLayerMixin
 
 from kvsharer_exp.model.sharing.projections import SharingError
 from kvsharer_exp.model.stores.columns import Columns
+from kvsharer_exp.model.stores.weights import Queries
 from kvsharer_exp.values.actions.own import Own
+from kvsharer_exp.values.keeps.window import Window
+
+Shape = tuple[int, int, int]
+"""(KV heads, key features, value features) of a layer; features are heads × head_dim."""
 
 
 class Store(CacheLayerMixin):
@@ -32,6 +38,7 @@ class Store(CacheLayerMixin):
 
     is_croppable = False  # what is no longer held is gone
     supports_early_init = False
+    watches: ClassVar[bool] = False  # needs the queries
     parts: ClassVar[tuple[str, ...]]
 
     def __init__(self, action: Own, window: int | None = None, *, lasting: bool = True) -> None:
@@ -39,6 +46,24 @@ class Store(CacheLayerMixin):
         self.action, self.window, self.lasting = action, window, lasting
         self.is_sliding = window is not None
         self.reset()
+
+    @classmethod
+    def held_bytes(
+        cls, action: Own, shape: Shape, size: int, context: int, prompt: int | None, first: int
+    ) -> int:
+        """Bytes of one sequence of ``context`` tokens; ``size`` is that of an unquantised number.
+
+        The first ``prompt`` of them were the prompt, None: all. The model's own mask lets the next
+        token read those from ``first`` on.
+        """
+        keep, sinks, (heads, keys, values) = action.keep, None, shape
+        if isinstance(keep, Window):
+            sinks = keep.sinks if first < keep.sinks else 0
+            first = max(first, keep.first_recent(context))
+        held = (context, first, heads)
+        return action.precision.key_bytes(
+            *held, keys // heads, size, sinks
+        ) + action.precision.value_bytes(*held, values // heads, size, sinks)
 
     def reset(self) -> None:
         self.is_initialized = self.is_prepared = False
@@ -68,7 +93,7 @@ class Store(CacheLayerMixin):
     def first_held(self, seen: int) -> int:
         """The first token that is held after ``seen`` tokens, sinks aside."""
         keep = self.action.keep
-        return max(self.offset(seen), 0 if keep is None else keep.first_recent(seen))
+        return max(self.offset(seen), keep.first_recent(seen) if isinstance(keep, Window) else 0)
 
     def prepare(
         self, queries: int, pads: torch.Tensor | None, device: torch.device
@@ -108,6 +133,15 @@ class Store(CacheLayerMixin):
         past = self.cumulative_length
         self.cumulative_length = past + key_states.shape[2]
         return self.store(key_states, value_states, past)
+
+    def watch(
+        self, queries: Queries, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, Columns] | None:
+        """See the queries of a forward, and the keys and values that `update` returned for it.
+
+        Returns the keys, values and columns that attention must read instead, or None.
+        """
+        return None
 
     def store(
         self, keys: torch.Tensor, values: torch.Tensor, past: int

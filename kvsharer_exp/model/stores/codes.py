@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from kvsharer_exp.values.precision import Precision
+
 
 class Quantised(NamedTuple):
     """Codes (…, n) in uint8, packed or not, with scale and minimum (…) in float16."""
@@ -35,6 +37,31 @@ def dequantise(stored: Quantised, dtype: torch.dtype) -> torch.Tensor:
     """The numbers (…, n) that unpacked codes stand for, computed in float32."""
     codes, scale, minimum = stored
     return (codes * scale.float().unsqueeze(-1)).add_(minimum.float().unsqueeze(-1)).to(dtype)
+
+
+def code_tokens(numbers: torch.Tensor, precision: Precision, *, packed: bool) -> Quantised:
+    """Code ``numbers`` (batch, heads, tokens, channels) by token, over neighbouring channels.
+
+    The codes of a token lie along one last axis; scales and minima are one for each group.
+    """
+    groups = numbers.unflatten(-1, (-1, precision.channels(numbers.shape[-1])))
+    made = quantise(groups, precision.bits)
+    codes = made.codes.flatten(-2)
+    return made._replace(codes=pack(codes, precision.bits) if packed else codes)
+
+
+def read_tokens(
+    held: Quantised, precision: Precision, head_dim: int, dtype: torch.dtype, *, packed: bool
+) -> torch.Tensor:
+    """Undo `code_tokens`."""
+    codes = unpack(held.codes, precision.bits) if packed else held.codes
+    groups = codes.unflatten(-1, (-1, precision.channels(head_dim)))
+    return dequantise(held._replace(codes=groups), dtype).flatten(-2)
+
+
+def joined(held: Quantised, new: Quantised) -> Quantised:
+    """``held`` with the tokens or groups of ``new`` behind it."""
+    return Quantised(*(torch.cat(pair, 2) for pair in zip(held, new, strict=True)))
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:

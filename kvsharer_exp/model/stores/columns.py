@@ -13,7 +13,8 @@ attention.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,7 +26,7 @@ class Columns:
     Attributes:
         index: for every column its token, counted from the first token that the unchanged attention
             would have been given: (rows, columns), rows is 1 when all rows of the batch are alike.
-        visible: (rows, queries, columns), without what the model's own mask hides.
+        visible: (rows, query heads or 1, queries, columns), without what the model's mask hides.
         places: for every column where its value is among those of the store, (1, columns) or as
             ``index``; None: every column's value is at its own place.
         first_slot, end_slot: the stored groups that come first, after sinks with own columns.
@@ -36,6 +37,20 @@ class Columns:
     places: torch.Tensor | None = None
     first_slot: int = 0
     end_slot: int = 0
+
+    def rows_of(self, part: int, parts: int) -> Columns:
+        """Those of one of equal ``parts`` of the batch."""
+        return self._changed(lambda held: held.chunk(parts)[part] if len(held) > 1 else held)
+
+    def repeated(self, times: int) -> Columns:
+        """Those of ``times`` as many rows, the same ones again and again."""
+        return self._changed(
+            lambda held: held.repeat(times, *[1] * (held.ndim - 1)) if len(held) > 1 else held
+        )
+
+    def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Columns:
+        places = None if self.places is None else change(self.places)
+        return replace(self, index=change(self.index), visible=change(self.visible), places=places)
 
     def values(self, values: torch.Tensor) -> torch.Tensor:
         """Take from ``values`` (batch, heads, places, head_dim) the value of every column."""
@@ -51,7 +66,7 @@ class Columns:
 
         ``additive``: it is added to the products of attention, as the eager attention does.
         """
-        visible = self.visible.unsqueeze(1)
+        visible = self.visible
         if mask is not None:
             rows, heads, queries, _ = mask.shape
             index = self.index[:, None, None, :]
@@ -60,7 +75,7 @@ class Columns:
             if seen.dtype == torch.bool:
                 visible = visible & seen
             else:
-                return seen.masked_fill(~visible, torch.finfo(seen.dtype).min)
+                return torch.where(visible, seen, torch.finfo(seen.dtype).min)
         if not additive:
             return visible
         zeros = torch.zeros((), dtype=dtype, device=visible.device)
@@ -113,7 +128,7 @@ def grouped_columns(
     index = (tokens - offset).clamp(0, total - offset - 1)
     places = sinks + (tokens - first_value).clamp(0, total - first_value - 1)
     places = torch.where(tokens - pads < sinks, (tokens - pads).clamp(0), places)
-    return Columns(index, visible, places, first_slot, end_slot)
+    return Columns(index, visible.unsqueeze(1), places, first_slot, end_slot)
 
 
 def window_columns(
@@ -146,4 +161,4 @@ def window_columns(
         read = read & ~(is_first & (token < past))
     tokens = torch.cat([front, others], 1)
     visible = torch.cat([of_first, read], 2) & (tokens >= offset)[:, None, :]
-    return Columns((tokens - offset).clamp(0, total - offset - 1), visible)
+    return Columns((tokens - offset).clamp(0, total - offset - 1), visible.unsqueeze(1))

@@ -16,7 +16,16 @@ import torch
 from torch.nn.functional import pad as padded
 
 from kvsharer_exp.model.stores.base import Store
-from kvsharer_exp.model.stores.codes import Quantised, dequantise, pack, quantise, unpack
+from kvsharer_exp.model.stores.codes import (
+    Quantised,
+    code_tokens,
+    dequantise,
+    joined,
+    pack,
+    quantise,
+    read_tokens,
+    unpack,
+)
 from kvsharer_exp.model.stores.columns import Columns, grouped_columns
 from kvsharer_exp.values.keeps.window import Window
 
@@ -108,7 +117,7 @@ class PackedLayer(Store):
         codes = torch.zeros(*shape, length, dtype=torch.uint8, device=like.device)
         zeros = torch.zeros(shape, dtype=torch.float16, device=like.device)
         new = Quantised(codes, zeros, zeros.clone())
-        self._keys = new if self._keys is None else _joined(self._keys, new)
+        self._keys = new if self._keys is None else joined(self._keys, new)
         self._end_slot += more
 
     def _stored_keys(self, columns: Columns, like: torch.Tensor) -> torch.Tensor:
@@ -153,14 +162,10 @@ class PackedLayer(Store):
 
     def _store_values(self, new: torch.Tensor, past: int) -> torch.Tensor:
         total, sinks, head_dim = self.cumulative_length, self.precision.sinks, new.shape[-1]
-        channels = self.precision.channels(head_dim)
-        fresh = quantise(new.unflatten(-1, (-1, channels)), self.precision.bits)
-        fresh = self._packed(fresh._replace(codes=fresh.codes.flatten(-2)))
-        held = fresh if self._values is None else _joined(self._values, fresh)
+        fresh = code_tokens(new, self.precision, packed=self.lasting)
+        held = fresh if self._values is None else joined(self._values, fresh)
         self._keep_sinks(new, past)
-        codes = self._unpacked(held)
-        codes = codes._replace(codes=codes.codes.unflatten(-1, (-1, channels)))
-        values = dequantise(codes, new.dtype).flatten(-2)
+        values = read_tokens(held, self.precision, head_dim, new.dtype, packed=self.lasting)
         start = total - values.shape[2]
         if self._value_sinks is not None:
             for rows, pad in self.rows():
@@ -207,7 +212,3 @@ class PackedLayer(Store):
         if not self.lasting:
             return held
         return held._replace(codes=unpack(held.codes, self.precision.bits))
-
-
-def _joined(held: Quantised, new: Quantised) -> Quantised:
-    return Quantised(*(torch.cat(pair, 2) for pair in zip(held, new, strict=True)))

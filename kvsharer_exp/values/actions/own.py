@@ -19,7 +19,7 @@ _TEXT = re.compile(r"(\d+)((?:q\d+(?:g\d+)?(?:s\d+)?)?)(.*)")
 
 @dataclass(frozen=True, slots=True)
 class Own(Action):
-    """Texts at layer 5: ``5``, ``5q4``, ``5q3g64s4``, ``5w4+252``, ``5q4w4+252``.
+    """Texts at layer 5: ``5``, ``5q4``, ``5q3g64s4``, ``5w4+252``, ``5q4snap512+32``, ``5h0.25``.
 
     ``bits``, ``group`` and ``sinks`` are those of `Precision`. ``keep`` says which tokens are held;
     None: all. The sinks of a keep are those of the precision too, so only one is given.
@@ -48,7 +48,7 @@ class Own(Action):
         object.__setattr__(self, "sinks", checked.sinks)
         if self.keep is not None and self.sinks:
             raise InputError(
-                f"s{self.sinks} beside {self.keep}: a window's first tokens stay in full, "
+                f"s{self.sinks} beside {self.keep}: what it keeps says which tokens stay in full, "
                 "leave the s out"
             )
         _ = self.precision  # refuses sinks of the keep that the bits cannot have

@@ -14,12 +14,14 @@ class Keep:
     """Base of the keeps, which are frozen dataclasses of plain values.
 
     ``name`` stands for the keep in JSON. ``sinks`` is the number of first tokens that always stay,
-    in 16 bits also where the layer is quantised.
+    in 16 bits also where the layer is quantised. A ``prompted`` keep lets tokens go when the prompt
+    has ended, so it means nothing where nobody says which tokens are the prompt.
     """
 
     __slots__ = ()
 
     name: ClassVar[str]
+    prompted: ClassVar[bool] = False
     sinks: int
 
     @classmethod
@@ -32,21 +34,15 @@ class Keep:
         raise NotImplementedError
 
     @property
-    def tokens(self) -> int:
-        """The most tokens that are held before the next one comes."""
-        raise NotImplementedError
-
-    def is_within(self, window: int) -> bool:
-        """Whether it holds fewer tokens than a layer whose own sliding window is ``window``."""
-        raise NotImplementedError
-
-    @property
     def words(self) -> str:
         """Which tokens, as in: keeps its KV of …"""
         raise NotImplementedError
 
-    def first_recent(self, context: int) -> int:
-        """The first token, sinks aside, that the token after ``context`` others reads."""
+    def held(self, context: int, prompt: int | None = None) -> int:
+        """How many tokens are held after ``context``, of which the first ``prompt`` were a prompt.
+
+        ``prompt``: None if all of them were.
+        """
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:

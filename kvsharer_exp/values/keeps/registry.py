@@ -1,4 +1,7 @@
-"""The keeps that an owner can have. A new one is its value, its runner and its line in `OURS`."""
+"""The keeps that an owner can have.
+
+A new one is its value, the class of ``model/stores/`` that holds its tokens, and a line in `OURS`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ from typing import Any
 
 from kvsharer_exp.values.errors import InputError, did_you_mean
 from kvsharer_exp.values.keeps.base import Keep
+from kvsharer_exp.values.keeps.h2o import H2O
+from kvsharer_exp.values.keeps.snapkv import SnapKV
 from kvsharer_exp.values.keeps.window import Window
 from kvsharer_exp.values.text import clip
 
-OURS: tuple[type[Keep], ...] = (Window,)
+OURS: tuple[type[Keep], ...] = (Window, SnapKV, H2O)
 
 
 def read_keep(text: str) -> Keep | None:

@@ -49,9 +49,14 @@ class Window(Keep):
 
     @property
     def tokens(self) -> int:
+        """The most tokens that are held before the next one comes."""
         return self.sinks + self.recent - 1
 
+    def held(self, context: int, prompt: int | None = None) -> int:
+        return min(context, self.tokens)
+
     def is_within(self, window: int) -> bool:
+        """Whether it holds fewer tokens than a layer whose own sliding window is ``window``."""
         return self.recent < window
 
     @property
@@ -59,4 +64,5 @@ class Window(Keep):
         return f"{self.sinks} first and {self.recent} recent tokens"
 
     def first_recent(self, context: int) -> int:
+        """The first token, sinks aside, that the token after ``context`` others reads."""
         return max(0, context - self.recent + 1)
