@@ -105,8 +105,6 @@ def translate(arguments: Sequence[str]) -> list[str]:
             expects_value = not expects_value and argument in _FLAGS_WITH_VALUE
         elif argument.startswith("command="):
             words.append(argument.removeprefix("command="))
-        elif argument.startswith("="):
-            raise InputError(f"{argument!r} has no key: give key=value")
         elif "=" in argument or argument.startswith("~"):
             overrides.append(argument)
         else:
@@ -173,8 +171,12 @@ def _group(override: str, choices: Mapping[str, Sequence[str]]) -> str:
     """Look up the choice of a group, and write the plus of a group without a default."""
     key, _, value = override.partition("=")
     group = key.lstrip("+")
-    if (group in choices or group.startswith("hydra/")) and not names_only(override):
-        raise InputError(unknown(group, value, choices.get(group, ())))
+    named = group.lstrip("~").partition("@")[0]
+    if not named:
+        raise InputError(f"{shorten(override, 60)!r} has no key: give key=value")
+    is_group = named in choices or named.partition("/")[0] == "hydra"
+    if is_group and not names_only(override):
+        raise InputError(unknown(named, value, choices.get(named, ())))
     if group not in choices:
         return override
     for name in pieces(value):  # there may be several with -m
