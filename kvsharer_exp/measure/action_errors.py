@@ -33,12 +33,13 @@ def action_errors(
     candidates: Mapping[int, Sequence[Candidate]],
     *,
     batch_size: int = 8,
+    prompt: int | None = None,
 ) -> dict[int, list[float]]:
     """The block error of each of the ``candidates`` of each layer, alone in the full model.
 
     That is ‖changed - own‖² / ‖own‖² of the output of the layer's block, mean over the tokens of
-    ``windows`` (num_windows, window_tokens). An action that overflows in the model's dtype has an
-    infinite error.
+    ``windows`` (num_windows, window_tokens), or over those after a ``prompt`` of so many tokens. An
+    action that overflows in the model's dtype has an infinite error.
     """
     layers = attention_layers(model)
     full = KVPlan.full(len(layers))
@@ -65,9 +66,9 @@ def action_errors(
             own = output_of(returned)
             for number, plan in enumerate(of_layer):
                 handed = {source: states[source] for source in range(index)}
-                with install(layers, [plan], handed=handed, keep=True):
+                with install(layers, [plan], handed=handed, keep=True, prompt=prompt):
                     changed = output_of(layers[index].block(*args, **kwargs))
                 error = (changed - own).square().sum(-1) / own.square().sum(-1)
-                total = error.mean(-1).sum().item()
+                total = error[:, prompt or 0 :].mean(-1).sum().item()
                 totals[index][number] += total if math.isfinite(total) else math.inf
     return {i: [total / len(windows) for total in of] for i, of in totals.items()}

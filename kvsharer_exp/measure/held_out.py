@@ -38,6 +38,7 @@ class HeldOutScorer:
         windows: token ids (num_windows, window_tokens) of text that the search never saw.
         tasks: scores the report tasks; None if there are none.
         batch_size: how many windows go through the model at once.
+        prompt: how many first tokens of each window are a prompt, see `window_losses`.
         seed: the seed of the bootstrap.
     """
 
@@ -48,10 +49,11 @@ class HeldOutScorer:
         tasks: TaskScorer | None,
         *,
         batch_size: int,
+        prompt: int | None = None,
         seed: int = 0,
     ) -> None:
         self._model, self._windows, self._tasks = model, windows, tasks
-        self._batch_size, self._seed = batch_size, seed
+        self._batch_size, self._prompt, self._seed = batch_size, prompt, seed
 
     def score(self, plan: FittedPlan | KVPlan | SharingMap) -> HeldOutScores:
         """Perplexity and the tasks' scores under ``plan``, with 95 % intervals.
@@ -59,8 +61,10 @@ class HeldOutScorer:
         Raises:
             RuntimeError: a score is not a finite number.
         """
-        with apply_plan(self._model, FittedPlan.of(plan)):
-            losses = window_losses(self._model, self._windows, self._batch_size)
+        fitted = FittedPlan.of(plan)
+        with apply_plan(self._model, fitted, prompt=self._prompt):
+            losses = window_losses(self._model, self._windows, self._batch_size, self._prompt)
+        with apply_plan(self._model, fitted):
             scores = {HELD_OUT_PERPLEXITY: perplexity_of(losses)}
             items = {HELD_OUT_PERPLEXITY: [-loss for loss in losses]}
             errors: dict[str, float] = {}

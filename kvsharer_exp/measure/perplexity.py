@@ -19,19 +19,23 @@ from kvsharer_exp.values.finite import finite
 
 
 @torch.no_grad()
-def window_losses(model: Any, windows: torch.Tensor, batch_size: int = 8) -> list[float]:
+def window_losses(
+    model: Any, windows: torch.Tensor, batch_size: int = 8, prompt: int | None = None
+) -> list[float]:
     """The mean negative log-likelihood of each window's predicted tokens, in nats.
 
     ``windows``: token ids (num_windows, window_tokens). The first token of a window is given, not
-    predicted. The model runs a plain forward pass without a cache; sums are in float64.
+    predicted; where its first ``prompt`` tokens are a prompt, only what the tokens after it predict
+    counts. The model runs a plain forward pass without a cache; sums are in float64.
     """
+    first = prompt or 0
     losses: list[float] = []
     for batch in windows.split(batch_size):
         batch = batch.to(model.device)
-        logits = model(input_ids=batch, use_cache=False).logits
+        logits = model(input_ids=batch, use_cache=False).logits[:, first:]
         for row, tokens in zip(logits, batch, strict=True):  # one float32 copy at a time
             lost = functional.cross_entropy(
-                row[:-1].float(), tokens[1:].to(row.device), reduction="none"
+                row[:-1].float(), tokens[first + 1 :].to(row.device), reduction="none"
             )
             losses.append(lost.double().mean().item())
             if not math.isfinite(losses[-1]):

@@ -34,7 +34,8 @@ from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.result_file import head, write_result
 from kvsharer_exp.cli.steps.engine_check import Check, engine_check
 from kvsharer_exp.cli.terminal import make_console
-from kvsharer_exp.data.wiki_tasks import LOCAL_TASKS
+from kvsharer_exp.data.collapse_tasks import COLLAPSE_KINDS
+from kvsharer_exp.data.local_tasks import LOCAL_TASKS, local_task
 from kvsharer_exp.model.assets import ASSETS
 from kvsharer_exp.model.availability import (
     download_of,
@@ -273,20 +274,23 @@ def _tasks(config: Config, hub: Check) -> list[Check]:
     text = config.heldout.path
     download = download_of(text) if text in ASSETS else None
     how = f"; {download.megabytes} MB fetched at first use" if download else ""
-    local = ", ".join(sorted(name for name, task in LOCAL_TASKS.items() if task.part == "report"))
-    made = Check(local, True, f"made from {text}{how}")
+    plain = {name for name in LOCAL_TASKS if not name.endswith("_search")}
+    made = [
+        Check(", ".join(sorted(plain - set(COLLAPSE_KINDS))), True, f"made from {text}{how}"),
+        Check(", ".join(sorted(COLLAPSE_KINDS)), True, "made from words and numbers"),
+    ]
     files = sorted(data_dir("conf").glob("scoring/*.yaml"))
     scorings = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
     named = {task for s in scorings for side in ("search", "report") for task in s[side]["tasks"]}
     named |= {*config.scoring.search.tasks, *config.scoring.report.tasks}
-    foreign = ", ".join(sorted(task for task in named if task not in LOCAL_TASKS))
+    foreign = ", ".join(sorted(task for task in named if local_task(task) is None))
     fetched = sorted(
         path.name.removeprefix("datasets--").replace("--", "/")
         for path in Path(constants.HF_HUB_CACHE).glob("datasets--*")
     )
     held = f"; fetched before: {', '.join(fetched)}" if fetched else ""
     note = "their data sets come from the model hub" if hub.works else "need the model hub, once"
-    return [made, Check(foreign, hub.works, f"{note}{held}")]
+    return [*made, Check(foreign, hub.works, f"{note}{held}")]
 
 
 def _gb(num_bytes: int) -> str:

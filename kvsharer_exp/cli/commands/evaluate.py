@@ -36,7 +36,7 @@ def run(
     windows.require("held_out")
     in_vllm = config.engine.name == "vllm"
     engine = EngineScores(config, log, loaded, scorers, plan) if in_vllm else None
-    scorers.require()
+    scorers.require(plan.actions)
     log.start(loaded.description, windows.texts, **tags_of(plan))
     fitted, held_out = plans.fitted, scorers.held_out()
     plans.keep(fitted)
@@ -59,7 +59,7 @@ def run(
     log.console.print(f"{kind} {plan}")
     log.console.print(_table(scores, full, kept, "shared" if kind == "map" else kind))
     log.console.print(memory_words(plan, size))
-    if unseen := unseen_words(plan, windows.held_out.shape[1]):
+    if unseen := unseen_words(plan, config.scoring.prompt_tokens or windows.held_out.shape[1]):
         log.say(f"heldout.window_tokens is too small for {unseen}")
     in_engine = {} if engine is None else {"engine": engine.score(fitted, scores)}
     log.finish(

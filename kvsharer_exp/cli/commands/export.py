@@ -13,10 +13,7 @@ from kvsharer_exp.cli.session.result_file import identify, tags_of
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
-from kvsharer_exp.measure.perplexity import perplexity_of, window_losses
-from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.footprint import footprint, measured_footprint
-from kvsharer_exp.model.sharing.runtime import apply_plan
 from kvsharer_exp.reporting.model_card import Measured, model_card
 from kvsharer_exp.shipping.export import (
     check_actions,
@@ -25,7 +22,7 @@ from kvsharer_exp.shipping.export import (
     plan_file,
     write_export,
 )
-from kvsharer_exp.values.score_names import HELD_OUT_PERPLEXITY, retained
+from kvsharer_exp.values.score_names import retained
 
 
 def run(
@@ -44,18 +41,13 @@ def run(
     check_model(loaded.model)
     check_actions(plan)
     windows.require("calibration", "held_out")
+    scorers.check(plan.actions)
     log.start(loaded.description, windows.texts, **tags_of(plan))
     fitted = plans.fitted
     plans.keep(fitted)
-
-    def held_out(plan: FittedPlan) -> dict[str, float]:
-        with apply_plan(loaded.model, plan):
-            losses = window_losses(loaded.model, windows.held_out, config.scoring.batch_size)
-        return {HELD_OUT_PERPLEXITY: perplexity_of(losses)}
-
-    full_cache = FittedPlan.of(loaded.full_cache)
-    full = {**scorers.fitness.full_scores.named(), **held_out(full_cache)}
-    scores = {**scorers.fitness.score(fitted).named(), **held_out(fitted)}
+    held_out = scorers.held_out(tasks=False)
+    full = {**scorers.fitness.full_scores.named(), **held_out.score(loaded.full_cache).scores}
+    scores = {**scorers.fitness.score(fitted).named(), **held_out.score(fitted).scores}
     kept = retained(scores, full)
     kind = kind_of(plan)
     log.say(f"scored full and {'shared' if kind == 'map' else kind}")

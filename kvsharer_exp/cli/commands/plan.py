@@ -112,7 +112,14 @@ def _lines(
     }
     errors: dict[int, list[float]] = {}
     if len(text):
-        errors = action_errors(loaded.model, text, changed, batch_size=config.scoring.batch_size)
+        scoring = config.scoring
+        errors = action_errors(
+            loaded.model,
+            text,
+            changed,
+            batch_size=scoring.batch_size,
+            prompt=scoring.prompt_tokens,
+        )
     wanted, lines = config.footprint, []
     for layer, action in zip(loaded.layers, plan.actions, strict=True):
         index, runner = layer.index, runner_of(action)

@@ -28,7 +28,7 @@ from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.steps.executors import open_executor, require_memory
 from kvsharer_exp.cli.steps.front_lines import print_front
-from kvsharer_exp.cli.steps.plan_candidates import PlanParts
+from kvsharer_exp.cli.steps.plan_candidates import PlanParts, wanted
 from kvsharer_exp.cli.steps.sweep_entries import EntryMaker
 from kvsharer_exp.cli.steps.sweep_outputs import asked_of, keep_files, mark_front
 from kvsharer_exp.cli.steps.sweep_search import search_in
@@ -74,10 +74,10 @@ def run(
     scorers.load_tasks()
     max_shared = max(num_targets(ratio, loaded.num_layers) for ratio in config.compression.ratios)
     windows.require("calibration", "held_out")
-    scorers.require()
+    of_plans = is_for_plans(config.search_space.kind)
+    scorers.require(wanted(config, loaded) if of_plans else ())
     require_memory(config, loaded)
     given = seed_file.seeds(loaded.description["id"], loaded.layers) if seed_file else []
-    of_plans = is_for_plans(config.search_space.kind)
     identity = identity_of(config, loaded, windows, plans=of_plans)
     with open_study(
         config.study.name or study_name(config, identity),

@@ -89,6 +89,13 @@ class Config:
             raise InputError(
                 f"{self.command} knows no executor={self.executor.name}: give it to sweep"
             )
+        prompt = self.scoring.prompt_tokens
+        for group, of in (("scoring", self.scoring), ("heldout", self.heldout)):
+            if prompt is not None and of.window_tokens < prompt + 2:
+                raise InputError(
+                    f"{group}.window_tokens={of.window_tokens}: give at least {prompt + 2}, two "
+                    f"more than scoring.prompt_tokens={prompt}"
+                )
         if self.executor.name != "local" and self.scoring.maps_per_forward > 1:
             raise InputError(
                 f"scoring.maps_per_forward={self.scoring.maps_per_forward}: a worker takes one "

@@ -43,6 +43,9 @@ class ScoringConfig:
         num_windows: how many windows score a map, at least 1. Default: 24. If the calibration text
             has fewer, those it has are used.
         window_tokens: the tokens of each window, at least 2. Default: 256.
+        prompt_tokens: how many first tokens of each scoring and held-out window are a prompt, at
+            least 1. Only what the tokens after it predict is scored then, as a server would after a
+            prefill. Default: none, all tokens are scored. ``scoring=long`` gives it.
         batch_size: how many windows of a map, or items of a task, go through the model at once, at
             least 1. Default: 8.
         maps_per_forward: how many maps go through the first stage at once, at least 1. Default: 1.
@@ -57,6 +60,7 @@ class ScoringConfig:
     fitness: Any = "kl"
     num_windows: int = 24
     window_tokens: int = 256
+    prompt_tokens: int | None = None
     batch_size: int = 8
     maps_per_forward: int = 1
     memory_budget_gib: float = 4.0
@@ -72,6 +76,8 @@ class ScoringConfig:
             raise InputError("scoring.fitness is empty: give kl, or weights like {kl: 1}")
         at_least("scoring.num_windows", self.num_windows, 1)
         at_least("scoring.window_tokens", self.window_tokens, 2)
+        if self.prompt_tokens is not None:
+            at_least("scoring.prompt_tokens", self.prompt_tokens, 1)
         at_least("scoring.batch_size", self.batch_size, 1)
         at_least("scoring.maps_per_forward", self.maps_per_forward, 1)
         if self.memory_budget_gib < 0:

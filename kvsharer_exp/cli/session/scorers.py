@@ -5,7 +5,7 @@ The commands ``sweep``, ``evaluate``, ``export`` and ``ablate`` score their maps
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -16,14 +16,17 @@ from kvsharer_exp.cli.session.calibration import Calibration
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.windows import Windows
+from kvsharer_exp.data.retrieval_tasks import is_retrieval
 from kvsharer_exp.data.tasks import check_no_overlap, load_tasks, members
 from kvsharer_exp.measure.benchmark import check_length
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.measure.held_out import HeldOutScorer
 from kvsharer_exp.measure.scoring import TaskScorer
 from kvsharer_exp.model.footprint import text_config
+from kvsharer_exp.values.actions.base import Action
+from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.agreement import Likelihoods
-from kvsharer_exp.values.errors import at_least
+from kvsharer_exp.values.errors import InputError, at_least
 
 _SHORTEST = 32  # tokens: the texts that tasks weigh would not fit into less
 
@@ -63,13 +66,25 @@ class Scorers:
         allowed = scoring.allow_overlap
         check_no_overlap(scoring.search.tasks, scoring.report.tasks, allowed)
         search, report = (
-            load_tasks(names, self._windows.texts, seed=self._config.seed) if names else {}
+            load_tasks(names, self._windows.texts, seed=self._config.seed, **self._measure(names))
+            if names
+            else {}
             for names in (scoring.search.tasks, scoring.report.tasks)
         )
         # The check is made again, now that the members of groups are known.
         optimised = {name: task for name, task in search.items() if name not in allowed}
         check_no_overlap(members(optimised), members(report), allowed)
         return search, report
+
+    def _measure(self, names: Iterable[str]) -> dict[str, Any]:
+        """What the lengths of retrieval tasks are measured with; the model is loaded for them only.
+
+        Other tasks need no model, and a name that is unknown is refused before one is loaded.
+        """
+        if not any(is_retrieval(name) for name in names):
+            return {}
+        longest = getattr(text_config(self._loaded.model), "max_position_embeddings", None)
+        return {"tokenizer": self._loaded.tokenizer, "max_positions": longest}
 
     @cached_property
     def search_tasks(self) -> TaskScorer | None:
@@ -81,15 +96,28 @@ class Scorers:
         """Scores the tasks that only the report sees; None if there are none."""
         return self._task_scorer(self.load_tasks()[1], self._config.scoring.report.limit)
 
-    def require(self) -> None:
-        """Make the scorers of all tasks now, so that a task that does not fit the model is refused
-        before model time is spent.
+    def require(self, actions: Iterable[Action] = ()) -> None:
+        """Make the scorers of all tasks now, so that what cannot be scored is refused before model
+        time is spent: a task that does not fit the model, or one of the ``actions``.
 
         Raises:
-            InputError: a task generates more tokens than the model has positions for.
+            InputError: a task generates more tokens than the model has positions for, or see
+                `check`.
         """
-        for name in ("search_tasks", "report_tasks"):
-            getattr(self, name)
+        self.check(actions)
+        for scorer in (self.search_tasks, self.report_tasks):
+            for name, task in ({} if scorer is None else scorer.tasks).items():
+                if task.OUTPUT_TYPE != "generate_until":
+                    _refuse_prompted(actions, f"task {name}")
+
+    def check(self, actions: Iterable[Action]) -> None:
+        """Refuse ``actions`` that the scoring windows cannot tell anything of.
+
+        Raises:
+            InputError: what one keeps is chosen when a prompt has ended, and there is no prompt.
+        """
+        if self._config.scoring.prompt_tokens is None:
+            _refuse_prompted(actions, "scoring of all tokens")
 
     @property
     def directions(self) -> dict[str, bool]:
@@ -114,6 +142,7 @@ class Scorers:
             self._windows.held_out,
             self.report_tasks if tasks else None,
             batch_size=self._config.scoring.batch_size,
+            prompt=self._config.scoring.prompt_tokens,
             seed=self._config.seed,
         )
 
@@ -137,6 +166,7 @@ class Scorers:
             batch_size=scoring.batch_size,
             cuts=self._config.study.screen_windows,
             memory_budget=max(0, scoring.memory_budget - self._calibration.text.kept_bytes),
+            prompt=scoring.prompt_tokens,
         )
 
     def final(self, windows: torch.Tensor) -> Evaluator:
@@ -144,7 +174,11 @@ class Scorers:
         scoring = self._config.scoring
         left = max(0, scoring.memory_budget - self.fitness.kept_bytes)
         return Evaluator(
-            self._loaded.model, windows, batch_size=scoring.batch_size, memory_budget=left
+            self._loaded.model,
+            windows,
+            batch_size=scoring.batch_size,
+            memory_budget=left,
+            prompt=scoring.prompt_tokens,
         )
 
     def of_held_out_windows(self) -> Evaluator:
@@ -155,6 +189,7 @@ class Scorers:
             self._windows.held_out,
             batch_size=scoring.batch_size,
             memory_budget=scoring.memory_budget,
+            prompt=scoring.prompt_tokens,
         )
 
     def _task_scorer(
@@ -176,6 +211,16 @@ class Scorers:
             max_length=longest,
             likelihoods=likelihoods,
         )
+
+
+def _refuse_prompted(actions: Iterable[Action], what: str) -> None:
+    for action in actions:
+        keep = action.keep if isinstance(action, Own) else None
+        if keep is not None and keep.prompted:
+            raise InputError(
+                f"{keep} is chosen when a prompt has ended, and {what} has no prompt: give "
+                "scoring=long, which scores what follows one"
+            )
 
 
 def longest_request(model: Any, asked: int | None) -> int:

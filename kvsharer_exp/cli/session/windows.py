@@ -20,6 +20,7 @@ from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.data.passages import TextParts
 from kvsharer_exp.data.split import split_texts
 from kvsharer_exp.data.windows import RememberingTokenizer, token_windows
+from kvsharer_exp.values.errors import InputError
 
 _RUN = 16  # windows that have so many tokens in a row in common are taken to overlap
 
@@ -47,8 +48,19 @@ class Windows:
 
     @cached_property
     def scoring(self) -> torch.Tensor:
-        """At most ``scoring.num_windows`` windows: fewer, even none, if the text gives no more."""
-        return self._scoring(self._config.scoring.num_windows)
+        """At most ``scoring.num_windows`` windows: fewer, even none, if the text gives no more.
+
+        Raises:
+            InputError: there is none, and windows are to begin with a prompt.
+        """
+        wanted = self._config.scoring
+        found = self._scoring(wanted.num_windows)
+        if not len(found) and wanted.prompt_tokens is not None:
+            raise InputError(
+                f"the calibration text has no window of scoring.window_tokens="
+                f"{wanted.window_tokens}: give longer documents, or shorter prompts and windows"
+            )
+        return found
 
     @cached_property
     def finals(self) -> torch.Tensor:

@@ -149,8 +149,14 @@ class PlanArms:
             wanted = {i: actions for i, actions in wanted.items() if actions}
             fits = self._plans.fits(wanted) if wanted else {}
             asked = {i: [(a, fits.get((i, a))) for a in of] for i, of in able.items() if of}
-            batch_size = self._calibration.config.scoring.batch_size
-            measured = action_errors(self._loaded.model, self._text, asked, batch_size=batch_size)
+            scoring = self._calibration.config.scoring
+            measured = action_errors(
+                self._loaded.model,
+                self._text,
+                asked,
+                batch_size=scoring.batch_size,
+                prompt=scoring.prompt_tokens,
+            )
             self._errors[arm] = {
                 (i, action): error
                 for i, of in asked.items()

@@ -78,12 +78,13 @@ class PlanParts:
         if store.candidates is None:
             text = windows.scoring if len(windows.scoring) else windows.calibration
             text = text[:ERROR_WINDOWS]
-            _check_keeps(allowed, windows.scoring.shape[1])
+            prompt = config.scoring.prompt_tokens
+            _check_keeps(allowed, prompt or windows.scoring.shape[1])
             asked = {
                 i: [(a, fits.get((i, a))) for a in of if a != Own()] for i, of in allowed.items()
             }
             measured = action_errors(
-                loaded.model, text, asked, batch_size=config.scoring.batch_size
+                loaded.model, text, asked, batch_size=config.scoring.batch_size, prompt=prompt
             )
             log.say(f"measured the block errors of {sum(map(len, asked.values()))} actions")
             errors = {
@@ -119,6 +120,15 @@ def fits_of(config: Config, loaded: LoadedModel, plans: Plans) -> Fits:
     return _fits(_allowed(loaded, config.search_space.options), plans)
 
 
+def wanted(config: Config, loaded: LoadedModel) -> set[Action]:
+    """Every action but reads that a search of plans may use.
+
+    Raises:
+        InputError: an action is unknown, or a layer is left nothing to do.
+    """
+    return {a for of in _allowed(loaded, config.search_space.options).values() for a in of}
+
+
 def _fits(allowed: dict[int, list[Action]], plans: Plans) -> Fits:
     fitted = {i: [a for a in of if a.fitted] for i, of in allowed.items()}
     return plans.fits({i: actions for i, actions in fitted.items() if actions})
@@ -151,13 +161,17 @@ def _allowed(loaded: LoadedModel, options: dict[str, Any]) -> dict[int, list[Act
 
 
 def _check_keeps(allowed: dict[int, list[Action]], tokens: int) -> None:
-    """Refuse keeps that hold half of the ``tokens`` of a scoring window: they would look cheap."""
+    """Refuse keeps that hold half of the ``tokens`` of a scoring window or prompt.
+
+    What they lose at a longer context would not be seen.
+    """
     for actions in allowed.values():
         for action in actions:
             if isinstance(action, Own) and action.keep and 2 * action.keep.held(tokens) > tokens:
                 raise InputError(
-                    f"{action.keep} holds most of scoring.window_tokens={tokens}, so it would look "
-                    "cheaper than it is: give windows of twice what it holds, or let it hold less"
+                    f"{action.keep} holds most of the {tokens} tokens that are scored, so it would "
+                    "look cheaper than it is: give windows of twice what it holds, or let it hold "
+                    "less"
                 )
 
 

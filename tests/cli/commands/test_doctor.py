@@ -18,6 +18,7 @@ from kvsharer_exp.model.assets import ASSETS, asset_path
 from kvsharer_exp.model.availability import converted_folder, in_hub_cache, weight_bytes
 from kvsharer_exp.model.folders import data_dir
 
+MADE = "key_value, multi_key, needle, wiki_cloze, wiki_next, wiki_ppl"
 MODELS = {path.stem for path in data_dir("conf").glob("model/*.yaml")}
 
 
@@ -92,8 +93,9 @@ def test_offline_it_tells_what_works_and_writes_only_its_result(
     assert not works and "HF_ENDPOINT" in note
     assert all(works for works, _ in checks(result, "machine").values())
     tasks = checks(result, "tasks")
-    assert tasks["wiki_cloze, wiki_next, wiki_ppl"][0]
-    assert "28 MB" in tasks["wiki_cloze, wiki_next, wiki_ppl"][1]
+    assert tasks[MADE][0]
+    assert "28 MB" in tasks[MADE][1]
+    assert tasks["copying, sums, variables"][0]
     (foreign,) = (what for what in tasks if "hellaswag" in what)
     assert not tasks[foreign][0]
     shown = capsys.readouterr().out
@@ -128,7 +130,7 @@ def test_what_is_cached_is_ready(consult, tmp_path: Path) -> None:
     assert in_hub_cache("mistralai/Mistral-7B-Instruct-v0.3")
     assert not in_hub_cache("internlm/internlm2-chat-7b")
     assert not models["internlm2_7b"][0]
-    assert checks(result, "tasks")["wiki_cloze, wiki_next, wiki_ppl"] == (
+    assert checks(result, "tasks")[MADE] == (
         True,
         "made from wikipedia",
     )
