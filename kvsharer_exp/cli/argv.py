@@ -97,6 +97,8 @@ def translate(arguments: Sequence[str]) -> list[str]:
         if argument in _SWITCHES:
             overrides.append(_SWITCHES[argument])
         elif expects_value or argument.startswith("-"):
+            if expects_value and argument[:1] == "-" and argument != "-":
+                raise InputError(f"{flags[-1]} needs a value: see --help")
             if not expects_value:
                 known("flag", argument.partition("=")[0], _FLAGS)
             elif flags[-1] in _FLAG_VALUES:

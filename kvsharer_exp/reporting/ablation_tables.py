@@ -20,9 +20,10 @@ LEGEND = (
 )
 
 PLANS_LEGEND = (
-    "KV: the share of the full cache's bytes that is kept, at footprint.context. The arms drop, "
-    "constant, affine and quantised keep no more bytes than read does at the same ratio. Their "
-    "column shared counts layers without KV of their own; that of quantised repeats that of read"
+    "KV: the share of the full cache's bytes that is kept, at footprint.context. Arms of plans "
+    "keep no more bytes than read does at the same ratio, but for those named map_ and _alone. "
+    "Their column shared counts layers without KV of their own; where most layers keep some of "
+    "it, it repeats that of read or of the map"
 )
 
 

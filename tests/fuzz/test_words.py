@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args
 from hydra.errors import HydraException
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,8 +80,8 @@ def conf() -> Iterator[None]:
 
 
 def overrides_of(line: list[str]) -> list[str]:
-    """Hydra's words for ``line`` that are no flags of its own, which `compose` does not take."""
-    return [word for word in translate(line) if "=" in word and not word.startswith("-")]
+    """Hydra's words for ``line`` without flags and their values, which `compose` does not take."""
+    return get_args(translate(line)).overrides
 
 
 @sizes(60)

@@ -6,6 +6,7 @@ from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.keeps.base import Keep
 from kvsharer_exp.values.keeps.h2o import H2O
 from kvsharer_exp.values.keeps.registry import OURS, keep_from_dict, read_keep
+from kvsharer_exp.values.keeps.schedule import pyramid
 from kvsharer_exp.values.keeps.snapkv import SnapKV
 from kvsharer_exp.values.keeps.window import Window
 
@@ -63,3 +64,20 @@ def test_every_keep_says_what_it_is_and_comes_back_from_json() -> None:
 def test_what_is_no_keep_is_refused(make, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("mean", [0.8, 0.5, 0.1])
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_a_pyramid_falls_and_keeps_what_it_is_asked_to(mean: float, count: int) -> None:
+    layers = range(3, 3 + count)
+    keeps = pyramid(layers, mean, observe=4)
+    fractions = [keeps[layer].budget if layer in keeps else 1 for layer in layers]
+    assert sum(fractions) / count == pytest.approx(mean, abs=1e-4)
+    assert fractions == sorted(fractions, reverse=True)
+    assert count == 1 or fractions[0] > fractions[-1] >= mean / 10 - 1e-4
+    assert all(keep.observe == 4 for keep in keeps.values())
+
+
+def test_a_pyramid_of_more_than_all_is_refused() -> None:
+    with pytest.raises(InputError, match=r"keeps 1\.5 on average: give a fraction"):
+        pyramid(range(4), 1.5)

@@ -19,6 +19,7 @@ from kvsharer_exp.cli.session.named_maps import read_maps
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
+from kvsharer_exp.cli.steps.ablation_actions import arm_actions
 from kvsharer_exp.cli.steps.ablation_memory import AblationMemory
 from kvsharer_exp.cli.steps.ablation_outputs import Ablation, publish
 from kvsharer_exp.cli.steps.ablation_plans import PlanArms
@@ -63,8 +64,10 @@ def run(
         scorers.load_tasks()
     _check_maps(config, loaded, given)
     _check_lengths(config, loaded)
+    actions = {a for arm in arms for a in arm_actions(arm, config.footprint.context)}
+    scorers.check(actions)
     if config.ablate.tasks:
-        scorers.require()
+        scorers.require(actions)
     _check_texts(log, loaded, calibration, [setting for _, setting in settings], arms)
     with AblationMemory(config, loaded, windows) as memory:
         log.start(loaded.description, windows.texts, experiment=config.ablate.name)

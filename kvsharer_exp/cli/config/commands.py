@@ -88,8 +88,10 @@ class AblateConfig:
         arms: ways to choose a map: (dissimilar|similar|random)_(tested|untested),
             ``trailing_layers``, ``adjacent_pairs`` and ``given`` (``map=`` names a map, or the run
             of a finished sweep). ``read`` is the map of least block error; ``drop``, ``constant``,
-            ``affine`` and ``quantised`` are KV plans that keep at most its bytes. Default: the six
-            of the first form.
+            ``affine``, ``quantised``, ``windowed``, ``snapkv``, ``h2o`` and ``joint`` are KV plans
+            that keep at most its bytes. ``map_h2o`` and ``map_pyramid`` keep 80 % of a prompt's
+            tokens in the owners of the map of ``dissimilar_tested``, and ``h2o_alone`` and
+            ``pyramid_alone`` in every layer. Default: the six of the first form.
         draws: how often a random arm is drawn, at least 1. Default: 5.
         max_candidates: how many maps a tested arm may evaluate at most, at least 1. Default: 80.
             null: as many as the ranking has pairs.

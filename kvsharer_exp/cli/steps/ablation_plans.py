@@ -3,8 +3,10 @@
 The command ``ablate`` asks `PlanArms` for the arms in `PLAN_ARMS`. At every ratio, ``read`` is the
 map whose pairs have least block error, and sets the budget: no other plan keeps more bytes, counted
 in 16 bits at ``footprint.context``. ``drop``, ``constant`` and ``affine`` leave as many layers
-without KV as that map has targets. ``quantised`` has every layer keep its KV, in fewer bits. All
-choose by block errors, which are taken to add up, on text that no stand-in was fitted on.
+without KV as that map has targets. ``quantised`` has every layer keep its KV, in fewer bits;
+``windowed``, ``snapkv`` and ``h2o`` that of fewer tokens; ``joint`` may do any of these. All choose
+by block errors, which are taken to add up, on text that no stand-in was fitted on. The arms in
+`EVICTING` let go of tokens beside the paper's map, or alone, and have no budget.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 
@@ -19,31 +22,26 @@ from kvsharer_exp.cli.session.calibration import ERROR_WINDOWS, Calibration
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.cli.steps.ablation_actions import EVICTING, JOINT, arm_actions, evicting
 from kvsharer_exp.measure.action_errors import action_errors
 from kvsharer_exp.model.actions.registry import runner_of
 from kvsharer_exp.model.actions.sizes import BUDGET_SIZE
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.sharing.projections import SharingError
-from kvsharer_exp.search.solver import solve_all, within
-from kvsharer_exp.values.actions.affine import Affine
+from kvsharer_exp.search.candidates import Candidate, priced
+from kvsharer_exp.search.solver import solve_with_reads
 from kvsharer_exp.values.actions.base import Action
-from kvsharer_exp.values.actions.constant import Constant
-from kvsharer_exp.values.actions.drop import Drop
 from kvsharer_exp.values.actions.own import Own
+from kvsharer_exp.values.actions.read import Read
 from kvsharer_exp.values.choice import Choice
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.greedy import GreedyResult
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 
-READ, QUANTISED = "read", "quantised"
-ACTIONS: Mapping[str, tuple[Action, ...]] = {
-    "drop": (Drop(),),
-    "constant": (Constant(),),
-    "affine": (Affine(),),
-    QUANTISED: tuple(Own(bits, sinks=4) for bits in (8, 4, 3, 2)),
-}
-"""By arm, what its layers may do instead of keeping their KV in 16 bits."""
+READ = "read"
+_WITHOUT_KV = ("drop", "constant", "affine")
+_SOURCES = 3  # of each layer, in the arm joint
 
 Chosen = tuple[GreedyResult, FittedPlan]
 """What an arm chose at one ratio. Of a plan that is no map the result names no sources."""
@@ -58,10 +56,12 @@ class PlanArms:
         self._plans = Plans(calibration.config, log, loaded, self._windows)
         self._maps: dict[tuple[float, ...], list[GreedyResult]] = {}
         self._errors: dict[str, dict[tuple[int, Action], float]] = {}
+        self._walked: list[GreedyResult] = []
 
     def varied(self, calibration: Calibration) -> PlanArms:
-        """The arms on the text of another calibration: these, if the text is the same."""
+        """The arms on another calibration: these, if its text is the same."""
         if calibration.text is self._calibration.text:
+            self._calibration, self._walked = calibration, []
             return self
         return PlanArms(self._log, self._loaded, calibration)
 
@@ -71,7 +71,7 @@ class PlanArms:
         Raises:
             InputError: there are too few windows for fits, or none to measure block errors on.
         """
-        actions = [action for arm in arms for action in ACTIONS.get(arm, ())]
+        actions = [action for arm in arms for action in arm_actions(arm, self._context)]
         if actions:
             _ = self._text
         if any(action.fitted for action in actions):
@@ -81,12 +81,15 @@ class PlanArms:
         """Choose the arm's plan at each of ``ratios``.
 
         ``requested`` and ``found`` of a result are numbers of layers without KV of their own;
-        ``quantised`` has the ``found`` of the map whose bytes it does not exceed. ``found`` is 0
-        where no plan of the arm is that small; the full cache then stands for the plan.
+        an arm whose layers keep some of it has the ``found`` of the map whose bytes it does not
+        exceed. ``found`` is 0 where no plan of the arm is that small; the full cache then stands
+        for the plan.
 
         Raises:
             InputError: a ratio asks for zero or all layers, or the text is too short.
         """
+        if arm in EVICTING:
+            return self._evicting(arm, ratios)
         maps = self._least_error_maps(ratios)
         if arm == READ:
             return [(r, FittedPlan.of(SharingMap(r.kv_source_layers))) for r in maps]
@@ -116,6 +119,24 @@ class PlanArms:
             ]
         return self._maps[key]
 
+    def _evicting(self, arm: str, ratios: Sequence[float]) -> list[Chosen]:
+        """The paper's maps, or the full cache, whose owners let go of some tokens."""
+        beside_map, _ = EVICTING[arm]
+        if not self._walked and beside_map:
+            most = self._calibration.config.ablate.max_candidates
+            walker = self._calibration.walker(max_candidates=most)
+            seed = self._calibration.config.seed
+            self._walked = walker.run("dissimilar_tested", ratios, seed=seed)
+        found: list[Chosen] = []
+        for place, ratio in enumerate(ratios):
+            result = GreedyResult(ratio, 1, 1, (), 0, 0.0, ())
+            plan = KVPlan.full(self._loaded.num_layers)
+            if beside_map:
+                result = self._walked[place]
+                plan = KVPlan.of(SharingMap(result.kv_source_layers))
+            found.append((result, FittedPlan(evicting(arm, plan))))
+        return found
+
     def _chosen(self, read: GreedyResult, plan: FittedPlan | None, seconds: float) -> Chosen:
         full = self._loaded.full_cache
         found, sources = (read.found, ()) if plan else (0, full.kv_source_layers)
@@ -144,7 +165,8 @@ class PlanArms:
         """The block errors of the arm's actions, without those that a layer cannot do."""
         if arm not in self._errors:
             layers = self._loaded.layers
-            able = {i: [a for a in ACTIONS[arm] if self._can(i, a)] for i in range(len(layers))}
+            actions = arm_actions(arm, self._context)
+            able = {i: [a for a in actions if self._can(i, a)] for i in range(len(layers))}
             wanted = {i: [a for a in of if a.fitted] for i, of in able.items()}
             wanted = {i: actions for i, actions in wanted.items() if actions}
             fits = self._plans.fits(wanted) if wanted else {}
@@ -177,23 +199,40 @@ class PlanArms:
         self, arm: str, errors: Mapping[tuple[int, Action], float], read: SharingMap
     ) -> KVPlan | None:
         """The arm's plan that keeps no more bytes than ``read``; None if no plan is that small."""
-        budget = sum(self._bytes(i, Own()) for i in KVPlan.of(read).owners)
-        choices = [
-            *[Choice(i, Own(), 0.0, self._bytes(i, Own())) for i in range(read.num_layers)],
-            *[Choice(i, a, error, self._bytes(i, a)) for (i, a), error in errors.items()],
-        ]
         if not read.targets:
             return None
-        if arm == QUANTISED:
-            try:
-                return within(solve_all(choices, step=budget), budget).plan
-            except InputError:  # the smallest plan keeps more
-                return None
-        return without_kv(choices, len(read.targets), budget)
+        budget = sum(self._bytes(i, Own()) for i in KVPlan.of(read).owners)
+        losses: dict[tuple[int, Action], float] = {(i, Own()): 0.0 for i in range(read.num_layers)}
+        losses |= errors
+        losses |= self._reads if arm == JOINT else {}
+        candidates = [
+            Candidate(i, action, error, self._bytes(i, action), self._bytes(i, Own()))
+            for (i, action), error in losses.items()
+        ]
+        choices, sources = priced(candidates, losses)
+        if arm in _WITHOUT_KV:
+            return without_kv(choices, len(read.targets), budget)
+        try:
+            return solve_with_reads(choices, sources, budget)[0].plan
+        except InputError:  # the smallest plan keeps more
+            return None
+
+    @cached_property
+    def _reads(self) -> dict[tuple[int, Action], float]:
+        """For each layer the pairs of least block error, with that error."""
+        found: dict[tuple[int, Action], float] = {}
+        for target, row in enumerate(self._calibration.text.block_errors):
+            able = [source for source, error in enumerate(row) if math.isfinite(error)]
+            for source in sorted(able, key=lambda s: row[s])[:_SOURCES]:
+                found[target, Read(source)] = row[source]
+        return found
+
+    @property
+    def _context(self) -> int:
+        return self._calibration.config.footprint.context
 
     def _bytes(self, index: int, action: Action) -> int:
-        context = self._calibration.config.footprint.context
-        return runner_of(action).kv_bytes(self._loaded.layers[index], context, BUDGET_SIZE)
+        return runner_of(action).kv_bytes(self._loaded.layers[index], self._context, BUDGET_SIZE)
 
 
 def without_kv(choices: Sequence[Choice], count: int, budget: int) -> KVPlan | None:

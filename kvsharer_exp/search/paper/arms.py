@@ -35,7 +35,9 @@ WALKS = {f"{order}_{test}": order for order in ORDERS for test in ("tested", "un
 FIXED = {"trailing_layers": trailing_layers, "adjacent_pairs": adjacent_pairs}
 GIVEN = "given"
 ARMS = (*WALKS, *FIXED, GIVEN)
-PLAN_ARMS = ("read", "drop", "constant", "affine", "quantised")
+_SOLVED = ("quantised", "windowed", "snapkv", "h2o", "joint")
+_EVICTING = ("h2o_alone", "pyramid_alone", "map_h2o", "map_pyramid")
+PLAN_ARMS = ("read", "drop", "constant", "affine", *_SOLVED, *_EVICTING)
 _DRAW_STRIDE = 1000  # draw 0 is what `kvsharer search search.order=random` finds with that seed
 
 

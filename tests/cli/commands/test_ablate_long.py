@@ -1,0 +1,87 @@
+"""``ablate`` after a long prompt: what else the bytes of a map can hold, and both together."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvsharer_exp.cli.main import main
+from kvsharer_exp.cli.session import plans
+from kvsharer_exp.cli.steps.ablation_actions import EVICTING, JOINT, arm_actions, evicting
+from kvsharer_exp.search.paper.arms import PLAN_ARMS
+from kvsharer_exp.values.actions.own import Own
+from kvsharer_exp.values.keeps.h2o import H2O
+from kvsharer_exp.values.keeps.snapkv import SnapKV
+from kvsharer_exp.values.plan import KVPlan
+from tests.refusals import check_refusal
+
+QUICK = (
+    *("model=tiny", "scoring.prompt_tokens=96", "scoring.window_tokens=128"),
+    *("heldout.window_tokens=128", "footprint.context=96"),
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch, store) -> Callable[..., dict[str, Any]]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plans, "cache_dir", lambda: tmp_path / "cache")
+
+    def call(*words: str) -> dict[str, Any]:
+        assert main(["ablate", *QUICK, *store, "hydra.run.dir=run", *words]) == 0
+        return json.loads((tmp_path / "run" / "result.json").read_text())
+
+    return call
+
+
+def test_what_an_arm_may_do() -> None:
+    """Windows hold the same shares as the other keeps, and the joint arm may do all of it."""
+    single = {arm: set(arm_actions(arm, 1920)) for arm in PLAN_ARMS if arm not in EVICTING}
+    assert single.pop("read") == set()
+    joint = single.pop(JOINT)
+    assert all(joint > actions for actions in single.values())
+    assert [a.keep.held(1920) for a in arm_actions("windowed", 1920)] == [960, 480, 240, 120]
+    assert [a.keep.held(1920) for a in arm_actions("snapkv", 1920)] == [960, 480, 240, 120]
+    heavy = [a.keep.held(1920) for a in arm_actions("h2o", 1920)]
+    assert all(0.95 * n < held < n for n, held in zip((960, 480, 240, 120), heavy, strict=True))
+    quantised = {a.bits for a in joint if isinstance(a, Own) and a.keep is not None}
+    assert quantised == {16, 4}
+
+
+def test_a_map_whose_owners_let_go() -> None:
+    plan = KVPlan.parse("0_1_0_3_1")
+    assert str(evicting("map_h2o", plan)) == "0h0.8_1h0.8_0_3h0.8_1"
+    assert str(evicting("map_pyramid", plan)) == "0_1snap0.8+32_0_3snap0.6+32_1"
+
+
+@pytest.mark.slow  # a minute
+def test_the_question_of_equal_memory(run) -> None:
+    rows = run("experiment=question_equal_memory", "compression.ratios=[0.34,0.5]")["rows"]
+    by_arm = {(row["arm"], row["compression"]): row for row in rows}
+    for (arm, ratio), row in by_arm.items():
+        read = by_arm["read", ratio]
+        assert row["kv_fraction"] <= read["kv_fraction"] + 1e-9, arm
+        assert row["scores"]["kl/report"] > 0, arm
+    kinds = {"snapkv": SnapKV, "h2o": H2O}
+    for arm, kind in kinds.items():
+        keeps = [a.keep for a in KVPlan.parse(by_arm[arm, 0.5]["plan"]).actions]
+        assert any(isinstance(keep, kind) for keep in keeps)
+        assert all(keep is None or isinstance(keep, kind) for keep in keeps)
+
+
+@pytest.mark.slow  # a minute
+def test_the_combination_of_the_paper(run) -> None:
+    rows = run("experiment=paper_intra", "search.threshold=-1")["rows"]
+    kept = {row["arm"]: row["kv_fraction"] for row in rows}
+    found = kept["dissimilar_tested"]
+    assert kept["pyramid_alone"] == pytest.approx(0.8, abs=0.01)
+    assert kept["map_pyramid"] == pytest.approx(0.8 * found, abs=0.01)
+    assert found > kept["map_h2o"] > kept["map_pyramid"]  # the sums of h2o take bytes
+    assert all(row["scores"]["kl/report"] > 0 for row in rows)
+
+
+def test_without_a_prompt_they_are_refused(tmp_path: Path, monkeypatch, store, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["ablate", "model=tiny", *store, "--quiet", "ablate.arms=[read,h2o]"]) == 2
+    check_refusal(capfd.readouterr().err, "is chosen when a prompt has ended")
