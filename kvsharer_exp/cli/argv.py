@@ -100,7 +100,10 @@ def translate(arguments: Sequence[str]) -> list[str]:
             if expects_value and argument[:1] == "-" and argument != "-":
                 raise InputError(f"{flags[-1]} needs a value: see --help")
             if not expects_value:
-                known("flag", argument.partition("=")[0], _FLAGS)
+                name, equals, value = argument.partition("=")
+                known("flag", name, _FLAGS)
+                if equals and name in _FLAG_VALUES:
+                    known(name, value, _FLAG_VALUES[name])
             elif flags[-1] in _FLAG_VALUES:
                 known(flags[-1], argument, _FLAG_VALUES[flags[-1]])
             flags.append(_expanded(argument, flags))

@@ -3,38 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from kvsharer_exp.reporting.plan_kinds import kv_percent, size_words
 from kvsharer_exp.reporting.sharing_front import holds_plans
-from kvsharer_exp.values.score_names import label, table_columns
+from kvsharer_exp.values.score_names import ScoreName, label, table_columns
 from kvsharer_exp.values.trial import FrontEntry
 
+Ends = Mapping[str, Sequence[float]]
+"""By score name, the two ends of an interval."""
 
-def front_table(entries: Sequence[FrontEntry], full_scores: Mapping[str, float]) -> list[list[str]]:
+NONE: Ends = MappingProxyType({})
+
+
+def front_table(
+    entries: Sequence[FrontEntry], full_scores: Mapping[str, float], full_intervals: Ends = NONE
+) -> list[list[str]]:
     """Header and rows: the full cache first, then every other entry.
 
     The first column counts shared layers. If an entry is a plan that is no map, it says in words
-    what the layers do. A score is followed by the percentage of the full cache's score that is
-    retained.
+    what the layers do. The score of a task is followed by its 95 % interval, if it is known, and
+    any other score by the percentage of the full cache's score that is retained.
     """
     shown = table_columns(full_scores)
     plans = holds_plans(entries)
     rows = [["layers" if plans else "shared", "KV", *map(label, shown), "from"]]
-    full = [number(full_scores[name]) for name in shown]
+    full = [number(full_scores[name]) + (_inside(name, full_intervals) or "") for name in shown]
     rows.append(["full cache" if plans else "0 (full)", "100%", *full, ""])
     for entry in entries:
         if entry.is_full:
             continue
         cells = []
         for name in shown:
-            kept = entry.retained.get(name)
+            kept, value = entry.retained.get(name), entry.scores.get(name)
             share = f" ({kept:.0%})" if kept is not None else ""
-            value = entry.scores.get(name)
-            cells.append("–" if value is None else number(value) + share)
+            inside = _inside(name, entry.intervals)
+            cells.append("–" if value is None else number(value) + (inside or share))
         size = size_words(entry.kv_plan)
         size = size if plans else size.removesuffix(" shared")
         rows.append([size, kv_percent(entry.kv_fraction, fine=plans), *cells, entry.origin])
     return rows
+
+
+def _inside(name: str, intervals: Ends) -> str | None:
+    """The interval of a task's score, as it follows the score."""
+    if name not in intervals or not ScoreName.parse(name).is_task:
+        return None
+    low, high = intervals[name]
+    return f" ({number(low)}–{number(high)})"
+
+
+def table_notes(
+    entries: Sequence[FrontEntry], full_scores: Mapping[str, float], full_intervals: Ends = NONE
+) -> list[str]:
+    """What a reader has to know of the tasks in the table: those that cannot tell, those failed."""
+    tasks = [n for n in table_columns(full_scores) if ScoreName.parse(n).is_task]
+    silent, failed = [], []
+    for name in tasks:
+        found = [e.scores[name] for e in entries if name in e.scores and not e.is_full]
+        low, high = full_intervals.get(name, (1.0, 0.0))
+        if found and all(low <= score <= high for score in found):
+            silent.append(label(name))
+        if found and not any(name in entry.retained for entry in entries):
+            failed.append(f"{label(name)} ({number(full_scores[name])})")
+    notes = []
+    if silent:
+        notes.append(
+            f"Cannot tell these from the full cache: {', '.join(silent)}; every score lies in the "
+            "interval of the full cache's, more items would narrow it (scoring.report.limit)"
+        )
+    if failed:
+        notes.append(f"The full cache fails {', '.join(failed)}, so nothing is retained there")
+    return notes
 
 
 def number(value: float) -> str:

@@ -18,7 +18,6 @@ from kvsharer_exp.reporting.figures.progress import progress_figure
 from kvsharer_exp.reporting.figures.ranking import distance_heatmap
 from kvsharer_exp.reporting.figures.style import save_png, spread
 from kvsharer_exp.reporting.figures.tasks import tasks_figure
-from kvsharer_exp.reporting.front_table import front_table
 from kvsharer_exp.reporting.html import STYLE, embedded, table
 from kvsharer_exp.reporting.plan_kinds import kv_percent, size_words
 from kvsharer_exp.reporting.serving import engines, serving
@@ -69,7 +68,7 @@ def _kl(entry: FrontEntry) -> str:
 
 def front_page(sweep: SweepResult, pngs: Mapping[str, bytes]) -> str:
     """The page as HTML; ``pngs`` are the figures of `pictures` as PNG, by the same names."""
-    header, *rows = front_table(sweep.entries, sweep.full_scores)
+    header, *rows = sweep.table
     sentences = answer(
         sweep.entries,
         sweep.full_scores,
@@ -107,7 +106,9 @@ def front_page(sweep: SweepResult, pngs: Mapping[str, bytes]) -> str:
 <h2>Found</h2>
 <ul>{"".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)}</ul>
 <div class="wide">{table(header, rows)}</div>
-<p>In brackets: what is retained of the full cache's score on the same items.</p>
+<p>In brackets: the 95 % interval of a task's score, and of the others what is retained of the full
+cache's score on the same items.</p>
+{"".join(f"<p>{html.escape(note)}</p>" for note in sweep.notes)}
 {front_html(sweep.results, sweep.front, title="", **sweep.drawing)}
 {embedded(pngs["tasks"], "Averages hide what a single task loses.")}
 <h2>{kind.title()}s</h2>

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvsharer_exp.reporting.answers import headline
+from kvsharer_exp.reporting.front_table import front_table, table_notes
 from kvsharer_exp.reporting.sharing_front import holds_plans
 from kvsharer_exp.search.fitness import axis_label
 from kvsharer_exp.values.trial import FrontEntry, TrialResult
@@ -26,6 +27,7 @@ class SweepResult:
         asked: what the sweep was asked, in words.
         entries: the front with its held-out scores, most KV first.
         full_scores: the scores of the full cache on the same items.
+        full_intervals: [low, high] of those that have an interval.
         results: the result of every plan that was scored, in that order.
         front: the results behind ``entries``.
         reference_maps: the maps that others would have chosen, by the name of their method.
@@ -58,6 +60,17 @@ class SweepResult:
     beaten: Sequence[FrontEntry] = ()
     finals: Mapping[str, Any] = field(default_factory=dict)
     architecture: str = ""
+    full_intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @property
+    def table(self) -> list[list[str]]:
+        """See `front_table`."""
+        return front_table(self.entries, self.full_scores, self.full_intervals)
+
+    @property
+    def notes(self) -> list[str]:
+        """See `table_notes`."""
+        return table_notes(self.entries, self.full_scores, self.full_intervals)
 
     @property
     def title(self) -> str:

@@ -176,7 +176,7 @@ class StagedScorer:
         """The mean over the tasks of what each retains in its first metric; 1 for the full cache.
 
         Raises:
-            InputError: the full cache scores 0 on a task.
+            InputError: the full cache scores 0 on a task, or fails it (`retained`).
         """
         assert self._tasks is not None
         first: dict[str, float] = {}
@@ -186,7 +186,7 @@ class StagedScorer:
         for task in self._tasks.tasks:
             if task not in first:
                 raise InputError(
-                    f"search task {task} has no score to compare (the full cache scores 0): "
+                    f"search task {task} has no score to compare (the full cache fails it): "
                     "raise scoring.search.limit or choose another task"
                 )
         return fmean(first[task] for task in self._tasks.tasks)

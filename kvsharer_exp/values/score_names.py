@@ -32,6 +32,9 @@ _NO_RATIO = frozenset([KL, COSINE])  # distances to the full cache, not qualitie
 # Behind these stand log-likelihoods, which are better when higher.
 _OF_LIKELIHOODS = frozenset(["perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"])
 # The metric that stands for a task where the task has several.
+_ANSWERS = frozenset(["exact_match"])  # every answer is right or wrong
+FAILED = 0.5
+"""A full cache that gives fewer right answers fails a task: nothing can be retained of it."""
 _MAIN = ("acc", "exact_match", "f1", "word_perplexity", "perplexity")
 
 
@@ -133,11 +136,14 @@ def retained(
     1 is all of it, and above 1 is better than the full cache. If more is better, the share is the
     score of the map over that of the full cache. If less is better, as for perplexities, it is the
     other way round. A score has no share if one side lacks it, if it is a distance to the full
-    cache (``kl``, ``cosine``), or if the divisor is not above zero.
+    cache (``kl``, ``cosine``), if the divisor is not above zero, or if the full cache fails the
+    task itself, with fewer than half of its answers right (``exact_match``).
     """
     shares = {}
     for name, score in scores.items():
         if name not in full or ScoreName.parse(name).metric in _NO_RATIO:
+            continue
+        if ScoreName.parse(name).metric in _ANSWERS and full[name] < FAILED:
             continue
         up = higher_is_better(name, directions)
         top, bottom = (score, full[name]) if up else (full[name], score)

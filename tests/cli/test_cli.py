@@ -61,6 +61,7 @@ def test_help_needs_no_command() -> None:
         (["sweep", "sampler=5"], "sampler '5' is unknown: choose one of beam"),
         (["sweep", "scoring=[1,wiki]"], "scoring '[1,wiki]' is unknown: did you mean wiki?"),
         (["sweep", "--config-dir", "-m"], "--config-dir needs a value: see --help"),
+        (["sweep", "--cfg="], "--cfg '' is unknown: choose one of job, hydra, all"),
         (["sweep", "executor@a=1"], "executor '1' is unknown: choose one of local"),
         (["sweep", "~executor=5"], "executor '5' is unknown: choose one of local"),
         (["sweep", "hydra=5"], "hydra '5' is unknown: see --help"),

@@ -1,16 +1,17 @@
 """Figures are drawn from the values given, and tables say them."""
 
 import math
+from dataclasses import replace
 
 from kvsharer_exp.reporting.answers import answer
 from kvsharer_exp.reporting.figures.front import front_figure
 from kvsharer_exp.reporting.figures.ranking import acceptance_figure, distance_heatmap
 from kvsharer_exp.reporting.figures.style import save_png
-from kvsharer_exp.reporting.front_table import front_table
+from kvsharer_exp.reporting.front_table import front_table, table_notes
 from kvsharer_exp.reporting.markup import to_markdown
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.greedy import GreedyResult, GreedyStep
-from kvsharer_exp.values.score_names import table_columns
+from kvsharer_exp.values.score_names import retained, table_columns
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import FrontEntry, TrialResult
 
@@ -114,3 +115,32 @@ def test_the_answer_says_whether_the_paper_is_beaten() -> None:
     alone = answer(ENTRIES, FULL, PAPER, RESULTS[:1])
     assert "is the best found with as little KV" in alone[-1]
     assert "No shared map keeps 98%" in answer([], FULL, {}, [])[0]
+
+
+def test_a_task_shows_its_interval_and_whether_it_can_tell() -> None:
+    """Sharing eleven layers left the accuracy of a task with 24 items where it was."""
+    name = "lm_eval/wiki_cloze/acc"
+    inside = replace(ENTRIES[0], scores={**ENTRIES[0].scores, name: 0.35})
+    inside = replace(inside, intervals={name: [0.2, 0.5], "perplexity/report": [20.0, 25.0]})
+    full = {name: [0.25, 0.55]}
+    rows = front_table([inside], FULL, full)
+    assert rows[1][5] == "0.4 (0.25–0.55)"
+    assert rows[2][5] == "0.35 (0.2–0.5)"
+    assert rows[2][4] == "22.3 (99%)"
+    (note,) = table_notes([inside], FULL, full)
+    assert note.startswith("Cannot tell these from the full cache: wiki_cloze acc;")
+    outside = replace(inside, scores={**inside.scores, name: 0.2})
+    assert table_notes([inside, outside], FULL, full) == []
+    assert table_notes([inside], FULL) == []  # nobody knows without an interval
+
+
+def test_a_task_that_the_full_cache_fails_has_nothing_to_retain() -> None:
+    name = "lm_eval/needle_2048/exact_match"
+    scores, full = {name: 0.3, "perplexity/report": 22.0}, {name: 0.4, "perplexity/report": 22.0}
+    assert retained(scores, full) == {"perplexity/report": 1.0}
+    assert retained(scores, {name: 0.5}) == {name: 0.6}
+    failed = replace(ENTRIES[0], scores=scores, retained=retained(scores, full))
+    (note,) = table_notes([failed], full)
+    assert (
+        note == "The full cache fails needle_2048 exact_match (0.4), so nothing is retained there"
+    )

@@ -178,11 +178,11 @@ def test_memory_that_runs_out_makes_batches_smaller_and_then_fails(most: int, mo
     staged = scorer(Evaluator(tiny_model("llama"), WINDOWS, batch_size=4), screen_windows=[])
     expected, inner, tried = staged(MAPS[-1], Bar()), evaluator_module.forward, []
 
-    def small(model, ids, logits):
+    def small(model, ids, logits, first):
         tried.append(len(ids))
         if len(ids) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return inner(model, ids, logits)
+        return inner(model, ids, logits, first)
 
     monkeypatch.setattr(evaluator_module, "forward", small)
     if most:

@@ -5,7 +5,7 @@ With ``engine=vllm`` the tasks are scored in vLLM too, and both runtimes are com
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
@@ -17,6 +17,7 @@ from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.steps.engine_scores import EngineScores
 from kvsharer_exp.cli.terminal import TurningTable
+from kvsharer_exp.measure.held_out import HeldOutScores
 from kvsharer_exp.model.footprint import footprint, measured_footprint
 from kvsharer_exp.values.score_names import retained
 
@@ -40,9 +41,11 @@ def run(
     log.start(loaded.description, windows.texts, **tags_of(plan))
     fitted, held_out = plans.fitted, scorers.held_out()
     plans.keep(fitted)
-    full = {**scorers.fitness.full_scores.named(), **held_out.score(loaded.full_cache).scores}
+    of_full = held_out.score(loaded.full_cache)
+    full = {**scorers.fitness.full_scores.named(), **of_full.scores}
     log.say("scored the full cache")
-    scores = {**scorers.fitness.score(fitted).named(), **held_out.score(fitted).scores}
+    of_plan = held_out.score(fitted)
+    scores = {**scorers.fitness.score(fitted).named(), **of_plan.scores}
     kept = retained(scores, full, scorers.directions)
     size = footprint(loaded.model, plan, context=config.footprint.context)
     measured = measured_footprint(loaded.model, fitted, windows.held_out[:1])
@@ -57,7 +60,10 @@ def run(
     )
     kind = kind_of(plan)
     log.console.print(f"{kind} {plan}")
-    log.console.print(_table(scores, full, kept, "shared" if kind == "map" else kind))
+    sides = ("full", of_full, full), ("shared" if kind == "map" else kind, of_plan, scores)
+    log.console.print(_table(sides, kept))
+    if of_plan.intervals:
+        log.console.print("In brackets: 95% intervals over windows and items.")
     log.console.print(memory_words(plan, size))
     if unseen := unseen_words(plan, config.scoring.prompt_tokens or windows.held_out.shape[1]):
         log.say(f"heldout.window_tokens is too small for {unseen}")
@@ -67,7 +73,8 @@ def run(
             **identify(plan),
             "scores": scores,
             "retained": kept,
-            "full": {"scores": full},
+            "intervals": _ends(of_plan),
+            "full": {"scores": full, "intervals": _ends(of_full)},
             "footprint": {**size.to_dict(), "measured": measured.to_dict()},
             **told_directions(scorers.directions),
             **in_engine,
@@ -76,11 +83,20 @@ def run(
     )
 
 
+def _ends(scored: HeldOutScores) -> dict[str, list[float]]:
+    return {name: [inside.low, inside.high] for name, inside in scored.intervals.items()}
+
+
 def _table(
-    scores: Mapping[str, float], full: Mapping[str, float], kept: Mapping[str, float], side: str
+    sides: Sequence[tuple[str, HeldOutScores, Mapping[str, float]]], kept: Mapping[str, float]
 ) -> TurningTable:
-    table = TurningTable("score", "full", side, "retained")
-    for name, value in scores.items():
-        share = f"{kept[name]:.1%}" if name in kept else ""
-        table.add_row(name, f"{full[name]:.4g}", f"{value:.4g}", share)
+    """Every score of the ``sides``, which are (name, held-out scores, all scores)."""
+    table = TurningTable("score", *(name for name, _, _ in sides), "retained")
+    for name in sides[-1][2]:
+        cells = []
+        for _, held_out, scores in sides:
+            inside = held_out.intervals.get(name)
+            ends = "" if inside is None else f" ({inside.low:.3g}–{inside.high:.3g})"
+            cells.append(f"{scores[name]:.4g}{ends}")
+        table.add_row(name, *cells, f"{kept[name]:.1%}" if name in kept else "")
     return table

@@ -116,6 +116,7 @@ def run(
             entries=[entries.make(result) for result in front],
             beaten=[entries.make(result) for result in _beaten(config, found, front)],
             full_scores=entries.full_scores,
+            full_intervals=entries.full_intervals,
             results=found,
             front=front,
             reference_maps={PAPER: [result for result in found if result.origin == PAPER]},
@@ -202,10 +203,10 @@ def _beaten(
 
 
 def _show(log: RunLog, sweep: SweepResult) -> None:
-    print_front(log.console, sweep.entries, sweep.full_scores)
+    print_front(log.console, sweep.entries, sweep.full_scores, sweep.full_intervals)
     if sweep.beaten:
         log.console.print(f"the {PAPER} maps that are not on the front, on the same items:")
-        print_front(log.console, sweep.beaten, sweep.full_scores)
+        print_front(log.console, sweep.beaten, sweep.full_scores, sweep.full_intervals)
 
 
 def _result(
@@ -235,7 +236,7 @@ def _result(
         "seconds_per_trial": sum(result.seconds for result in found) / len(found),
         "front": [entry.to_dict() for entry in sweep.entries],
         "paper_greedy": [entry.to_dict() for entry in sweep.beaten],
-        "full": {"scores": sweep.full_scores},
+        "full": {"scores": sweep.full_scores, "intervals": sweep.full_intervals},
     }
 
 

@@ -8,25 +8,30 @@ from typing import Any
 from rich.text import Text
 
 from kvsharer_exp.cli.terminal import TurningTable
-from kvsharer_exp.reporting.front_table import front_table
+from kvsharer_exp.reporting.front_table import NONE, Ends, front_table, table_notes
 from kvsharer_exp.reporting.plan_kinds import kv_percent
 from kvsharer_exp.reporting.sharing_front import holds_plans
 from kvsharer_exp.values.trial import FrontEntry
 
 
 def print_front(
-    console: Any, entries: Sequence[FrontEntry], full_scores: Mapping[str, float]
+    console: Any,
+    entries: Sequence[FrontEntry],
+    full_scores: Mapping[str, float],
+    full_intervals: Ends = NONE,
 ) -> None:
     """Print the front as a table, then every plan on a line to copy, which is never wrapped.
 
     A line begins with the number of shared layers. If an entry is a plan that is no map, all lines
     begin with the share of the KV that is kept.
     """
-    header, *rows = front_table(entries, full_scores)
+    header, *rows = front_table(entries, full_scores, full_intervals)
     table = TurningTable(*header[:-1])  # the origin of a plan is on its line below
     for row in rows:
         table.add_row(*row[:-1])
     console.print(table)
+    for note in table_notes(entries, full_scores, full_intervals):
+        console.print(note)
     plans = holds_plans(entries)
     for entry in entries:
         if not entry.is_full:

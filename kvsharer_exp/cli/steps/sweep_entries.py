@@ -52,10 +52,11 @@ class EntryMaker:
         text = json.dumps(wanted, sort_keys=True)
         self._key = hashlib.sha256(text.encode()).hexdigest()[:8]
         self._kept = store.held_out(self._key)
+        held_out, self.full_intervals = self._score(KVPlan.of(loaded.full_cache))
         self.full_scores: dict[str, float] = {
             **scorers.fitness.full_scores.named(),
             **full_tasks,
-            **self._score(KVPlan.of(loaded.full_cache))[0],
+            **held_out,
         }
 
     def make(self, result: TrialResult) -> FrontEntry:

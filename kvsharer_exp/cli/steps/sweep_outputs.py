@@ -14,7 +14,6 @@ from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.reporting.figures.style import save_pdf, save_png
-from kvsharer_exp.reporting.front_table import front_table
 from kvsharer_exp.reporting.markup import to_markdown
 from kvsharer_exp.reporting.plan_kinds import is_map, plan_params, size_words
 from kvsharer_exp.reporting.sweep_page import front_page, pictures
@@ -88,7 +87,7 @@ def keep_files(log: RunLog, sweep: SweepResult) -> None:
     """Write and log the front as JSON, Markdown and HTML, and every picture as PNG and PDF."""
     figures = pictures(sweep)
     pngs = {name: save_png(figure) for name, figure in figures.items()}
-    table = to_markdown(front_table(sweep.entries, sweep.full_scores))
+    table = "\n\n".join([to_markdown(sweep.table).rstrip(), *sweep.notes]) + "\n"
     files: dict[str, str | bytes] = {
         "front.json": json.dumps([entry.to_dict() for entry in sweep.entries], indent=2),
         "front.md": table,
