@@ -16,6 +16,7 @@ from kvsharer_exp.reporting.markup import to_markdown
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.keeps.h2o import H2O
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.score_names import retained
 from kvsharer_exp.values.sharing_map import SharingMap
@@ -26,18 +27,19 @@ class Measured:
     """What was measured of a map or plan, for its card.
 
     ``scores`` are those of the map or plan, and ``full`` those of the full cache on the same
-    windows. ``calibration`` and ``held_out`` say which windows: the source of the text, the number
-    of windows, and the tokens of each.
+    windows. ``scoring`` and ``held_out`` say which windows: the source of the text, the number of
+    windows, and the tokens of each, of which the first ``prompt`` were read before any was scored.
     """
 
     size: Footprint
     scores: Mapping[str, float]
     full: Mapping[str, float]
-    calibration: tuple[Any, ...]
+    scoring: tuple[Any, ...]
     held_out: tuple[Any, ...]
     device: str
     seed: int
     versions: Mapping[str, str]
+    prompt: int | None = None
 
 
 def model_card(
@@ -66,7 +68,7 @@ def model_card(
     for name, value in scores.items():
         share = f"{kept[name]:.1%}" if name in kept else ""
         rows.append([name, f"{full[name]:.4g}", f"{value:.4g}", share])
-    calibration, windows, tokens = measured.calibration
+    calibration, windows, tokens = measured.scoring
     held_out, held_out_windows, held_out_tokens = measured.held_out
     return f"""{start}
 ## Load it
@@ -92,15 +94,28 @@ Full and {word} on the same windows, in {described["dtype"]} on {measured.device
 (nats per token, full against {word}), `cosine` (last hidden states) and `perplexity/calibration`:
 {windows} windows × {tokens} tokens of calibration text
 ({calibration}). `perplexity/report`: {held_out_windows} windows × {held_out_tokens} tokens
-of text that no search saw ({held_out}). Retained: {word} over full, or full over
-{word} for perplexities. KV bytes per token follow from the shapes. Seed {measured.seed};
-torch {versions["torch"]}, transformers {versions["transformers"]}, kvsharer_exp
+of text that no search saw ({held_out}). {_prompted(plan, measured.prompt)}Retained: {word} over
+full, or full over {word} for perplexities. KV bytes per token follow from the shapes.
+Seed {measured.seed}; torch {versions["torch"]}, transformers {versions["transformers"]}, kvsharer_exp
 {versions["kvsharer_exp"]}, commit {versions["git_commit"]}.
 
 ## Licence
 
 {_licence(spec, source, code)}
 """
+
+
+def _prompted(plan: KVPlan, prompt: int | None) -> str:
+    """What is said of prompts, with a space behind it."""
+    said = []
+    if prompt is not None:
+        said.append(f"The first {prompt} tokens of each are a prompt; what follows is scored.")
+    if any(isinstance(a, Own) and a.keep is not None and a.keep.prompted for a in plan.actions):
+        said.append(
+            "Some layers choose what they keep when a prompt has ended: the first forward is the\n"
+            "prompt, so prefill it in one."
+        )
+    return "".join(f"{sentence}\n" for sentence in said)
 
 
 # The main file of the code, the word for what runs under the map or plan, and what the stock class
@@ -184,7 +199,9 @@ def _what(layer: int, action: Action, norm: str | None) -> str:
             return f"kept in {action.words}"
         sinks = action.precision.sinks
         full = f", the first {sinks} in full" if sinks else ""
-        return f"kept in {action.words}, by groups of {action.group} tokens{full}"
+        by_token = isinstance(action.keep, H2O)
+        groups = "token by token" if by_token else f"by groups of {action.group} tokens"
+        return f"kept in {action.words}, {groups}{full}"
     keys, values = action.keys_from(layer), action.values_from(layer)
     if keys is None or values is None:
         place = "attention" if norm is None else f"attention and {norm}"

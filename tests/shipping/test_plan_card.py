@@ -1,5 +1,7 @@
 """The card of a plan says what each layer does, what it keeps, and how to load it."""
 
+from dataclasses import replace
+
 import pytest
 
 from kvsharer_exp.model.fitted_plan import Fit, FittedPlan
@@ -14,7 +16,7 @@ MEASURED = Measured(
     size=SIZE,
     scores={"kl": 0.1, "perplexity/report": 3.0},
     full={"kl": 0.0, "perplexity/report": 2.0},
-    calibration=("text a", 2, 3),
+    scoring=("text a", 2, 3),
     held_out=("text b", 4, 5),
     device="cpu",
     seed=0,
@@ -60,6 +62,18 @@ def test_the_card_says_what_is_kept_and_how_to_load_it(text: str) -> None:
     assert "| score | full | plan | retained |" in text
     assert "files modeling_kv_plan.py and kvplan_*.py are Apache-2.0" in text
     assert "shared" not in text
+
+
+def test_keeps_of_a_prompt_are_named_with_what_they_need() -> None:
+    made = card(KVPlan.parse("0_1q4snap0.25+8_2q4h9_3h9"))
+    assert "| 1 | kept in 4 bits of 25 % of the tokens of the prompt that its last 8" in made
+    assert "| 2 | kept in 4 bits of 9 tokens with the most attention, token by token |" in made
+    assert "| 3 | kept in 16 bits of 9 tokens with the most attention |" in made
+    assert "so prefill it in one." in made and "are a prompt" not in made
+    long = replace(MEASURED, prompt=96)
+    spec = ModelSpec(name="m", source="random:tiny")
+    of_map = model_card(spec, {"fingerprint": "f", "dtype": "d"}, KVPlan.parse("0_1_0"), long)
+    assert "The first 96 tokens of each are a prompt" in of_map and "prefill" not in of_map
 
 
 def test_a_plan_that_is_a_map_has_the_card_of_the_map() -> None:

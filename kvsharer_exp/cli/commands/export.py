@@ -63,11 +63,12 @@ def run(
             size=size,
             scores=scores,
             full=full,
-            calibration=(config.calibration.path, *windows.calibration.shape),
+            scoring=(config.calibration.path, *scorers.fitness_windows.shape),
             held_out=(config.heldout.path, *windows.held_out.shape),
             device=str(loaded.model.device),
             seed=config.seed,
             versions=log.environment,
+            prompt=config.scoring.prompt_tokens,
         ),
     )
     weight_bytes = write_export(

@@ -111,11 +111,15 @@ class Scorers:
                     _refuse_prompted(actions, f"task {name}")
 
     def check(self, actions: Iterable[Action]) -> None:
-        """Refuse ``actions`` that the scoring windows cannot tell anything of.
+        """Refuse windows longer than the model can read, and ``actions`` that they tell nothing of.
 
         Raises:
-            InputError: what one keeps is chosen when a prompt has ended, and there is no prompt.
+            InputError: a window has more tokens than the model has positions; or what an action
+                keeps is chosen when a prompt has ended, and there is no prompt.
         """
+        for group in ("scoring", "heldout"):
+            tokens = getattr(self._config, group).window_tokens
+            check_length(self._loaded.model, tokens, f"{group}.window_tokens")
         if self._config.scoring.prompt_tokens is None:
             _refuse_prompted(actions, "scoring of all tokens")
 
@@ -146,12 +150,18 @@ class Scorers:
             seed=self._config.seed,
         )
 
+    @property
+    def fitness_windows(self) -> torch.Tensor:
+        """The scoring windows; where the text has none, the calibration windows."""
+        windows = self._windows.scoring
+        return windows if len(windows) else self._windows.calibration
+
     @cached_property
     def fitness(self) -> Evaluator:
-        """Scores maps on the scoring windows, which the search optimises on.
+        """Scores maps on `fitness_windows`, which the search optimises on.
 
-        If the text has fewer windows than are asked for, those it has are used. If it has none, the
-        calibration windows stand in. The evaluator has the memory that the acceptance test leaves.
+        If the text has fewer windows than are asked for, those it has are used. The evaluator has
+        the memory that the acceptance test leaves.
         """
         scoring, windows = self._config.scoring, self._windows.scoring
         if len(windows) < scoring.num_windows:
@@ -162,7 +172,7 @@ class Scorers:
             )
         return Evaluator(
             self._loaded.model,
-            windows if len(windows) else self._windows.calibration,
+            self.fitness_windows,
             batch_size=scoring.batch_size,
             cuts=self._config.study.screen_windows,
             memory_budget=max(0, scoring.memory_budget - self._calibration.text.kept_bytes),
