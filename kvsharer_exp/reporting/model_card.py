@@ -96,8 +96,8 @@ Full and {word} on the same windows, in {described["dtype"]} on {measured.device
 ({calibration}). `perplexity/report`: {held_out_windows} windows × {held_out_tokens} tokens
 of text that no search saw ({held_out}). {_prompted(plan, measured.prompt)}Retained: {word} over
 full, or full over {word} for perplexities. KV bytes per token follow from the shapes.
-Seed {measured.seed}; torch {versions["torch"]}, transformers {versions["transformers"]}, kvsharer_exp
-{versions["kvsharer_exp"]}, commit {versions["git_commit"]}.
+Seed {measured.seed}; torch {versions["torch"]}, transformers {versions["transformers"]},
+kvsharer_exp {versions["kvsharer_exp"]}, commit {versions["git_commit"]}.
 
 ## Licence
 
