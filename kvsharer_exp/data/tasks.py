@@ -1,8 +1,8 @@
 """Load the tasks that lm-eval scores a map on, and keep those of the search out of the report.
 
 The `Scorers` of a command load the tasks of the search and of the report by name, and `TaskScorer`
-scores them. A name is that of a task made from our text parts (`wiki_tasks`), of one of the paper's
-benchmarks, or of one of lm-eval's own tasks. It may also be the path of a YAML file.
+scores them. A name is that of a task made here (`local_tasks`), of one of the paper's benchmarks,
+or of one of lm-eval's own tasks. It may also be the path of a YAML file.
 
 The paper's benchmarks that lm-eval lacks are the files of ``paper_tasks/``. Each of them reads
 ``$KVSHARER_TASK_DATA/<task>.jsonl`` (or ``.json``, ``.parquet``) if that file exists, and the hub
@@ -11,7 +11,6 @@ if not.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import json
@@ -27,17 +26,27 @@ from typing import Any
 
 from kvsharer_exp.data.hub import offline_when_unreachable
 from kvsharer_exp.data.json_lines import broken_line
+from kvsharer_exp.data.local_tasks import LOCAL_TASKS, items_of, local_task, near_names
 from kvsharer_exp.data.passages import TextParts
-from kvsharer_exp.data.wiki_tasks import LOCAL_TASKS, items_of
 from kvsharer_exp.values.errors import InputError
+
+WEIGHS = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")
+"""The kinds of tasks that weigh given texts, and generate none."""
 
 TASK_DATA = "KVSHARER_TASK_DATA"  # the environment variable that names a folder of local copies
 _PAPER_FOLDER = Path(__file__).parent / "paper_tasks"
 PAPER_TASKS = tuple(sorted(path.stem for path in _PAPER_FOLDER.glob("*.yaml")))
-_ANYWHERE = ", ".join(name for name, task in LOCAL_TASKS.items() if task.part == "report")
+_ANYWHERE = ", ".join(name for name in LOCAL_TASKS if not name.endswith("_search"))
 
 
-def load_tasks(names: Iterable[str], parts: TextParts, *, seed: int = 0) -> dict[str, Any]:
+def load_tasks(
+    names: Iterable[str],
+    parts: TextParts,
+    *,
+    seed: int = 0,
+    tokenizer: Any | None = None,
+    max_positions: int | None = None,
+) -> dict[str, Any]:
     """Load lm-eval ``Task`` objects: made here, the paper's, lm-eval's own, or of a YAML file.
 
     The result holds them by name. A group with a score of its own (``mmlu``) stays one lm-eval
@@ -45,17 +54,27 @@ def load_tasks(names: Iterable[str], parts: TextParts, *, seed: int = 0) -> dict
     it is read only when a name asks for it. ``parts`` and ``seed`` give the items of tasks made
     here.
 
+    Args:
+        tokenizer: what the length of a retrieval task (``needle_4096``) is measured with. Without
+            one every word counts as 1.4 tokens.
+        max_positions: the most tokens that the model can read, if known.
+
     Raises:
-        InputError: a name is unknown, a file is no task, or data sets cannot be fetched.
+        InputError: a name is unknown, a file is no task, data sets cannot be fetched, or a
+            retrieval task cannot have the length in its name.
     """
     names = list(names)
     tasks: dict[str, Any] = {}
     failed: dict[str, Exception] = {}
-    local = set(names) <= LOCAL_TASKS.keys()
-    with quiet_lm_eval(), nullcontext() if local else offline_when_unreachable():
+    local = {name: task for name in names if (task := local_task(name)) is not None}
+    hub = nullcontext() if set(names) <= local.keys() else offline_when_unreachable()
+    with quiet_lm_eval(), hub:
         for name in names:
-            if name in LOCAL_TASKS:
-                tasks |= _local(name, parts, seed)
+            if name in local:
+                items = items_of(
+                    name, parts, seed=seed, tokenizer=tokenizer, max_positions=max_positions
+                )
+                tasks[name] = _in_memory(name, items, local[name].config)
                 continue
             manager, task = _find(name)
             try:
@@ -82,19 +101,18 @@ def members(tasks: Mapping[str, Any]) -> dict[str, Any]:
     return single
 
 
-def _local(name: str, parts: TextParts, seed: int) -> dict[str, Any]:
+def _in_memory(name: str, items: list[dict[str, Any]], config: Mapping[str, Any]) -> Any:
     import datasets
     from lm_eval.api.task import ConfigurableTask
 
-    items = items_of(name, parts, seed=seed)
     config = {
         "task": name,
         "custom_dataset": lambda: {"test": datasets.Dataset.from_list(items)},
         "test_split": "test",
         "num_fewshot": 0,
-        **LOCAL_TASKS[name].config,
+        **config,
     }
-    return {name: ConfigurableTask(config=config)}
+    return ConfigurableTask(config=config)
 
 
 @functools.cache
@@ -118,8 +136,7 @@ def _find(name: str) -> tuple[Any, Any]:
         # A group is lm-eval's way to load a task with some keys changed.
         return manager, {"group": "paper", "task": [{"task": name, **_local_copy(name)}]}
     if name not in _manager().task_index:
-        known = [*LOCAL_TASKS, *PAPER_TASKS, *_manager().all_tasks]
-        close = difflib.get_close_matches(name, known, n=3)
+        close = near_names(name, [*PAPER_TASKS, *_manager().all_tasks])
         hint = f"did you mean {', '.join(close)}?" if close else f"try {_ANYWHERE}"
         raise InputError(f"task {name!r} is not known: {hint}")
     return _manager(), name
@@ -159,6 +176,29 @@ def _not_loaded(failed: Mapping[str, Exception]) -> InputError:
     return InputError(f"{what} ({textwrap.shorten(reason, room, placeholder=' …')}): {way}")
 
 
+def without_generation(tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``tasks`` that generate no answers."""
+    return {
+        name: task
+        for name, task in tasks.items()
+        if all(each.OUTPUT_TYPE in WEIGHS for each in members({name: task}).values())
+    }
+
+
+def check_no_generation(tasks: Mapping[str, Any]) -> None:
+    """Refuse a task that generates answers, which nothing but the model in this process does.
+
+    Raises:
+        InputError: names the first such task.
+    """
+    for name, task in members(tasks).items():
+        if task.OUTPUT_TYPE not in WEIGHS:
+            raise InputError(
+                f"task {name} generates answers, which engine=vllm does not score: leave it out of "
+                "scoring.report.tasks"
+            )
+
+
 def check_no_overlap(
     search: Iterable[str], report: Iterable[str], allowed: Iterable[str] = ()
 ) -> None:
@@ -179,13 +219,12 @@ def check_no_overlap(
                 f"or allow it with scoring.allow_overlap=[{name}]"
             )
         for other in reported:
-            if {name, other} <= LOCAL_TASKS.keys():
-                part = LOCAL_TASKS[name].part
-                if part == LOCAL_TASKS[other].part:
-                    raise InputError(
-                        f"search task {name} and report task {other} draw on the same ({part}) "
-                        f"text: search on ..._search tasks, or allow {name} by name"
-                    )
+            ours, theirs = local_task(name), local_task(other)
+            if ours is not None and theirs is not None and ours.part == theirs.part:
+                raise InputError(
+                    f"search task {name} and report task {other} draw on the same ({ours.part}) "
+                    f"text: search on ..._search tasks, or allow {name} by name"
+                )
 
 
 def items_digest(task: Any, limit: int | None = None) -> str:

@@ -3,8 +3,8 @@
 ``wiki_cloze`` asks for the last word of an opening, as LAMBADA does. ``wiki_next`` asks which of
 four continuations is the paragraph's own. ``wiki_ppl`` is the rolling perplexity.
 
-The three draw on the report part. With ``_search`` at the end of the name they draw on the search
-part. Items are drawn by a seed. `load_tasks` hands them to lm-eval in memory.
+Items are drawn by a seed. `local_tasks` finds the tasks by name, and gives each its twin on search
+text.
 LAMBADA: https://arxiv.org/abs/1606.06031.
 """
 
@@ -12,15 +12,11 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
 
-from kvsharer_exp.data.passages import Passage, TextParts
-from kvsharer_exp.values.errors import InputError
-
-Item = dict[str, Any]
+from kvsharer_exp.data.passages import Passage
+from kvsharer_exp.data.task_items import Item, LocalTask, metrics
 
 CLOZE_WORDS = range(40, 61)  # length of the context, in words
 NEXT_CONTEXT_WORDS = 24
@@ -100,27 +96,7 @@ def perplexity_items(passages: Sequence[Passage], seed: int) -> list[Item]:
     return items
 
 
-@dataclass(frozen=True, slots=True)
-class LocalTask:
-    """A task that is made here.
-
-    ``part`` is the part of the text that the task draws on. ``make_items`` makes the items from
-    passages and a seed. ``config`` says how lm-eval reads them.
-    """
-
-    part: str
-    make_items: Callable[[Sequence[Passage], int], list[Item]]
-    config: Mapping[str, Any]
-
-
-def _metrics(aggregation: Mapping[str, str], higher_is_better: bool) -> list[dict[str, Any]]:
-    return [
-        {"metric": metric, "aggregation": name, "higher_is_better": higher_is_better}
-        for metric, name in aggregation.items()
-    ]
-
-
-_ON_REPORT = {
+WIKI_TASKS: dict[str, LocalTask] = {
     "wiki_cloze": LocalTask(
         "report",
         cloze_items,
@@ -128,8 +104,8 @@ _ON_REPORT = {
             "output_type": "loglikelihood",
             "doc_to_text": "{{context}}",
             "doc_to_target": "{{' ' + answer}}",  # log-likelihood tasks get no delimiter
-            "metric_list": _metrics({"acc": "mean"}, True)
-            + _metrics({"perplexity": "perplexity"}, False),
+            "metric_list": metrics({"acc": "mean"}, True)
+            + metrics({"perplexity": "perplexity"}, False),
         },
     ),
     "wiki_next": LocalTask(
@@ -140,7 +116,7 @@ _ON_REPORT = {
             "doc_to_text": "{{context}}",
             "doc_to_choice": "choices",
             "doc_to_target": "gold",
-            "metric_list": _metrics({"acc": "mean", "acc_norm": "mean"}, True),
+            "metric_list": metrics({"acc": "mean", "acc_norm": "mean"}, True),
         },
     ),
     "wiki_ppl": LocalTask(
@@ -150,7 +126,7 @@ _ON_REPORT = {
             "output_type": "loglikelihood_rolling",
             "doc_to_text": "",
             "doc_to_target": "{{text}}",
-            "metric_list": _metrics(
+            "metric_list": metrics(
                 {
                     "word_perplexity": "weighted_perplexity",
                     "byte_perplexity": "weighted_perplexity",
@@ -161,23 +137,3 @@ _ON_REPORT = {
         },
     ),
 }
-LOCAL_TASKS: dict[str, LocalTask] = _ON_REPORT | {
-    f"{name}_search": replace(task, part="search") for name, task in _ON_REPORT.items()
-}
-
-
-def items_of(name: str, parts: TextParts, *, seed: int = 0) -> list[Item]:
-    """Make the items of a local task, in the order in which a limit takes them.
-
-    Raises:
-        InputError: the text gives no item.
-    """
-    task = LOCAL_TASKS[name]
-    passages = getattr(parts, task.part)
-    items = task.make_items(passages, seed)
-    if not items:
-        raise InputError(
-            f"task {name} finds no item in the {task.part} text ({len(passages)} passages): "
-            "give longer documents (heldout.path=wikipedia), or leave the task out"
-        )
-    return items

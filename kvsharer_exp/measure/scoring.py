@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 
-from kvsharer_exp.data.tasks import members, quiet_lm_eval
+from kvsharer_exp.data.tasks import WEIGHS, check_no_generation, members, quiet_lm_eval
 from kvsharer_exp.values.agreement import Answer, Likelihoods
 from kvsharer_exp.values.errors import InputError, at_least
 from kvsharer_exp.values.finite import as_number, finite
 from kvsharer_exp.values.score_names import ScoreName, is_known_lower
 
 _FEWSHOT_SEED = 1234  # lm-eval's own default
-_WEIGHS = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")  # all but generation
 
 
 class TaskScorer:
@@ -130,7 +129,7 @@ class TaskScorer:
                 for name in names
                 for sample in sorted(results["samples"][name], key=lambda s: s["doc_id"])
             ]
-            if samples and all(self.tasks[name].OUTPUT_TYPE in _WEIGHS for name in names):
+            if samples and all(self.tasks[name].OUTPUT_TYPE in WEIGHS for name in names):
                 first = samples[0]["filter"]  # a sample is repeated for every filter
                 self.answers[task] = [
                     _answers(sample) for sample in samples if sample["filter"] == first
@@ -199,20 +198,6 @@ class TaskScorer:
         Scores without a formula for it are left out.
         """
         return dict(self._stderr)
-
-
-def check_no_generation(tasks: Mapping[str, Any]) -> None:
-    """Refuse a task that generates answers, which nothing but the model in this process does.
-
-    Raises:
-        InputError: names the first such task.
-    """
-    for name, task in members(tasks).items():
-        if task.OUTPUT_TYPE not in _WEIGHS:
-            raise InputError(
-                f"task {name} generates answers, which engine=vllm does not score: leave it out of "
-                "scoring.report.tasks"
-            )
 
 
 def _answers(sample: Mapping[str, Any]) -> list[Answer]:

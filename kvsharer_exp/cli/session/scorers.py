@@ -17,7 +17,7 @@ from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.data.retrieval_tasks import is_retrieval
-from kvsharer_exp.data.tasks import check_no_overlap, load_tasks, members
+from kvsharer_exp.data.tasks import check_no_overlap, load_tasks, members, without_generation
 from kvsharer_exp.measure.benchmark import check_length
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.measure.held_out import HeldOutScorer
@@ -132,12 +132,10 @@ class Scorers:
     def through(self, likelihoods: Likelihoods) -> TaskScorer | None:
         """Make a scorer of the report tasks that asks ``likelihoods``; None if there are none.
 
-        Raises:
-            InputError: a task generates answers.
+        Tasks that generate their answers are left out.
         """
-        return self._task_scorer(
-            self.load_tasks()[1], self._config.scoring.report.limit, likelihoods
-        )
+        tasks, limit = without_generation(self.load_tasks()[1]), self._config.scoring.report.limit
+        return self._task_scorer(tasks, limit, likelihoods)
 
     def held_out(self, *, tasks: bool = True) -> HeldOutScorer:
         """Make a scorer of the held-out windows and, unless left out, of the report tasks."""

@@ -17,7 +17,8 @@ from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers, longest_request
 from kvsharer_exp.cli.steps.engine_run import EngineRun
 from kvsharer_exp.cli.terminal import TurningTable
-from kvsharer_exp.measure.scoring import TaskScorer, check_no_generation
+from kvsharer_exp.data.tasks import check_no_generation, without_generation
+from kvsharer_exp.measure.scoring import TaskScorer
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.shipping.vllm.likelihoods import LikelihoodClient
 from kvsharer_exp.values.agreement import Agreement, agreement
@@ -31,8 +32,8 @@ class EngineScores:
     Everything that cannot be done is refused here, before model time is spent.
 
     Raises:
-        InputError: there is no vLLM, it cannot run the plan or the model, a task generates answers,
-            or there is no task.
+        InputError: there is no vLLM, it cannot run the plan or the model, or there is no task that
+            generates no answers.
     """
 
     def __init__(
@@ -44,7 +45,12 @@ class EngineScores:
                 "engine=vllm scores tasks, and there are none: give "
                 "scoring.report.tasks=[wiki_cloze]"
             )
-        check_no_generation(tasks)
+        weighed = without_generation(tasks)
+        if not weighed:
+            check_no_generation(tasks)
+        if len(weighed) < len(tasks):
+            left_out = ", ".join(sorted(tasks.keys() - weighed.keys()))
+            log.say(f"vLLM does not score {left_out}: it generates its answers")
         self._config, self._log, self._scorers = config, log, scorers
         self._engine = EngineRun(
             config, log, loaded, longest_request(loaded.model, config.serve.max_len)
