@@ -38,6 +38,7 @@ ARMS = (*WALKS, *FIXED, GIVEN)
 _SOLVED = ("quantised", "windowed", "snapkv", "h2o", "joint")
 _EVICTING = ("h2o_alone", "pyramid_alone", "map_h2o", "map_pyramid")
 PLAN_ARMS = ("read", "drop", "constant", "affine", *_SOLVED, *_EVICTING)
+_LISTED = 130  # the most characters of the names that an error lists
 _DRAW_STRIDE = 1000  # draw 0 is what `kvsharer search search.order=random` finds with that seed
 
 
@@ -51,6 +52,8 @@ def check_arm(name: str, arms: Sequence[str] = ARMS) -> str:
         near = difflib.get_close_matches(name, arms, n=1)
         walks = [f"{order}_(un)tested" for order in ORDERS]  # all on one line of a terminal
         all_names = ", ".join([*walks, *(arm for arm in arms if arm not in WALKS)])
+        if len(all_names) > _LISTED:
+            all_names = all_names[:_LISTED].rpartition(",")[0] + ", … (--help lists all)"
         hint = f"did you mean {near[0]}?" if near else f"choose of {all_names}"
         raise InputError(f"arm {name!r} is unknown: {hint}")
     return name
