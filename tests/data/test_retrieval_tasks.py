@@ -9,7 +9,7 @@ import pytest
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.config.scoring import ScoringConfig, TasksConfig
-from kvsharer_exp.data.local_tasks import items_of, local_task
+from kvsharer_exp.data.local_tasks import items_of, local_task, near_names
 from kvsharer_exp.data.passages import PARTS, Passage, TextParts
 from kvsharer_exp.data.retrieval_tasks import ANSWER_TOKENS, NUM_KEYS, token_counter
 from kvsharer_exp.data.split import split_texts
@@ -163,10 +163,8 @@ def test_names_of_any_length_are_known(parts: TextParts) -> None:
         assert local_task(name) is not None
     for name in ("needle_", "needle_012", "needle_1e3", "needle_-5", "search_needle", "needles"):
         assert local_task(name) is None
-    with pytest.raises(InputError, match=r"'nedle_2048' is not known: did you mean needle_2048"):
-        load_tasks(["nedle_2048"], parts)
-    with pytest.raises(InputError, match=r"did you mean .*key_value_512_search"):
-        load_tasks(["keyvalue_512_search"], parts)
+    assert near_names("nedle_2048")[0] == "needle_2048"
+    assert "key_value_512_search" in near_names("keyvalue_512_search")
     check_no_overlap(["needle_4096_search"], ["needle_4096", "sums", "wiki_ppl"])
     for search, report in (
         ("needle_512", "wiki_ppl"),

@@ -22,6 +22,7 @@ from tests.refusals import check_refusal
 LONG = (
     *("scoring=long", "scoring.prompt_tokens=96", "scoring.window_tokens=128"),
     *("heldout.window_tokens=128", "heldout.num_windows=2", "scoring.num_windows=3"),
+    "scoring.report.tasks=[]",
 )
 PLAN = "0_1h20_2q4snap24+8_3_x_1"
 
