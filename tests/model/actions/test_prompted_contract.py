@@ -42,7 +42,7 @@ def inference():
         yield
 
 
-# Attention with sliding layers, fused projections, partial rotation and norms of queries; the others
+# Sliding layers, fused projections, partial rotation and norms of queries; the others
 # run with `make slow`.
 QUICKLY = ("llama", "gemma3_text", "qwen3", "phi", "gpt_neox")
 
