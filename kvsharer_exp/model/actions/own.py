@@ -87,7 +87,7 @@ class StoreView(LayerView):
         self, action: Own, prompt: int | None, cache: Any, *args: Any, **kwargs: Any
     ) -> None:
         super().__init__(cache, *args, **kwargs)
-        self._action, self._prompt = action, prompt
+        self._action, self._prompt, self._watched = action, prompt, False
 
     def columns(
         self, layer: int, hidden: torch.Tensor, pads: torch.Tensor | None
@@ -106,7 +106,16 @@ class StoreView(LayerView):
         key, value = update(own.key, own.value)
         return KeyValue(key, value, self._columns)
 
+    def missed(self) -> str:
+        if self._store.watches and not self._watched:
+            return (
+                "showed its queries to nobody, so nothing was chosen by them: give it a window "
+                "(w4+252) or all tokens"
+            )
+        return super().missed()
+
     def watch(self, layer: int, queries: Queries, read: KeyValue) -> KeyValue:
+        self._watched = True
         other = self._store.watch(queries, read.key, read.value)
         if other is None:
             return read

@@ -28,7 +28,7 @@ from kvsharer_exp.model.stores.weights import Queries
 class LayerView:
     """The cache as one layer sees it; everything but ``update`` goes to the real cache.
 
-    An instance serves one forward of one attention. ``was_read`` proves that attention used it.
+    An instance serves one forward of one attention, which has to use it (`missed`).
 
     Args:
         cache: the real cache, or None.
@@ -85,6 +85,15 @@ class LayerView:
         if keys.columns is not None:
             read = keys.columns.values(read)
         return keys.key.to(key.device), read
+
+    def missed(self) -> str:
+        """Why the plan does not hold in this attention, with a way out; empty if it does."""
+        if self.was_read:
+            return ""
+        return (
+            "did not read its source's KV: its attention does not call cache.update; leave it out "
+            "of the map"
+        )
 
     def hand_over(self, layer: int, own: KeyValue) -> None:
         """Let others read ``own``, if there are any."""

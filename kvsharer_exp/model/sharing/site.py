@@ -104,11 +104,9 @@ class AttentionHook:
         return args, {**kwargs, MASK: mask}
 
     def check(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not self.exchange.here().views.pop(self.layer).was_read:
-            raise SharingError(
-                f"layer {self.layer} ({type(module).__name__}) did not read its source's KV: "
-                "its attention does not call cache.update; leave it out of the map"
-            )
+        missed = self.exchange.here().views.pop(self.layer).missed()
+        if missed:
+            raise SharingError(f"layer {self.layer} ({type(module).__name__}) {missed}")
 
 
 @dataclass(slots=True)

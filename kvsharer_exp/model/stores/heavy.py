@@ -46,8 +46,9 @@ class HeavyLayer(PromptedLayer):
         self._held_values: torch.Tensor | Quantised | None = None
 
     @classmethod
-    def held_bytes(cls, action: Own, shape: Shape, size: int, *counts: Any) -> int:
-        context, prompt, _ = counts
+    def held_bytes(
+        cls, action: Own, shape: Shape, size: int, context: int, prompt: int | None, first: int
+    ) -> int:
         assert action.keep is not None
         held, (heads, keys, values) = action.keep.held(context, prompt), shape
         return held * heads * _SCORE + sum(

@@ -41,8 +41,9 @@ class SnapLayer(PromptedLayer):
         self._chosen: int | None = None  # the tokens of the prompt that stay; None: all, in full
 
     @classmethod
-    def held_bytes(cls, action: Own, shape: Shape, size: int, *counts: Any) -> int:
-        context, prompt, _ = counts
+    def held_bytes(
+        cls, action: Own, shape: Shape, size: int, context: int, prompt: int | None, first: int
+    ) -> int:
         assert action.keep is not None
         held = action.keep.held(context, prompt)
         return PackedLayer.held_bytes(_without_keep(action), shape, size, held, None, 0)

@@ -194,6 +194,17 @@ def test_plans_together_score_as_each_alone(model) -> None:
             assert getattr(again, name) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+def test_an_attention_that_hides_its_queries_is_refused(monkeypatch) -> None:
+    """Else nothing would ever be let go, and the plan would look lossless."""
+    monkeypatch.setattr(ObservedConfig, "_attn_implementation", "sdpa")  # it calls its function
+    model = tiny_model("llama")
+    with (
+        apply_plan(model, KVPlan.parse("0_1h5_2_3_4_5")),
+        pytest.raises(SharingError, match=r"layer 1 .* showed its queries to nobody"),
+    ):
+        model(tokens())
+
+
 def test_refusals_name_the_layer_and_a_way_out() -> None:
     llama, sliding = tiny_model("llama"), tiny_model("mistral")
     with (
