@@ -10,7 +10,13 @@ import pytest
 from kvsharer_exp.data.local_tasks import LOCAL_TASKS, items_of, local_task
 from kvsharer_exp.data.passages import PARTS, Passage, TextParts
 from kvsharer_exp.data.split import split_texts
-from kvsharer_exp.data.tasks import check_no_overlap, items_digest, load_tasks
+from kvsharer_exp.data.tasks import (
+    check_no_generation,
+    check_no_overlap,
+    items_digest,
+    load_tasks,
+    without_generation,
+)
 from kvsharer_exp.data.wiki_tasks import NUM_CHOICES, WIKI_TASKS
 from kvsharer_exp.values.errors import InputError
 
@@ -175,3 +181,11 @@ def test_what_is_searched_on_is_not_reported() -> None:
         check_no_overlap(["wiki_cloze_search", "piqa"], ["piqa"])
     with pytest.raises(InputError, match=r"same \(report\) text"):
         check_no_overlap(["wiki_cloze"], ["wiki_ppl"])
+
+
+def test_tasks_that_generate_are_told_from_those_that_weigh(parts: TextParts) -> None:
+    tasks = load_tasks(["wiki_next", "copying", "wiki_ppl", "sums"], parts)
+    assert list(without_generation(tasks)) == ["wiki_next", "wiki_ppl"]
+    check_no_generation(without_generation(tasks))
+    with pytest.raises(InputError, match=r"task copying generates answers.*leave it out"):
+        check_no_generation(tasks)
