@@ -21,7 +21,10 @@ from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.windows import Windows
-from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.errors import MALFORMED, InputError
+from kvsharer_exp.values.record import typed
+from kvsharer_exp.values.text import shorten
+from kvsharer_exp.values.text_files import read_json
 
 _RUN = "run"
 # What changes nothing of what is measured.
@@ -32,7 +35,8 @@ class AblationMemory:
     """Opens the file of one ablation, as a context manager; no other process has it open.
 
     Raises:
-        InputError: another process runs the same ablation.
+        InputError: another process runs the same ablation, or the file is damaged. It keeps every
+            byte then.
     """
 
     def __init__(self, config: Config, loaded: LoadedModel, windows: Windows) -> None:
@@ -54,14 +58,16 @@ class AblationMemory:
             raise InputError(
                 "this ablation is being run by another process: wait for it, or change a setting"
             ) from error
-        self._file.seek(0)
-        whole = 0
-        for line in self._file.read().splitlines(keepends=True):
-            if not line.endswith("\n"):
-                break
-            key, value = json.loads(line)
-            self._known[key] = value
-            whole += len(line.encode())
+        content = self._path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        try:
+            pairs = [read_json(line) for line in content[:whole].decode().splitlines()]
+            self._known = {typed(str, key, "key"): value for key, value in pairs}
+        except MALFORMED as error:
+            self._file.close()
+            raise InputError(
+                f"{shorten(self._path)} is damaged: remove it, and the ablation begins anew"
+            ) from error
         os.truncate(self._path, whole)
         return self
 

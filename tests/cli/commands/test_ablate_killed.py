@@ -4,17 +4,21 @@ import fcntl
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
 
+from kvsharer_exp.cli.config.commands import TrackingConfig
+from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.main import main
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.steps import ablation_outputs
 from kvsharer_exp.cli.steps.ablation_memory import AblationMemory
 from kvsharer_exp.cli.steps.ablation_rows import RowScorer
 from kvsharer_exp.search.paper.arms import Walker
+from kvsharer_exp.values.errors import InputError
 from tests.cli.commands.test_ablate_plans import HELD_OUT, QUICK
 from tests.refusals import check_refusal
 
@@ -90,3 +94,24 @@ def test_it_continues(tmp_path: Path, store, monkeypatch, capsys, calls: list[st
         assert client.get_run(after).data.tags["continues"] == before
     assert client.get_run(runs[-1]).info.status == "FINISHED"
     assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\n", b"{}\n", b"[1, 2]\n", b'["a"]\n', b"[[]\n", b"[" * 9000 + b"\n"]
+)
+def test_a_damaged_file_is_refused_and_kept(content: bytes, tmp_path: Path) -> None:
+    config = Config(tracking=TrackingConfig(folder=str(tmp_path)))
+    about = SimpleNamespace(description={}, texts=SimpleNamespace(fingerprints={}))
+    memory = AblationMemory(config, about, about)
+    with memory:
+        assert memory.once(["walk", 1], lambda: 5) == 5
+        (file,) = (tmp_path / "ablations").iterdir()
+        good = file.read_bytes()
+    file.write_bytes(good + content)
+    for _ in range(2):  # the lock is let go of
+        with pytest.raises(InputError, match=r"jsonl is damaged: remove it"), memory:
+            pass
+    assert file.read_bytes() == good + content
+    file.write_bytes(good + b'["half')
+    with memory:
+        assert memory.once(["walk", 1], lambda: 6) == 5
