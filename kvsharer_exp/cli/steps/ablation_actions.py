@@ -6,7 +6,7 @@ arm that lets go of tokens beside sharing, as the paper's appendix B does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from kvsharer_exp.values.actions.affine import Affine
 from kvsharer_exp.values.actions.base import Action
@@ -77,9 +77,9 @@ def arm_actions(arm: str, context: int) -> tuple[Action, ...]:
     return of.get(arm, ())
 
 
-def evicting(arm: str, plan: KVPlan) -> KVPlan:
-    """``plan``, whose owners keep what the schedule of ``arm`` says."""
-    keeps = EVICTING[arm][1](plan.owners)
+def evicting(arm: str, plan: KVPlan, able: Container[int]) -> KVPlan:
+    """``plan``, whose owners among the ``able`` layers keep what the schedule of ``arm`` says."""
+    keeps = EVICTING[arm][1]([layer for layer in plan.owners if layer in able])
     return KVPlan(
         tuple(
             Own(keep=keeps[layer]) if layer in keeps else action

@@ -120,13 +120,18 @@ class PlanArms:
         return self._maps[key]
 
     def _evicting(self, arm: str, ratios: Sequence[float]) -> list[Chosen]:
-        """The paper's maps, or the full cache, whose owners let go of some tokens."""
+        """The paper's maps, or the full cache, whose owners let go of some tokens.
+
+        Layers with a sliding window of the model's own go on as they do.
+        """
         beside_map, _ = EVICTING[arm]
         if not self._walked and beside_map:
             most = self._calibration.config.ablate.max_candidates
             walker = self._calibration.walker(max_candidates=most)
             seed = self._calibration.config.seed
             self._walked = walker.run("dissimilar_tested", ratios, seed=seed)
+        some = arm_actions(arm, self._context)[0]
+        able = {i for i in range(self._loaded.num_layers) if self._can(i, some)}
         found: list[Chosen] = []
         for place, ratio in enumerate(ratios):
             result = GreedyResult(ratio, 1, 1, (), 0, 0.0, ())
@@ -134,7 +139,7 @@ class PlanArms:
             if beside_map:
                 result = self._walked[place]
                 plan = KVPlan.of(SharingMap(result.kv_source_layers))
-            found.append((result, FittedPlan(evicting(arm, plan))))
+            found.append((result, FittedPlan(evicting(arm, plan, able))))
         return found
 
     def _chosen(self, read: GreedyResult, plan: FittedPlan | None, seconds: float) -> Chosen:

@@ -51,8 +51,10 @@ def test_what_an_arm_may_do() -> None:
 
 def test_a_map_whose_owners_let_go() -> None:
     plan = KVPlan.parse("0_1_0_3_1")
-    assert str(evicting("map_h2o", plan)) == "0h0.8_1h0.8_0_3h0.8_1"
-    assert str(evicting("map_pyramid", plan)) == "0_1snap0.8+32_0_3snap0.6+32_1"
+    every = range(5)
+    assert str(evicting("map_h2o", plan, every)) == "0h0.8_1h0.8_0_3h0.8_1"
+    assert str(evicting("map_pyramid", plan, every)) == "0_1snap0.8+32_0_3snap0.6+32_1"
+    assert str(evicting("map_h2o", plan, {1, 2})) == "0_1h0.8_0_3_1"
 
 
 @pytest.mark.slow  # a minute
