@@ -59,7 +59,9 @@ _FLAGS = (
     *(*_SWITCHES, "--multirun", "-m", "--run", "-r", "--resolve"),
     *(*_FLAGS_WITH_VALUE, *_FLAGS_WITHOUT_COMMAND),
 )
-_FLAG_VALUES = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}
+_CFG = ("job", "hydra", "all")
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_FLAG_VALUES = {"--cfg": _CFG, "-c": _CFG, "--info": _INFO, "-i": _INFO}
 _LINE_CHARACTERS = 190  # the most characters of an error that holds a command
 _LIST_CHARACTERS = 90  # the most characters of the choices that an error lists
 _ADDED = ("model", "experiment")  # the groups without a default
@@ -102,6 +104,8 @@ def translate(arguments: Sequence[str]) -> list[str]:
             if not expects_value:
                 name, equals, value = argument.partition("=")
                 known("flag", name, _FLAGS)
+                if equals and name not in _FLAGS_WITH_VALUE:
+                    raise InputError(f"{name} takes no value: leave out {shorten(argument, 40)!r}")
                 if equals and name in _FLAG_VALUES:
                     known(name, value, _FLAG_VALUES[name])
             elif flags[-1] in _FLAG_VALUES:

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args
 
-from kvsharer_exp.cli.argv import COMMANDS, translate
+from kvsharer_exp.cli.argv import _FLAGS, COMMANDS, translate
 from kvsharer_exp.cli.main import main
 from kvsharer_exp.values.errors import InputError
 from tests.refusals import check_refusal
@@ -61,6 +62,7 @@ def test_help_needs_no_command() -> None:
         (["sweep", "sampler=5"], "sampler '5' is unknown: choose one of beam"),
         (["sweep", "scoring=[1,wiki]"], "scoring '[1,wiki]' is unknown: did you mean wiki?"),
         (["sweep", "--config-dir", "-m"], "--config-dir needs a value: see --help"),
+        (["sweep", "--multirun="], "--multirun takes no value: leave out '--multirun='"),
         (["sweep", "--cfg="], "--cfg '' is unknown: choose one of job, hydra, all"),
         (["sweep", "executor@a=1"], "executor '1' is unknown: choose one of local"),
         (["sweep", "~executor=5"], "executor '5' is unknown: choose one of local"),
@@ -75,6 +77,22 @@ def test_refused_before_hydra(arguments: list[str], reason: str) -> None:
     with pytest.raises(InputError) as refused:
         translate(arguments)
     assert str(refused.value).startswith(reason)
+
+
+@pytest.mark.parametrize("flag", _FLAGS)
+def test_what_passes_is_read_by_hydra(flag: str) -> None:
+    """Its parser would end the process with lines of its own."""
+    values = ("", "x", "-x", "-", "--", "job", "a b")
+    lines = [[flag], *([f"{flag}={value}"] for value in values), *([flag, v] for v in values)]
+    read = 0
+    for line in lines:
+        try:
+            words = translate(["calibrate", *line])
+        except InputError:
+            continue
+        assert get_args(words).overrides[-1:] == ["+model=smollm2"]
+        read += 1
+    assert read or flag in ("--info", "-i")  # these take other words
 
 
 REFUSALS = {
