@@ -79,9 +79,10 @@ def retrieval_task(
     kind, number, search = match.groups()
     tokens = DEFAULT_TOKENS if number is None else int(number)
     if max_positions is not None and tokens > max_positions:
+        longest = f"{kind}_{max_positions}{search or ''}"
         raise InputError(
-            f"task {name} is {tokens} tokens long, but the model has {max_positions} positions: "
-            f"give {kind}_{max_positions}{search or ''}, or a shorter one"
+            f"task {name} is longer than the {max_positions} positions of the model: "
+            f"give {longest}, or a shorter one"
         )
     maker = _Maker(kind, tokens, "search" if search else "report", token_counter(tokenizer))
     return LocalTask(maker.part, maker.items, generation(ANSWER_TOKENS, r"\w+"))

@@ -148,8 +148,18 @@ def test_a_text_too_short_and_a_model_too_short_are_refused(parts: TextParts) ->
         ("needle", TextParts((), (), (), small.sources), {}, "but the report text has 0: give"),
         ("needle_999999999", parts, {}, "is 999999999 tokens long, but the report text has"),
         ("key_value_99999999_search", parts, {}, r"keys, but there are 5471: give at most key_val"),
-        ("needle_4096_search", parts, {"max_positions": 2048}, "has 2048 positions: give needle_2"),
-        ("multi_key", parts, {"max_positions": 512}, "has 512 positions: give multi_key_512"),
+        (
+            "needle_4096_search",
+            parts,
+            {"max_positions": 2048},
+            "2048 positions of the model: give needle_2",
+        ),
+        (
+            "multi_key",
+            parts,
+            {"max_positions": 512},
+            "512 positions of the model: give multi_key_512",
+        ),
     ):
         with pytest.raises(InputError, match=says) as error:
             load_tasks([names], texts, **options)
@@ -205,7 +215,7 @@ def test_a_command_measures_with_its_models_tokenizer_and_positions(parts: TextP
 
     expected = items_of("needle_512", parts, tokenizer=tokenizer)
     assert list(report_task("needle_512").eval_docs) == expected
-    with pytest.raises(InputError, match="the model has 2048 positions"):
+    with pytest.raises(InputError, match="2048 positions of the model"):
         report_task("needle_4096")
     loaded = None  # no model is loaded for other tasks
     assert len(report_task("sums").eval_docs) == 100

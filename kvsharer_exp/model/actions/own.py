@@ -108,10 +108,7 @@ class StoreView(LayerView):
 
     def missed(self) -> str:
         if self._store.watches and not self._watched:
-            return (
-                "showed its queries to nobody, so nothing was chosen by them: give it a window "
-                "(w4+252) or all tokens"
-            )
+            return f"showed its queries to nobody, so {self._action.keep} chose nothing by them"
         return super().missed()
 
     def watch(self, layer: int, queries: Queries, read: KeyValue) -> KeyValue:

@@ -87,13 +87,8 @@ class LayerView:
         return keys.key.to(key.device), read
 
     def missed(self) -> str:
-        """Why the plan does not hold in this attention, with a way out; empty if it does."""
-        if self.was_read:
-            return ""
-        return (
-            "did not read its source's KV: its attention does not call cache.update; leave it out "
-            "of the map"
-        )
+        """Why the plan does not hold in this attention; empty if it does."""
+        return "" if self.was_read else "did not read its source's KV through cache.update"
 
     def hand_over(self, layer: int, own: KeyValue) -> None:
         """Let others read ``own``, if there are any."""

@@ -106,7 +106,10 @@ class AttentionHook:
     def check(self, module: nn.Module, args: Any, output: Any) -> None:
         missed = self.exchange.here().views.pop(self.layer).missed()
         if missed:
-            raise SharingError(f"layer {self.layer} ({type(module).__name__}) {missed}")
+            raise SharingError(
+                f"layer {self.layer} ({type(module).__name__}) {missed}: leave it as it is in the "
+                "full cache"
+            )
 
 
 @dataclass(slots=True)

@@ -225,7 +225,9 @@ def test_refuses_attention_that_never_asks_the_cache() -> None:
 
     original, attention.__class__ = type(attention), Deaf
     try:
-        with pytest.raises(SharingError, match=r"layer 4 .* does not call cache.update"):
+        with pytest.raises(
+            SharingError, match=r"layer 4 .* did not read its source.s KV through cache.update"
+        ):
             with torch.inference_mode(), share_kv(model, MAP):
                 model(tokens())
     finally:
