@@ -152,13 +152,13 @@ def test_a_text_too_short_and_a_model_too_short_are_refused(parts: TextParts) ->
             "needle_4096_search",
             parts,
             {"max_positions": 2048},
-            "2048 positions of the model: give needle_2",
+            "of the model: give needle_2048_search,",
         ),
         (
             "multi_key",
             parts,
             {"max_positions": 512},
-            "512 positions of the model: give multi_key_512",
+            "of the model: give multi_key_512,",
         ),
     ):
         with pytest.raises(InputError, match=says) as error:
