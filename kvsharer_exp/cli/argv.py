@@ -99,17 +99,12 @@ def translate(arguments: Sequence[str]) -> list[str]:
         if argument in _SWITCHES:
             overrides.append(_SWITCHES[argument])
         elif expects_value or argument.startswith("-"):
-            if expects_value and argument[:1] == "-" and argument != "-":
-                raise InputError(f"{flags[-1]} needs a value: see --help")
-            if not expects_value:
-                name, equals, value = argument.partition("=")
-                known("flag", name, _FLAGS)
-                if equals and name not in _FLAGS_WITH_VALUE:
-                    raise InputError(f"{name} takes no value: leave out {shorten(argument, 40)!r}")
-                if equals and name in _FLAG_VALUES:
-                    known(name, value, _FLAG_VALUES[name])
-            elif flags[-1] in _FLAG_VALUES:
-                known(flags[-1], argument, _FLAG_VALUES[flags[-1]])
+            if expects_value:
+                if argument.startswith("-") and argument != "-":
+                    raise InputError(f"{flags[-1]} needs a value: see --help")
+                _check_value(flags[-1], argument)
+            else:
+                _check_flag(argument)
             flags.append(_expanded(argument, flags))
             expects_value = not expects_value and argument in _FLAGS_WITH_VALUE
         elif argument.startswith("command="):
@@ -140,6 +135,21 @@ def translate(arguments: Sequence[str]) -> list[str]:
     if not models:
         overrides.append(f"+model={DEFAULT_MODEL}")
     return [*flags, *overrides]
+
+
+def _check_flag(argument: str) -> None:
+    """Refuse a flag, or ``flag=value``, that Hydra's own parser would end the process for."""
+    name, equals, value = argument.partition("=")
+    known("flag", name, _FLAGS)
+    if equals and name not in _FLAGS_WITH_VALUE:
+        raise InputError(f"{name} takes no value: leave out {shorten(argument, 40)!r}")
+    if equals:
+        _check_value(name, value)
+
+
+def _check_value(flag: str, value: str) -> None:
+    if flag in _FLAG_VALUES:
+        known(flag, value, _FLAG_VALUES[flag])
 
 
 def _utf8(argument: str) -> str:

@@ -65,8 +65,12 @@ class Evaluator:
     ) -> None:
         self._model = cast(Any, model)
         self._windows, self.batch_size = windows, batch_size
-        self._prompt, settings = prompt, {"memory_budget": memory_budget, "prompt": prompt}
-        self._settings: dict[str, Any] = {"cuts": cuts, **settings}
+        self._prompt, self._first = prompt, prompt or 0  # the first token that is scored
+        self._settings: dict[str, Any] = {
+            "cuts": cuts,
+            "memory_budget": memory_budget,
+            "prompt": prompt,
+        }
         self._layers = attention_layers(model)
         device = self._model.get_input_embeddings().weight.device
         ends = sorted({*(cut for cut in cuts if 0 < cut < len(windows)), len(windows)})
@@ -75,7 +79,7 @@ class Evaluator:
             batch for a, b in parts for batch in windows[a:b].to(device).split(batch_size)
         )
         self.layers_run = 0  # counted block forwards, for tests and benchmarks
-        plan = plan_memory(model, self._layers, self._batches, memory_budget, prompt or 0)
+        plan = plan_memory(model, self._layers, self._batches, memory_budget, self._first)
         self._kept_probabilities, self._kept_layers = plan.probability_batches, plan.state_layers
         self._states = [
             PrefixStates(plan.state_bytes * len(batch) // len(windows)) for batch in self._batches
@@ -239,7 +243,7 @@ class Evaluator:
             stack.enter_context(installed)
             stack.enter_context(recorded(new, outputs))
             tokens = self._batches[index].repeat(len(plans), 1)
-            hidden, raw = forward(self._model, tokens, logits, self._prompt or 0)
+            hidden, raw = forward(self._model, tokens, logits, self._first)
         runs = []
         for part, plan in enumerate(plans):
             mine = partial(part_of, part=part, parts=len(plans))
@@ -274,7 +278,7 @@ class Evaluator:
         probabilities = reference.probabilities
         if probabilities is None:
             with skipped(self._layers, reference.last_output):
-                raw = forward(self._model, self._batches[index], True, self._prompt or 0)[1]
+                raw = forward(self._model, self._batches[index], True, self._first)[1]
             assert raw is not None
             probabilities = raw.softmax(-1, dtype=torch.float32)
             if index < self._kept_probabilities:
@@ -290,5 +294,5 @@ class Evaluator:
         near = cosines(hidden, self._refer(index).hidden)
         if raw is None:
             return CandidateScores(near)
-        tokens = self._batches[index][:, self._prompt or 0 :]
+        tokens = self._batches[index][:, self._first :]
         return CandidateScores(near, *losses(tokens, raw, *self._distributions(index)))

@@ -30,6 +30,11 @@ class HeldOutScores:
     scores: Mapping[str, float]
     intervals: Mapping[str, Interval]
 
+    @property
+    def ends(self) -> dict[str, list[float]]:
+        """The intervals as JSON values, [low, high] by score name."""
+        return {name: [inside.low, inside.high] for name, inside in self.intervals.items()}
+
 
 class HeldOutScorer:
     """Scores maps on held-out text and tasks.
@@ -64,13 +69,13 @@ class HeldOutScorer:
         fitted = FittedPlan.of(plan)
         with apply_plan(self._model, fitted, prompt=self._prompt):
             losses = window_losses(self._model, self._windows, self._batch_size, self._prompt)
-        with apply_plan(self._model, fitted):
-            scores = {HELD_OUT_PERPLEXITY: perplexity_of(losses)}
-            items = {HELD_OUT_PERPLEXITY: [-loss for loss in losses]}
-            errors: dict[str, float] = {}
-            if self._tasks is not None:
+        scores = {HELD_OUT_PERPLEXITY: perplexity_of(losses)}
+        items = {HELD_OUT_PERPLEXITY: [-loss for loss in losses]}
+        errors: dict[str, float] = {}
+        if self._tasks is not None:
+            with apply_plan(self._model, fitted):
                 scores |= self._tasks.score()
-                items |= self._tasks.item_scores
-                errors = self._tasks.stderr()
+            items |= self._tasks.item_scores
+            errors = self._tasks.stderr()
         intervals = score_intervals(scores, items, errors, confidence=CONFIDENCE, seed=self._seed)
         return HeldOutScores(scores, intervals)

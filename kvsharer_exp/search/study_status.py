@@ -26,7 +26,7 @@ from kvsharer_exp.search.front import best_per_rung, bytes_rung, num_shared
 from kvsharer_exp.search.study import owner_in
 from kvsharer_exp.search.study_store import StudyStore
 from kvsharer_exp.values.errors import InputError
-from kvsharer_exp.values.record import Record, typed
+from kvsharer_exp.values.record import Record
 from kvsharer_exp.values.text import clip, shorten
 from kvsharer_exp.values.text_files import read_text
 from kvsharer_exp.values.trial import TrialResult
@@ -66,10 +66,7 @@ class Progress(Record):
         if not path.is_file():
             return None
         try:
-            read = cls.from_json(read_text(path))
-            for name in ("known", "n_trials"):
-                typed(float | None, getattr(read, name), name)  # rates are computed of them
-            return read
+            return cls.from_json(read_text(path))
         except ValueError as error:
             raise InputError(
                 f"{shorten(path)} is damaged ({clip(str(error), 60)}): remove it, the next run "

@@ -121,9 +121,10 @@ def typed(hint: Any, value: Any, name: str) -> Any:
     if hint is Any or (origin is typing.Literal and value in args):
         return value
     if hint is bool or not isinstance(value, bool):
-        if hint in (str, bool, int) and isinstance(value, hint):
+        if hint in (str, bool) and isinstance(value, hint):
             return value
-        if hint is float and isinstance(value, (int, float)) and _is_finite(value):
+        numbers = (int, float) if hint is float else (int,)
+        if hint in (int, float) and isinstance(value, numbers) and _is_finite(value):
             return value
     raise RecordError(name, _WORDS.get(hint, "what belongs there"), value)
 

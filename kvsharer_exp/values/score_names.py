@@ -31,10 +31,10 @@ _LOWER_IS_BETTER = frozenset(
 _NO_RATIO = frozenset([KL, COSINE])  # distances to the full cache, not qualities
 # Behind these stand log-likelihoods, which are better when higher.
 _OF_LIKELIHOODS = frozenset(["perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"])
-# The metric that stands for a task where the task has several.
 _ANSWERS = frozenset(["exact_match"])  # every answer is right or wrong
 FAILED = 0.5
 """A full cache that gives fewer right answers fails a task: nothing can be retained of it."""
+# The metric that stands for a task where the task has several.
 _MAIN = ("acc", "exact_match", "f1", "word_perplexity", "perplexity")
 
 
@@ -141,9 +141,10 @@ def retained(
     """
     shares = {}
     for name, score in scores.items():
-        if name not in full or ScoreName.parse(name).metric in _NO_RATIO:
+        metric = ScoreName.parse(name).metric
+        if name not in full or metric in _NO_RATIO:
             continue
-        if ScoreName.parse(name).metric in _ANSWERS and full[name] < FAILED:
+        if metric in _ANSWERS and full[name] < FAILED:
             continue
         up = higher_is_better(name, directions)
         top, bottom = (score, full[name]) if up else (full[name], score)

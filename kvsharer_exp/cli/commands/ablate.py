@@ -65,9 +65,8 @@ def run(
     _check_maps(config, loaded, given)
     _check_lengths(config, loaded)
     actions = {a for arm in arms for a in arm_actions(arm, config.footprint.context)}
-    scorers.check(actions)
-    if config.ablate.tasks:
-        scorers.require(actions)
+    check = scorers.require if config.ablate.tasks else scorers.check
+    check(actions)
     _check_texts(log, loaded, calibration, [setting for _, setting in settings], arms)
     with AblationMemory(config, loaded, windows) as memory:
         log.start(loaded.description, windows.texts, experiment=config.ablate.name)
@@ -147,7 +146,6 @@ def _check_maps(config: Config, loaded: LoadedModel, given: Sequence[SharingMap]
 
 
 def _check_lengths(config: Config, loaded: LoadedModel) -> None:
-    check_length(loaded.model, config.heldout.window_tokens, "heldout.window_tokens")
     for prompt, new in config.ablate.lengths:
         check_length(loaded.model, prompt + new, f"ablate.lengths={prompt}+{new}")
 

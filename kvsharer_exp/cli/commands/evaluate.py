@@ -73,18 +73,14 @@ def run(
             **identify(plan),
             "scores": scores,
             "retained": kept,
-            "intervals": _ends(of_plan),
-            "full": {"scores": full, "intervals": _ends(of_full)},
+            "intervals": of_plan.ends,
+            "full": {"scores": full, "intervals": of_full.ends},
             "footprint": {**size.to_dict(), "measured": measured.to_dict()},
             **told_directions(scorers.directions),
             **in_engine,
         },
         then=f"kvsharer sweep model={loaded.name}",
     )
-
-
-def _ends(scored: HeldOutScores) -> dict[str, list[float]]:
-    return {name: [inside.low, inside.high] for name, inside in scored.intervals.items()}
 
 
 def _table(

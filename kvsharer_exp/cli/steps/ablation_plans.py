@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
 import torch
 
@@ -23,6 +22,7 @@ from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.steps.ablation_actions import EVICTING, JOINT, arm_actions, evicting
+from kvsharer_exp.cli.steps.plan_candidates import SOURCES, least_reads
 from kvsharer_exp.measure.action_errors import action_errors
 from kvsharer_exp.model.actions.registry import runner_of
 from kvsharer_exp.model.actions.sizes import BUDGET_SIZE
@@ -32,7 +32,6 @@ from kvsharer_exp.search.candidates import Candidate, priced
 from kvsharer_exp.search.solver import solve_with_reads
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.actions.own import Own
-from kvsharer_exp.values.actions.read import Read
 from kvsharer_exp.values.choice import Choice
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.greedy import GreedyResult
@@ -41,7 +40,6 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 READ = "read"
 _WITHOUT_KV = ("drop", "constant", "affine")
-_SOURCES = 3  # of each layer, in the arm joint
 
 Chosen = tuple[GreedyResult, FittedPlan]
 """What an arm chose at one ratio. Of a plan that is no map the result names no sources."""
@@ -209,7 +207,8 @@ class PlanArms:
         budget = sum(self._bytes(i, Own()) for i in KVPlan.of(read).owners)
         losses: dict[tuple[int, Action], float] = {(i, Own()): 0.0 for i in range(read.num_layers)}
         losses |= errors
-        losses |= self._reads if arm == JOINT else {}
+        if arm == JOINT:
+            losses |= least_reads(self._calibration.text.block_errors, SOURCES, [], {})
         candidates = [
             Candidate(i, action, error, self._bytes(i, action), self._bytes(i, Own()))
             for (i, action), error in losses.items()
@@ -221,16 +220,6 @@ class PlanArms:
             return solve_with_reads(choices, sources, budget)[0].plan
         except InputError:  # the smallest plan keeps more
             return None
-
-    @cached_property
-    def _reads(self) -> dict[tuple[int, Action], float]:
-        """For each layer the pairs of least block error, with that error."""
-        found: dict[tuple[int, Action], float] = {}
-        for target, row in enumerate(self._calibration.text.block_errors):
-            able = [source for source, error in enumerate(row) if math.isfinite(error)]
-            for source in sorted(able, key=lambda s: row[s])[:_SOURCES]:
-                found[target, Read(source)] = row[source]
-        return found
 
     @property
     def _context(self) -> int:

@@ -44,7 +44,8 @@ from kvsharer_exp.values.plan import KVPlan
 DEFAULT_KV = (0.15, 0.1875, 0.22, 0.25, 0.3125)
 CLOSE = 1e-9
 """Shares are quotients of bytes: this much above a budget is rounding."""
-_SOURCES = 3
+SOURCES = 3
+"""How many pairs of least block error a layer may read, where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ class PlanParts:
             }
             errors |= {(i, Own()): 0.0 for i, of in allowed.items() if Own() in of}
             if READ in options.get("actions", ACTIONS):
-                count = int(options.get("sources", _SOURCES))
-                errors |= _reads(calibration.text.block_errors, count, seeds, _fixed(options))
+                count = int(options.get("sources", SOURCES))
+                errors |= least_reads(calibration.text.block_errors, count, seeds, _fixed(options))
             kept = partial(_bytes, loaded, context=config.footprint.context)
             store.candidates = [
                 Candidate(i, action, error, kept(i, action), kept(i, Own()))
@@ -179,7 +180,7 @@ def _fixed(options: dict[str, Any]) -> dict[int, str]:
     return {int(layer): str(text) for layer, text in (options.get("fixed") or {}).items()}
 
 
-def _reads(
+def least_reads(
     errors: Sequence[Sequence[float]], count: int, seeds: Sequence[Seed], fixed: dict[int, str]
 ) -> dict[tuple[int, Action], float]:
     """The pairs that plans may read: ``count`` a layer of least error, and those of the seeds."""

@@ -106,8 +106,7 @@ class EntryMaker:
         """The held-out scores of a plan and their intervals, measured once, kept in the study."""
         if plan.digest not in self._kept:
             measured = self._held_out.score(self._fitted(plan))
-            intervals = {name: [i.low, i.high] for name, i in measured.intervals.items()}
-            self._kept[plan.digest] = dict(measured.scores), intervals
+            self._kept[plan.digest] = dict(measured.scores), measured.ends
             self._store.keep_held_out(self._key, self._kept)
         return self._kept[plan.digest]
 

@@ -9,20 +9,11 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvsharer_exp.values.keeps.base import Keep
-from kvsharer_exp.values.keeps.budget import (
-    TEXT,
-    Budget,
-    checked,
-    read_budget,
-    text_of,
-    tokens_of,
-    words_of,
-)
+from kvsharer_exp.values.keeps.budget import TEXT, Budget, BudgetKeep, read_budget
 
 
 @dataclass(frozen=True, slots=True)
-class H2O(Keep):
+class H2O(BudgetKeep):
     """Text ``h512``: never more than 512 tokens after the prompt, half of them the recent ones.
 
     Each KV head adds up the attention that its tokens get. When the prompt has ended, the tokens
@@ -36,11 +27,9 @@ class H2O(Keep):
     budget: Budget
 
     name: ClassVar[str] = "h2o"
-    prompted: ClassVar[bool] = True
-    sinks: ClassVar[int] = 0  # type: ignore[misc]
 
     def __post_init__(self) -> None:
-        checked(self.budget, 2, "h keeps a budget")
+        self.check_budget(2, "h keeps a budget")
 
     @classmethod
     def read(cls, text: str) -> H2O | None:
@@ -48,17 +37,15 @@ class H2O(Keep):
         return None if parts is None else cls(read_budget(parts[1]))
 
     def __str__(self) -> str:
-        return f"h{text_of(self.budget)}"
+        return f"h{self.budget_text}"
 
     @property
     def words(self) -> str:
-        return f"{words_of(self.budget)} with the most attention"
+        return f"{self.budget_words} with the most attention"
 
     def most(self, prompt: int) -> int:
         """The most tokens that are held once a prompt of ``prompt`` tokens has ended."""
-        if isinstance(self.budget, int):
-            return self.budget
-        return tokens_of(self.budget, max(prompt, 2), 2)
+        return self.budget_of(prompt, 2)
 
     def recent(self, most: int) -> int:
         """How many of the last tokens stay whatever attention they got."""

@@ -11,20 +11,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvsharer_exp.values.errors import at_least
-from kvsharer_exp.values.keeps.base import Keep
-from kvsharer_exp.values.keeps.budget import (
-    TEXT,
-    Budget,
-    checked,
-    read_budget,
-    text_of,
-    tokens_of,
-    words_of,
-)
+from kvsharer_exp.values.keeps.budget import TEXT, Budget, BudgetKeep, read_budget
 
 
 @dataclass(frozen=True, slots=True)
-class SnapKV(Keep):
+class SnapKV(BudgetKeep):
     """Text ``snap512+32``: 512 tokens of the prompt, of which the last 32 choose the others.
 
     When the prompt has ended, each KV head keeps the last ``observe`` tokens and those others that
@@ -39,12 +30,10 @@ class SnapKV(Keep):
     observe: int = 32
 
     name: ClassVar[str] = "snapkv"
-    prompted: ClassVar[bool] = True
-    sinks: ClassVar[int] = 0  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         at_least("the number of tokens that snap observes", self.observe, 1)
-        checked(self.budget, self.observe, "snap keeps a prompt")
+        self.check_budget(self.observe, "snap keeps a prompt")
 
     @classmethod
     def read(cls, text: str) -> SnapKV | None:
@@ -52,15 +41,15 @@ class SnapKV(Keep):
         return None if parts is None else cls(read_budget(parts[1]), int(parts[2]))
 
     def __str__(self) -> str:
-        return f"snap{text_of(self.budget)}+{self.observe}"
+        return f"snap{self.budget_text}+{self.observe}"
 
     @property
     def words(self) -> str:
-        return f"{words_of(self.budget)} of the prompt that its last {self.observe} attend to"
+        return f"{self.budget_words} of the prompt that its last {self.observe} attend to"
 
     def chosen(self, prompt: int) -> int:
         """How many of ``prompt`` tokens stay."""
-        return tokens_of(self.budget, prompt, self.observe)
+        return min(prompt, self.budget_of(prompt, self.observe))
 
     def held(self, context: int, prompt: int | None = None) -> int:
         prompt = context if prompt is None else min(prompt, context)

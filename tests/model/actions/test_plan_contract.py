@@ -1,6 +1,8 @@
 """The contract of running under a plan, over architectures × plans."""
 
 import copy
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.model.actions.sizes import kv_bytes
+from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.footprint import footprint
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.cache import cache_bytes
@@ -179,9 +182,14 @@ def test_a_window_that_holds_all_is_the_full_cache_to_the_bit(model) -> None:
 def test_plans_together_score_as_each_alone(model) -> None:
     windows = tokens(4, 20)
     plans = [fitted(model, text, seed) for seed, text in enumerate(PLANS.values())]
-    alone = [Evaluator(model, windows).score(plan) for plan in plans]
-    together = Evaluator(model, windows).score_together(plans)
-    resumed = Evaluator(model, windows, batch_size=2)
+    check_scores_together(partial(Evaluator, model, windows), plans)
+
+
+def check_scores_together(make: Callable[..., Evaluator], plans: Sequence[FittedPlan]) -> None:
+    """Each alone, all in one forward, and one after the other from kept states score the same."""
+    alone = [make().score(plan) for plan in plans]
+    together = make().score_together(plans)
+    resumed = make(batch_size=2)
     for mine, other, plan in zip(alone, together, plans, strict=True):
         again = resumed.score(plan)
         for name in ("cosines", "kls", "nlls"):

@@ -1,6 +1,7 @@
 """The contract of keeps that choose when a prompt has ended, over architectures × plans."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from kvsharer_exp.values.keeps.h2o import H2O
 from kvsharer_exp.values.keeps.snapkv import SnapKV
 from kvsharer_exp.values.plan import KVPlan
 from tests.model.actions.plans import fitted
-from tests.model.actions.test_plan_contract import _held, stepwise
+from tests.model.actions.test_plan_contract import _held, check_scores_together, stepwise
 from tests.tiny import ARCHITECTURES, hooks, tiny_model, tokens
 
 END = 12
@@ -183,15 +184,7 @@ def test_a_keep_that_lets_nothing_go_is_the_full_cache_to_the_bit(model, keep) -
 def test_plans_together_score_as_each_alone(model) -> None:
     windows = tokens(4, 20)
     plans = [fitted(model, text, seed) for seed, text in enumerate(PLANS.values())]
-    alone = [Evaluator(model, windows, prompt=END).score(plan) for plan in plans]
-    together = Evaluator(model, windows, prompt=END).score_together(plans)
-    resumed = Evaluator(model, windows, batch_size=2, prompt=END)
-    for mine, other, plan in zip(alone, together, plans, strict=True):
-        again = resumed.score(plan)
-        for name in ("cosines", "kls", "nlls"):
-            expected = getattr(mine, name)
-            assert getattr(other, name) == pytest.approx(expected, rel=1e-5, abs=1e-6)
-            assert getattr(again, name) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    check_scores_together(partial(Evaluator, model, windows, prompt=END), plans)
 
 
 def test_an_attention_that_hides_its_queries_is_refused(monkeypatch) -> None:
