@@ -38,7 +38,7 @@ class LayerState:
         if self.key_value is None:
             return [output]
         key, value, columns = self.key_value
-        return [output, key, value, *([] if columns is None else (columns.index, columns.visible))]
+        return [output, key, value, *([] if columns is None else columns.tensors)]
 
 
 class PrefixStates:

@@ -73,9 +73,8 @@ class OwnRunner(ActionRunner):
     def install(self, site: Site) -> None:
         sources = (site.layer.index, site.layer.index)
         if self.counts_tokens:
-            if store_type(self.action).watches:
-                site.watch()
-            site.hook(partial(StoreView, self.action, site.prompt), sources)
+            watches = store_type(self.action).watches
+            site.hook(partial(StoreView, self.action, site.prompt), sources, watches=watches)
         elif site.hands_over:
             site.hook(LayerView, sources)
 
@@ -96,15 +95,14 @@ class StoreView(LayerView):
             self._store = make_store(self._action, lasting=False, prompt=self._prompt)
         else:
             self._store = _store_of(self._cache, layer, self._action, self._prompt)
-        self._columns = self._store.prepare(hidden.shape[1], pads, hidden.device)
-        return self._columns
+        return self._store.prepare(hidden.shape[1], pads, hidden.device)
 
     def keep(self, own: KeyValue, layer_idx: int, *args: Any, **kwargs: Any) -> KeyValue:
         update: Callable[..., Any] = self._store.update
         if self._cache is not None:
             update = partial(self._cache.update, layer_idx=layer_idx)
         key, value = update(own.key, own.value)
-        return KeyValue(key, value, self._columns)
+        return KeyValue(key, value, self.laid_out)
 
     def missed(self) -> str:
         if self._store.watches and not self._watched:
@@ -116,9 +114,9 @@ class StoreView(LayerView):
         other = self._store.watch(queries, read.key, read.value)
         if other is None:
             return read
-        new = KeyValue(*other)
-        self.hand_over(layer, new)
-        return new
+        key, value, columns = other
+        self.hand_over(layer, KeyValue(key, value, columns))
+        return KeyValue(key, columns.values(value), columns)
 
 
 def _store_of(cache: Any, layer: int, action: Own, prompt: int | None) -> Store:

@@ -55,6 +55,7 @@ class LayerView:
         self._sources, self._hands_over = sources, hands_over
         self._done, self._rows = done, rows
         self.was_read = False
+        self.laid_out: Columns | None = None  # what `columns` said
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cache, name)
@@ -96,9 +97,10 @@ class LayerView:
             put(self._handed, layer, self._part, own)
 
     def watch(self, layer: int, queries: Queries, read: KeyValue) -> KeyValue:
-        """See the queries that will read ``read``; return what they must read, with its columns.
+        """See the queries that will read ``read``; return what they must read.
 
-        Attention asks this where an action wants to see them (`queries.observe`).
+        Of both, values have the columns of the keys. Attention asks this where it can
+        (`queries.observe`).
         """
         return read
 

@@ -46,6 +46,7 @@ def connect(
             last_reader |= {s: max(reader, last_reader.get(s, 0)) for s in pair if s != reader}
     split: set[int] = set()
     blocks = []
+    masks = any(runner_of(action).counts_tokens for plan in plans for action in plan.plan.actions)
     for layer in layers:
         index = layer.index
         read = {s for by_layer in sources for s in by_layer[index]} - {index}
@@ -53,7 +54,8 @@ def connect(
             keep or index in last_reader
         )
         done = frozenset(s for s in read if not keep and last_reader[s] == index)
-        site = Site(layer, exchange, undo, hands_over, done, plans[0].fits.get(index), prompt)
+        fit = plans[0].fits.get(index)
+        site = Site(layer, exchange, undo, hands_over, done, fit, prompt, masks)
         if len(plans) > 1 and (len({plan.keys[index] for plan in plans}) > 1 or read & split):
             split.add(index)
             _install_parts(site, plans, [by_layer[index] for by_layer in sources])
@@ -67,7 +69,7 @@ def connect(
         checkpoints = CheckpointHook(tuple(blocks))
         undo.callback(checkpoints.undo)
         undo.callback(decoder.register_forward_pre_hook(checkpoints).remove)
-    if any(runner_of(action).counts_tokens for plan in plans for action in plan.plan.actions):
+    if masks:
         arguments = list(inspect.signature(type(decoder).forward).parameters)[1:]
         hook = PadsHook(exchange, arguments.index(MASK) if MASK in arguments else len(arguments))
         undo.callback(decoder.register_forward_pre_hook(hook, with_kwargs=True).remove)
@@ -112,6 +114,7 @@ def _install_parts(
             frozenset(),
             plan.fits.get(index),
             site.prompt,
+            site.masks,
             (number, len(plans)),
         )
         runner_of(plan.plan.actions[index]).install(part)

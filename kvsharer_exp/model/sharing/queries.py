@@ -1,13 +1,17 @@
-"""Let the view of a layer see the queries of its attention, and change what these read.
+"""Let the view of a layer see the queries of its attention, and say what these read.
 
-A cache is given keys and values, but some keeps choose tokens by the queries. Every attention that
-works here looks its attention function up by the name in its config. `observe` gives the attention
-a config of its own that names `observed_attention`, which asks the view and then does as before.
+A cache is given keys and values, but some keeps choose tokens by the queries. Nearly every
+attention looks its attention function up by the name in its config. `observe` gives the attention a
+config of its own that names `observed_attention`, which asks the view and then does as before.
+Where the view has columns of its own, a long forward attends in blocks of queries, each with only
+those columns that it may read. So what a plan hides costs no time, just as causal attention spends
+none on what comes later.
 """
 
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +19,13 @@ from torch import nn
 from transformers import AttentionInterface
 
 from kvsharer_exp.model.sharing.exchange import Exchange, KeyValue
-from kvsharer_exp.model.sharing.projections import SharingError
 from kvsharer_exp.model.stores.weights import Queries
 
 NAME = f"{__name__}.observed"
 _LOOKUP, _EAGER = "ALL_ATTENTION_FUNCTIONS", "eager_attention_forward"
+
+BLOCK = 256
+"""Queries that attend at once where the view has columns of its own."""
 
 
 class ObservedConfig:
@@ -42,17 +48,13 @@ def own_config(module: nn.Module) -> Any:
     return config.observed if isinstance(config, ObservedConfig) else config
 
 
-def observe(module: nn.Module, layer: int, exchange: Exchange) -> ObservedConfig:
+def observe(module: nn.Module, layer: int, exchange: Exchange) -> ObservedConfig | None:
     """The config that lets the view of ``layer`` see the queries of the attention ``module``.
 
-    Raises:
-        SharingError: the attention does not look its attention function up.
+    None if the attention does not look its attention function up.
     """
     if not {_LOOKUP, _EAGER} <= _globals(module).keys():
-        raise SharingError(
-            f"layer {layer} ({type(module).__name__}) shows its queries to nobody: give it a "
-            "window (w4+252) or all tokens"
-        )
+        return None
     return ObservedConfig(own_config(module), layer, exchange)
 
 
@@ -67,20 +69,28 @@ def observed_attention(
     """The attention function of an `ObservedConfig`."""
     observed: Any = module.config
     kind = observed.observed._attn_implementation
-    view = observed.exchange.here().views.get(observed.layer)
-    if view is not None:
-        scaling = options.get("scaling")
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        queries = Queries(query, scaling, options.get("softcap"))
-        read = KeyValue(key, value)
-        seen = view.watch(observed.layer, queries, read)
-        if seen is not read:
-            key, value, columns = seen
-            value = columns.values(value)
-            attention_mask = columns.mask(attention_mask, kind == "eager", query.dtype)
     known = _globals(module)
-    attend = known[_LOOKUP].get_interface(kind, known[_EAGER])
-    return attend(module, query, key, value, attention_mask, **options)
+    attend = partial(known[_LOOKUP].get_interface(kind, known[_EAGER]), module)
+    view = observed.exchange.here().views.get(observed.layer)
+    if view is None:
+        return attend(query, key, value, attention_mask, **options)
+    scaling = options.get("scaling")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    queries = Queries(query, scaling, options.get("softcap"))
+    key, value, columns = view.watch(observed.layer, queries, KeyValue(key, value, view.laid_out))
+    if columns is None:
+        return attend(query, key, value, attention_mask, **options)
+    if kind == "eager" or query.shape[2] <= BLOCK:  # eager attention returns the weights too
+        mask = columns.mask(attention_mask, kind == "eager", query.dtype)
+        return attend(query, key, value, mask, **options)
+    outputs = []
+    for first in range(0, query.shape[2], BLOCK):
+        end = min(first + BLOCK, query.shape[2])
+        read = columns.reach(first, end)
+        mask = columns.mask(attention_mask, False, query.dtype, first=first, end=end, columns=read)
+        held = (one.index_select(2, read) for one in (key, value))
+        outputs.append(attend(query[:, :, first:end], *held, mask, **options)[0])
+    return torch.cat(outputs, 1), None
 
 
 def _globals(module: nn.Module) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from kvsharer_exp.model.sharing.architectures import MASK, AttentionLayer
 from kvsharer_exp.model.sharing.cache import LayerView
 from kvsharer_exp.model.sharing.exchange import Exchange
 from kvsharer_exp.model.sharing.projections import QueryRows, SharingError
-from kvsharer_exp.model.sharing.queries import observe, own_config
+from kvsharer_exp.model.sharing.queries import ObservedConfig, observe, own_config
 from kvsharer_exp.model.sharing.stand_in import StandIn
 from kvsharer_exp.model.stores.columns import Columns
 
@@ -49,6 +49,7 @@ def masked_attention(module: nn.Module) -> str:
 class AttentionHook:
     """Before an attention: swaps its cache for a view, its mask for that of the view's columns.
 
+    An attention that shows its queries gets that mask later (`queries.observed_attention`).
     After it (`check`): makes sure that the view was used; else the plan would silently not hold.
     """
 
@@ -74,13 +75,22 @@ class AttentionHook:
         view = self.view(cache, handover.handed, **self.options)
         handover.views[self.layer] = view
         hidden = args[0] if args else kwargs["hidden_states"]
-        columns = view.columns(self.layer, hidden, handover.pads)
-        if columns is not None:
-            args, kwargs = self._masked(module, args, kwargs, hidden, columns)
+        view.laid_out = view.columns(self.layer, hidden, handover.pads)
+        if view.laid_out is not None:
+            self._refuse_training(module)
+            if not isinstance(module.config, ObservedConfig):
+                args, kwargs = self._masked(module, args, kwargs, hidden, view.laid_out)
         if len(args) > self.cache_position:
             at = self.cache_position
             return (*args[:at], view, *args[at + 1 :]), kwargs
         return args, {**kwargs, self.cache_argument: view}
+
+    def _refuse_training(self, module: nn.Module) -> None:
+        if module.training and torch.is_grad_enabled():
+            raise SharingError(
+                f"layer {self.layer} reads KV that is quantised or not of all tokens: "
+                "give the layers all tokens in 16 bits while training"
+            )
 
     def _masked(
         self,
@@ -91,11 +101,6 @@ class AttentionHook:
         columns: Columns,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         kind = masked_attention(module)
-        if module.training and torch.is_grad_enabled():
-            raise SharingError(
-                f"layer {self.layer} reads KV that is quantised or not of all tokens: "
-                "give the layers all tokens in 16 bits while training"
-            )
         at = self.mask_position
         mask = args[at] if len(args) > at else kwargs.get(MASK)
         mask = columns.mask(mask, kind == "eager", hidden.dtype)
@@ -118,7 +123,8 @@ class Site:
 
     ``hands_over``: others read what this layer keeps. ``done``: sources that no layer after this
     one reads. ``fit``: the numbers of a stand-in. ``prompt``: the number of tokens of the prompt,
-    padding included, if that is known. Closing ``undo`` takes everything out again.
+    padding included, if that is known. ``masks``: some layer has columns of its own. Closing
+    ``undo`` takes everything out again.
     """
 
     layer: AttentionLayer
@@ -128,6 +134,7 @@ class Site:
     done: frozenset[int] = frozenset()
     fit: Fit | None = None
     prompt: int | None = None
+    masks: bool = False
     part: tuple[int, int] | None = None
 
     def stub(self, key: bool, value: bool) -> QueryRows | None:
@@ -144,16 +151,28 @@ class Site:
         view: ViewMaker,
         sources: tuple[int, int],
         rows: QueryRows | None = None,
+        *,
+        watches: bool = False,
     ) -> None:
-        """Give the attention a ``view`` of the cache that reads keys and values of ``sources``."""
-        hook = self._hook(view, sources, rows)
+        """Give the attention a ``view`` of the cache that reads keys and values of ``sources``.
+
+        Raises:
+            SharingError: the view ``watches`` the queries, and the attention does not show them.
+        """
+        hook = self._hook(view, sources, rows, watches)
         attention = self.layer.attention
         self.undo.callback(attention.register_forward_pre_hook(hook, with_kwargs=True).remove)
         self.undo.callback(attention.register_forward_hook(hook.check).remove)
 
     def _hook(
-        self, view: ViewMaker, sources: tuple[int, int], rows: QueryRows | None
+        self,
+        view: ViewMaker,
+        sources: tuple[int, int],
+        rows: QueryRows | None,
+        watches: bool,
     ) -> AttentionHook:
+        if self.masks:
+            self._observe(watches)
         layer = self.layer
         options = {
             "part": self.part,
@@ -165,12 +184,18 @@ class Site:
         places = (layer.cache_argument, layer.cache_position, layer.mask_position)
         return AttentionHook(layer.index, *places, self.exchange, view, options)
 
-    def watch(self) -> None:
-        """Let the view of the layer see the queries of its attention."""
+    def _observe(self, watches: bool) -> None:
+        """Let the view of the layer see the queries of its attention, if these can be seen."""
         attention = self.layer.attention
         config = observe(attention, self.layer.index, self.exchange)
-        self.undo.callback(setattr, attention, "config", attention.config)
-        attention.config = config  # type: ignore[assignment]
+        if config is not None:
+            self.undo.callback(setattr, attention, "config", attention.config)
+            attention.config = config  # type: ignore[assignment]
+        elif watches:
+            raise SharingError(
+                f"layer {self.layer.index} ({type(attention).__name__}) shows its queries to "
+                "nobody: give it a window (w4+252) or all tokens"
+            )
 
     def replace(self, stand_in: StandIn, norm: str | None = None) -> None:
         """Put ``stand_in`` in place of the attention, and of the ``norm`` after it if named."""

@@ -35,9 +35,14 @@ class PartSite(Site):
         return next((s for s in self.stubs.values() if isinstance(s, QueryRows)), None)
 
     def hook(
-        self, view: ViewMaker, sources: tuple[int, int], rows: QueryRows | None = None
+        self,
+        view: ViewMaker,
+        sources: tuple[int, int],
+        rows: QueryRows | None = None,
+        *,
+        watches: bool = False,
     ) -> None:
-        self.hooked = self._hook(view, sources, rows)
+        self.hooked = self._hook(view, sources, rows, watches)
 
     def replace(self, stand_in: StandIn, norm: str | None = None) -> None:
         self.stand_in, self.norm = stand_in, norm

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kvsharer_exp.model.stores.base import Store
-from kvsharer_exp.model.stores.columns import Columns
+from kvsharer_exp.model.stores.columns import ListedColumns
 
 
 class FullLayer(Store):
@@ -18,11 +18,11 @@ class FullLayer(Store):
         self.keys: torch.Tensor | None = None  # (batch, heads, tokens, head_dim)
         self.values: torch.Tensor | None = None
 
-    def lay_out(self, queries: int, pads: torch.Tensor) -> Columns:
+    def lay_out(self, queries: int, pads: torch.Tensor) -> ListedColumns:
         past = self.cumulative_length
         index = torch.arange(past + queries, device=pads.device)[None]
         visible = (index >= pads[:, None])[:, None, None, :] & causal(past, queries, pads.device)
-        return Columns(index, visible)
+        return ListedColumns(index, visible)
 
     def store(
         self, keys: torch.Tensor, values: torch.Tensor, past: int

@@ -15,7 +15,7 @@ import torch
 
 from kvsharer_exp.model.stores.base import Shape
 from kvsharer_exp.model.stores.codes import Quantised, code_tokens, joined, read_tokens
-from kvsharer_exp.model.stores.columns import Columns
+from kvsharer_exp.model.stores.columns import Columns, ListedColumns
 from kvsharer_exp.model.stores.full import causal
 from kvsharer_exp.model.stores.prompted import PromptedLayer, Read
 from kvsharer_exp.model.stores.weights import Queries, best, taken, weights
@@ -127,7 +127,7 @@ class HeavyLayer(PromptedLayer):
             return None
         groups = queries.states.shape[1] // keys.shape[1]
         index = self.index_after(held, past, count)
-        return keys, values, Columns(index, visible.repeat_interleave(groups, 1))
+        return keys, values, ListedColumns(index, visible.repeat_interleave(groups, 1))
 
     def _advance(self, queries: Queries, keys: torch.Tensor, past: int) -> torch.Tensor:
         """Read the tokens after ``past`` others one by one, and give up one for each.

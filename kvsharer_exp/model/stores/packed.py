@@ -26,7 +26,7 @@ from kvsharer_exp.model.stores.codes import (
     read_tokens,
     unpack,
 )
-from kvsharer_exp.model.stores.columns import Columns, grouped_columns
+from kvsharer_exp.model.stores.grouped import GroupedColumns, grouped_columns
 from kvsharer_exp.values.keeps.window import Window
 
 
@@ -44,14 +44,14 @@ class PackedLayer(Store):
         self._value_sinks: torch.Tensor | None = None
         self._waiting: torch.Tensor | None = None
         self._waiting_from = self._first_slot = self._end_slot = 0
-        self._columns: Columns | None = None
+        self._columns: GroupedColumns | None = None
 
     @property
     def _apart(self) -> int:
         """How many sinks have columns of their own, in front of the others."""
         return 0 if self.action.keep is None else self.precision.sinks
 
-    def lay_out(self, queries: int, pads: torch.Tensor) -> Columns:
+    def lay_out(self, queries: int, pads: torch.Tensor) -> GroupedColumns:
         past, keep = self.cumulative_length, self.action.keep
         self._columns = grouped_columns(
             self.precision.group,
@@ -74,7 +74,7 @@ class PackedLayer(Store):
         assert columns is not None
         return self._store_keys(keys, past, columns), self._store_values(values, past)
 
-    def _store_keys(self, new: torch.Tensor, past: int, columns: Columns) -> torch.Tensor:
+    def _store_keys(self, new: torch.Tensor, past: int, columns: GroupedColumns) -> torch.Tensor:
         group, sinks, total = self.precision.group, self.precision.sinks, self.cumulative_length
         start = self._waiting_from
         waiting = new if self._waiting is None else torch.cat([self._waiting, new], 2)
@@ -120,7 +120,7 @@ class PackedLayer(Store):
         self._keys = new if self._keys is None else joined(self._keys, new)
         self._end_slot += more
 
-    def _stored_keys(self, columns: Columns, like: torch.Tensor) -> torch.Tensor:
+    def _stored_keys(self, columns: GroupedColumns, like: torch.Tensor) -> torch.Tensor:
         """The keys of the columns before the waiting ones, (batch, heads, columns, head_dim)."""
         if self._apart:
             sinks = self._key_sinks
@@ -132,7 +132,7 @@ class PackedLayer(Store):
             keys[:, :, : self.precision.sinks] = self._key_sinks
         return keys
 
-    def _group_keys(self, columns: Columns, like: torch.Tensor) -> torch.Tensor:
+    def _group_keys(self, columns: GroupedColumns, like: torch.Tensor) -> torch.Tensor:
         if self._keys is None or columns.end_slot == columns.first_slot:
             return like[:, :, :0]
         place = slice(columns.first_slot - self._first_slot, columns.end_slot - self._first_slot)

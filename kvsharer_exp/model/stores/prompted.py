@@ -15,7 +15,7 @@ import torch
 
 from kvsharer_exp.model.sharing.projections import SharingError
 from kvsharer_exp.model.stores.base import Store
-from kvsharer_exp.model.stores.columns import Columns
+from kvsharer_exp.model.stores.columns import Columns, ListedColumns
 from kvsharer_exp.model.stores.full import causal
 from kvsharer_exp.model.stores.weights import Queries
 
@@ -95,16 +95,17 @@ class PromptedLayer(Store):
         """Put what the tokens after the prompt read behind the prompt, which they do not read."""
         assert self.end is not None
         end, (later_keys, later_values, columns) = self.end, after
-        rows, heads, queries, count = columns.visible.shape
-        device = columns.visible.device
+        later = columns.visible()
+        rows, heads, queries, count = later.shape
+        device = later.device
         index = torch.arange(end, device=device).expand(len(columns.index), -1)
-        visible = columns.visible.new_zeros(rows, heads, end - past + queries, end + count)
+        visible = later.new_zeros(rows, heads, end - past + queries, end + count)
         visible[:, :, : end - past, :end] = causal(past, end - past, device)
-        visible[:, :, end - past :, end:] = columns.visible
+        visible[:, :, end - past :, end:] = later
         return (
             torch.cat([keys[:, :, :end], later_keys], 2),
             torch.cat([values[:, :, :end], columns.values(later_values)], 2),
-            Columns(torch.cat([index, columns.index], 1), visible),
+            ListedColumns(torch.cat([index, columns.index], 1), visible),
         )
 
     def real(self, tokens: int) -> list[int]:

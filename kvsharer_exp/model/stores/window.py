@@ -6,11 +6,53 @@ a plan. Then the first tokens of each row, which padding shifts, lie in front of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from kvsharer_exp.model.stores.base import Store
-from kvsharer_exp.model.stores.columns import Columns, window_columns
+from kvsharer_exp.model.stores.columns import Columns, RuledColumns
 from kvsharer_exp.values.keeps.window import Window
+
+
+@dataclass(frozen=True, slots=True)
+class WindowColumns(RuledColumns):
+    """The first and the recent tokens.
+
+    Attributes:
+        sinks, recent: how many first and recent tokens a query reads, itself among the recent.
+        apart: how many columns in front hold the sinks of each row; 0 while nothing was dropped.
+    """
+
+    sinks: int
+    recent: int
+    apart: int
+
+    def rule(
+        self,
+        query: torch.Tensor,
+        token: torch.Tensor,
+        pads: torch.Tensor,
+        columns: torch.Tensor,
+    ) -> torch.Tensor:
+        is_first = token - pads < self.sinks
+        read = (token <= query) & ((token > query - self.recent) | is_first)
+        if not self.apart:
+            return read
+        in_front, known = columns < self.apart, token < self.past
+        return torch.where(in_front, known.expand_as(read), read & ~(is_first & known))
+
+    def reach(self, first: int, end: int) -> torch.Tensor:
+        device = self.tokens.device
+        begin = self.past + self.queries - (self.tokens.shape[1] - self.apart)
+        recent = max(begin, self.past + first - self.recent + 1)
+        sinks = min(int(self.pads.max()) + self.sinks, recent, self.past + end)
+        return torch.cat(
+            [
+                torch.arange(max(self.apart, self.apart + sinks - begin), device=device),
+                self.apart + torch.arange(recent - begin, self.past + end - begin, device=device),
+            ]
+        )
 
 
 class WindowLayer(Store):
@@ -31,15 +73,20 @@ class WindowLayer(Store):
         past = self.cumulative_length
         if not self._drops(past + queries - 1):
             return None
-        return window_columns(
-            self._keep.sinks,
-            self._keep.recent,
+        offset, total, pads = self.offset(past), past + queries, pads[:, None]
+        others = torch.arange(self._first, total, device=pads.device).expand(len(pads), -1)
+        front = torch.arange(self._apart, device=pads.device) + pads
+        tokens = torch.cat([front, others], 1)
+        return WindowColumns(
+            index=(tokens - offset).clamp(0, total - offset - 1),
+            tokens=tokens,
+            pads=pads,
             past=past,
             queries=queries,
-            offset=self.offset(past),
+            offset=offset,
+            sinks=self._keep.sinks,
+            recent=self._keep.recent,
             apart=self._apart,
-            first=self._first,
-            pads=pads,
         )
 
     def _drops(self, seen: int) -> bool:

@@ -57,7 +57,8 @@ class Case:
                         if columns is None:
                             mine = [t for t in shown.tolist() if pad <= t <= token]
                         else:
-                            visible = columns.visible[row % len(columns.visible)]
+                            visible = columns.visible()
+                            visible = visible[row % len(visible)]
                             visible = visible[head * GROUP % len(visible), token - seen]
                             index = columns.index[row % len(columns.index)]
                             mine = shown[visible & (index >= pad) & (index <= token)].tolist()

@@ -50,7 +50,8 @@ def test_every_query_reads_the_tokens_of_the_definition() -> None:
                         shown = [t for t in held if pad <= t <= query]
                         shown = [t for t in shown if window is None or t > query - window]
                     else:
-                        visible = columns.visible[row % len(columns.visible), 0, query - seen]
+                        visible = columns.visible()
+                        visible = visible[row % len(visible), 0, query - seen]
                         index = columns.index[row % len(columns.index)] + offset
                         # The model's mask hides padding, and what its window has passed.
                         model = (index >= pad) & (index <= query)
