@@ -104,9 +104,18 @@ class Cell:
 
 def describe(arm: str, variant: Mapping[str, Any]) -> str:
     """An arm under a variant in words. A narrow table may break the line between them."""
-    texts = {"search.threshold": "T={}", "calibration.num_windows": "{} windows"}
-    settings = [texts.get(key, "{}").format(value) for key, value in variant.items()]
-    return " · ".join([arm.replace("_", " "), *settings])
+    words = settings_words(variant)
+    return " · ".join([arm.replace("_", " "), *([words] if words else [])])
+
+
+def settings_words(variant: Mapping[str, Any]) -> str:
+    """The settings of a variant in words; empty where nothing varies."""
+    texts = {
+        "search.threshold": "T={}",
+        "calibration.num_windows": "{} windows",
+        "footprint.context": "{} tokens",
+    }
+    return " · ".join(texts.get(key, "{}").format(value) for key, value in variant.items())
 
 
 def summarise(

@@ -22,7 +22,7 @@ from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.steps.ablation_actions import arm_actions
 from kvsharer_exp.cli.steps.ablation_memory import AblationMemory
 from kvsharer_exp.cli.steps.ablation_outputs import Ablation, publish
-from kvsharer_exp.cli.steps.ablation_plans import PlanArms
+from kvsharer_exp.cli.steps.ablation_plans import PlanArms, kept_of
 from kvsharer_exp.cli.steps.ablation_rows import RowScorer
 from kvsharer_exp.measure.benchmark import check_length, measure
 from kvsharer_exp.measure.prediction import predict
@@ -64,16 +64,16 @@ def run(
         scorers.load_tasks()
     _check_maps(config, loaded, given)
     _check_lengths(config, loaded)
-    actions = {a for arm in arms for a in arm_actions(arm, config.footprint.context)}
+    actions = {a for arm in arms for _, one in settings for a in arm_actions(arm, kept_of(one))}
     check = scorers.require if config.ablate.tasks else scorers.check
     check(actions)
-    _check_texts(log, loaded, calibration, [setting for _, setting in settings], arms)
+    _check_texts(log, loaded, calibration, scorers, [setting for _, setting in settings], arms)
     with AblationMemory(config, loaded, windows) as memory:
         log.start(loaded.description, windows.texts, experiment=config.ablate.name)
         memory.continue_run(log)
         now = calibration.varied(settings[0][1])
         now.keep_ranking(log)
-        plan_arms = PlanArms(log, loaded, now)
+        plan_arms = PlanArms(log, loaded, now, scorers)
         ablation = Ablation(RowScorer(config, log, loaded, scorers, memory), now.ranking)
         if config.ablate.every_pair:
             log.say("scoring pairs of layers shared alone")
@@ -111,6 +111,7 @@ def variants(config: Config) -> list[Variant]:
         "calibration.distance": wanted.distances,
         "calibration.states": wanted.states,
         "search.threshold": wanted.thresholds,
+        "footprint.context": wanted.contexts,
     }
     given = {key: list(dict.fromkeys(values)) for key, values in lists.items() if values}
     return [dict(zip(given, values, strict=True)) for values in product(*given.values())]
@@ -122,7 +123,7 @@ def apply(config: Config, variant: Variant) -> Config:
     Raises:
         InputError: a value is out of range.
     """
-    groups: dict[str, dict[str, Any]] = {"calibration": {}, "search": {}}
+    groups: dict[str, dict[str, Any]] = {"calibration": {}, "search": {}, "footprint": {}}
     for key, value in variant.items():
         group, _, name = key.partition(".")
         groups[group][name] = value
@@ -130,6 +131,7 @@ def apply(config: Config, variant: Variant) -> Config:
         config,
         calibration=replace(config.calibration, **groups["calibration"]),
         search=replace(config.search, **groups["search"]),
+        footprint=replace(config.footprint, **groups["footprint"]),
     )
 
 
@@ -154,6 +156,7 @@ def _check_texts(
     log: RunLog,
     loaded: LoadedModel,
     calibration: Calibration,
+    scorers: Scorers,
     settings: Sequence[Config],
     arms: Sequence[str],
 ) -> None:
@@ -163,7 +166,7 @@ def _check_texts(
     for setting in settings:
         now = now.varied(setting)
         now.text.windows.require("calibration")
-        PlanArms(log, loaded, now).require(arms)
+        PlanArms(log, loaded, now, scorers).require(arms)
 
 
 def _walk(

@@ -81,7 +81,7 @@ class AblateConfig:
     """What ``ablate`` compares: every arm under every combination of the settings that vary.
 
     Differences are to the first arm of the first combination. The lists of settings are empty by
-    default; the value of an empty list is that of its key in ``search`` or ``calibration``.
+    default; the value of an empty list is that of its key elsewhere.
 
     Args:
         name: the name of the ablation in titles and reports. Default: ``ablation``.
@@ -100,6 +100,7 @@ class AblateConfig:
         states: values of ``calibration.states``.
         calibration_paths: values of ``calibration.path``.
         calibration_sizes: values of ``calibration.num_windows``.
+        contexts: values of ``footprint.context``.
         tasks: whether the report tasks are scored too. Default: false.
         every_pair: whether pairs are also scored each on its own, at most ``max_candidates`` of
             them. Default: false.
@@ -123,6 +124,7 @@ class AblateConfig:
     states: list[str] = field(default_factory=list)
     calibration_paths: list[str] = field(default_factory=list, metadata=PATH)
     calibration_sizes: list[int] = field(default_factory=list)
+    contexts: list[int] = field(default_factory=list)
     tasks: bool = False
     every_pair: bool = False
     lengths: list[list[int]] = field(default_factory=list)

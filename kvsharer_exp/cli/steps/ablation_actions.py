@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
 
+from kvsharer_exp.search.paper.arms import JOINT
 from kvsharer_exp.values.actions.affine import Affine
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.actions.constant import Constant
@@ -21,13 +22,13 @@ from kvsharer_exp.values.keeps.window import Window
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.precision import FULL
 
-JOINT = "joint"
 KEPT = 0.8
 """The share of the prompt's tokens that stays where the paper compresses by another 20 %."""
 _SHARES = (0.5, 0.25, 0.125, 0.0625)
 _SHARES_OF_H2O = (0.49, 0.245, 0.1225, 0.06)  # its sums take bytes too
 _BITS = (8, 4, 3, 2)
 _SINKS = 4
+_OBSERVE = 32  # the last tokens of a prompt, by which SnapKV chooses the others
 
 Schedule = Callable[[Sequence[int]], dict[int, Keep]]
 
@@ -49,18 +50,18 @@ EVICTING: dict[str, tuple[bool, Schedule]] = {
 """By arm, whether it is beside the paper's map, and what the owners keep."""
 
 
-def arm_actions(arm: str, context: int) -> tuple[Action, ...]:
+def arm_actions(arm: str, tokens: int) -> tuple[Action, ...]:
     """What the layers of ``arm`` may do instead of keeping all in 16 bits, besides reading.
 
-    ``context``: the tokens at which windows hold the same shares as the other keeps.
+    Windows, SnapKV and H2O hold numbers of tokens, which are the same shares of ``tokens``.
     """
     without: tuple[Action, ...] = (Drop(), Constant(), Affine())
     quantised = tuple(Own(each, sinks=_SINKS) for each in _BITS)
     windows = tuple(
-        Own(keep=Window(_SINKS, max(1, round(share * context) - _SINKS + 1))) for share in _SHARES
+        Own(keep=Window(_SINKS, max(1, round(share * tokens) - _SINKS + 1))) for share in _SHARES
     )
-    snap = tuple(SnapKV(share) for share in _SHARES)
-    heavy = tuple(H2O(share) for share in _SHARES_OF_H2O)
+    snap = tuple(_snap(max(2, round(share * tokens))) for share in _SHARES)
+    heavy = tuple(H2O(max(2, round(share * tokens))) for share in _SHARES_OF_H2O)
     of: dict[str, tuple[Action, ...]] = {
         **{action.name: (action,) for action in without},
         "quantised": quantised,
@@ -75,6 +76,10 @@ def arm_actions(arm: str, context: int) -> tuple[Action, ...]:
     if arm in EVICTING:
         return tuple(Own(keep=keep) for keep in set(EVICTING[arm][1](range(8)).values()))
     return of.get(arm, ())
+
+
+def _snap(budget: int) -> SnapKV:
+    return SnapKV(budget, min(_OBSERVE, budget // 2))
 
 
 def evicting(arm: str, plan: KVPlan, able: Container[int]) -> KVPlan:

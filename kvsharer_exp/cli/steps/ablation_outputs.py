@@ -18,6 +18,13 @@ from kvsharer_exp.cli.steps.ablation_rows import RowScorer
 from kvsharer_exp.cli.terminal import TurningTable
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.reporting.ablation import Cell, Row, describe, summarise
+from kvsharer_exp.reporting.ablation_fronts import (
+    AREAS_LEGEND,
+    areas,
+    areas_table,
+    fronts,
+    joint_sentences,
+)
 from kvsharer_exp.reporting.ablation_tables import (
     LEGEND,
     PLANS_LEGEND,
@@ -30,6 +37,7 @@ from kvsharer_exp.reporting.bench_table import ROWS_PER_CELL, cells_table, where
 from kvsharer_exp.reporting.figures.ablation import (
     acceptance_rank_figure,
     arms_figure,
+    fronts_figure,
     pairs_figure,
     threshold_figure,
 )
@@ -99,6 +107,8 @@ def publish(config: Config, log: RunLog, ablation: Ablation) -> None:
         for arm, results in ablation.tested.items()
     }
     tables = {"arms": arms_table(cells, full.scores, full.intervals)}
+    if covered := areas(cells):
+        tables["areas"] = areas_table(covered)
     if bins:
         tables["acceptance"] = acceptance_table(bins)
     notes = [
@@ -109,6 +119,8 @@ def publish(config: Config, log: RunLog, ablation: Ablation) -> None:
     ]
     if any(row.arm in PLAN_ARMS for row in ablation.rows):
         notes.insert(1, PLANS_LEGEND)
+    if covered:
+        notes[2:2] = [AREAS_LEGEND, *joint_sentences(covered)]
     correlations = _correlations(ablation.pairs, confidence)
     notes += [
         f"Spearman's ρ of a pair's distance and its {name} alone: {c['mean']:.2f} "
@@ -138,6 +150,7 @@ def publish(config: Config, log: RunLog, ablation: Ablation) -> None:
             },
             "rows": [row.to_dict() for row in ablation.rows],
             "cells": [asdict(cell) for cell in cells],
+            "areas": covered,
             "walks": ablation.walks,
             "acceptance": {arm: [asdict(b) for b in across] for arm, across in bins.items()},
             "pairs": [asdict(pair) for pair in ablation.pairs],
@@ -220,6 +233,8 @@ def _files(
             arms_figure(cells, HELD_OUT_PERPLEXITY, title=title, full_score=full_score)
         ),
     }
+    if len(drawn := fronts(cells)) and any(len(arms) > 1 for arms in drawn.values()):
+        files["fronts.png"] = save_png(fronts_figure(drawn, title=title))
     if bins:
         files["acceptance.png"] = save_png(acceptance_rank_figure(bins, title=title))
     if ablation.pairs:

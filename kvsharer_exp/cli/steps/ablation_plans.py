@@ -5,8 +5,10 @@ map whose pairs have least block error, and sets the budget: no other plan keeps
 in 16 bits at ``footprint.context``. ``drop``, ``constant`` and ``affine`` leave as many layers
 without KV as that map has targets. ``quantised`` has every layer keep its KV, in fewer bits;
 ``windowed``, ``snapkv`` and ``h2o`` that of fewer tokens; ``joint`` may do any of these. All choose
-by block errors, which are taken to add up, on text that no stand-in was fitted on. The arms in
-`EVICTING` let go of tokens beside the paper's map, or alone, and have no budget.
+by block errors, which are taken to add up, on text that no stand-in was fitted on. They do not
+quite add up, so ``joint`` is scored beside the best plans of single arms, and the best of them is
+its plan. The arms in `EVICTING` let go of tokens beside the paper's map, or alone, and have no
+budget.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.calibration import ERROR_WINDOWS, Calibration
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.run_log import RunLog
-from kvsharer_exp.cli.steps.ablation_actions import EVICTING, JOINT, arm_actions, evicting
+from kvsharer_exp.cli.session.scorers import Scorers
+from kvsharer_exp.cli.steps.ablation_actions import EVICTING, arm_actions, evicting
 from kvsharer_exp.cli.steps.plan_candidates import SOURCES, least_reads
 from kvsharer_exp.measure.action_errors import action_errors
 from kvsharer_exp.model.actions.registry import runner_of
@@ -29,17 +33,25 @@ from kvsharer_exp.model.actions.sizes import BUDGET_SIZE
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.sharing.projections import SharingError
 from kvsharer_exp.search.candidates import Candidate, priced
+from kvsharer_exp.search.paper.arms import JOINT
 from kvsharer_exp.search.solver import solve_with_reads
+from kvsharer_exp.search.without_kv import without_kv
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.actions.own import Own
-from kvsharer_exp.values.choice import Choice
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.greedy import GreedyResult
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 
 READ = "read"
 _WITHOUT_KV = ("drop", "constant", "affine")
+_SINGLE = (*_WITHOUT_KV, "quantised", "windowed", "snapkv", "h2o")
+_RIVALS = 3
+"""So many plans of single arms, those of least block error, are scored beside the joint one."""
+
+Costs = dict[tuple[int, Action], float]
+"""By layer and action the block error."""
 
 Chosen = tuple[GreedyResult, FittedPlan]
 """What an arm chose at one ratio. Of a plan that is no map the result names no sources."""
@@ -48,12 +60,17 @@ Chosen = tuple[GreedyResult, FittedPlan]
 class PlanArms:
     """The arms that choose plans, on the text of one `Calibration`."""
 
-    def __init__(self, log: RunLog, loaded: LoadedModel, calibration: Calibration) -> None:
+    def __init__(
+        self, log: RunLog, loaded: LoadedModel, calibration: Calibration, scorers: Scorers
+    ) -> None:
         self._log, self._loaded, self._calibration = log, loaded, calibration
+        self._scorers = scorers
         self._windows = calibration.text.windows
         self._plans = Plans(calibration.config, log, loaded, self._windows)
         self._maps: dict[tuple[float, ...], list[GreedyResult]] = {}
-        self._errors: dict[str, dict[tuple[int, Action], float]] = {}
+        self._errors: Costs = {}
+        self._unable: set[tuple[int, Action]] = set()
+        self._losses: dict[KVPlan, float] = {}
         self._walked: list[GreedyResult] = []
 
     def varied(self, calibration: Calibration) -> PlanArms:
@@ -61,7 +78,7 @@ class PlanArms:
         if calibration.text is self._calibration.text:
             self._calibration, self._walked = calibration, []
             return self
-        return PlanArms(self._log, self._loaded, calibration)
+        return PlanArms(self._log, self._loaded, calibration, self._scorers)
 
     def require(self, arms: Sequence[str]) -> None:
         """Refuse text that is too short for these ``arms``, before model time is spent.
@@ -69,7 +86,9 @@ class PlanArms:
         Raises:
             InputError: there are too few windows for fits, or none to measure block errors on.
         """
-        actions = [action for arm in arms for action in arm_actions(arm, self._context)]
+        actions = [
+            action for arm in arms for action in arm_actions(arm, kept_of(self._calibration.config))
+        ]
         if actions:
             _ = self._text
         if any(action.fitted for action in actions):
@@ -92,8 +111,8 @@ class PlanArms:
         if arm == READ:
             return [(r, FittedPlan.of(SharingMap(r.kv_source_layers))) for r in maps]
         began = time.perf_counter()
-        errors = self._errors_of(arm)
-        plans = [self._choose(arm, errors, SharingMap(r.kv_source_layers)) for r in maps]
+        choose = self._best_of if arm == JOINT else self._choose
+        plans = [choose(arm, SharingMap(r.kv_source_layers)) for r in maps]
         fitted = [None if plan is None else self._plans.fit(plan) for plan in plans]
         seconds = time.perf_counter() - began
         return [self._chosen(read, plan, seconds) for read, plan in zip(maps, fitted, strict=True)]
@@ -128,7 +147,7 @@ class PlanArms:
             walker = self._calibration.walker(max_candidates=most)
             seed = self._calibration.config.seed
             self._walked = walker.run("dissimilar_tested", ratios, seed=seed)
-        some = arm_actions(arm, self._context)[0]
+        some = arm_actions(arm, kept_of(self._calibration.config))[0]
         able = {i for i in range(self._loaded.num_layers) if self._can(i, some)}
         found: list[Chosen] = []
         for place, ratio in enumerate(ratios):
@@ -164,31 +183,43 @@ class PlanArms:
             )
         return text[:ERROR_WINDOWS]
 
-    def _errors_of(self, arm: str) -> dict[tuple[int, Action], float]:
+    def _errors_of(self, arm: str) -> Costs:
         """The block errors of the arm's actions, without those that a layer cannot do."""
-        if arm not in self._errors:
-            layers = self._loaded.layers
-            actions = arm_actions(arm, self._context)
-            able = {i: [a for a in actions if self._can(i, a)] for i in range(len(layers))}
-            wanted = {i: [a for a in of if a.fitted] for i, of in able.items()}
-            wanted = {i: actions for i, actions in wanted.items() if actions}
-            fits = self._plans.fits(wanted) if wanted else {}
-            asked = {i: [(a, fits.get((i, a))) for a in of] for i, of in able.items() if of}
-            scoring = self._calibration.config.scoring
-            measured = action_errors(
-                self._loaded.model,
-                self._text,
-                asked,
-                batch_size=scoring.batch_size,
-                prompt=scoring.prompt_tokens,
-            )
-            self._errors[arm] = {
-                (i, action): error
-                for i, of in asked.items()
-                for (action, _), error in zip(of, measured[i], strict=True)
-                if math.isfinite(error)
-            }
-        return self._errors[arm]
+        asked = [
+            (layer.index, action)
+            for layer in self._loaded.layers
+            for action in arm_actions(arm, kept_of(self._calibration.config))
+        ]
+        new = [one for one in asked if one not in self._errors and one not in self._unable]
+        able: dict[int, list[Action]] = {}
+        for index, action in new:
+            if self._can(index, action):
+                able.setdefault(index, []).append(action)
+            else:
+                self._unable.add((index, action))
+        if able:
+            self._measure(able)
+        return {
+            one: self._errors[one]
+            for one in asked
+            if math.isfinite(self._errors.get(one, math.inf))
+        }
+
+    def _measure(self, actions: dict[int, list[Action]]) -> None:
+        """Measure the block errors of the ``actions`` of each layer."""
+        wanted = {i: [a for a in of if a.fitted] for i, of in actions.items()}
+        wanted = {i: of for i, of in wanted.items() if of}
+        fits = self._plans.fits(wanted) if wanted else {}
+        scoring = self._calibration.config.scoring
+        measured = action_errors(
+            self._loaded.model,
+            self._text,
+            {i: [(a, fits.get((i, a))) for a in of] for i, of in actions.items()},
+            batch_size=scoring.batch_size,
+            prompt=scoring.prompt_tokens,
+        )
+        for i, of in actions.items():
+            self._errors |= {(i, a): e for a, e in zip(of, measured[i], strict=True)}
 
     def _can(self, index: int, action: Action) -> bool:
         layers = self._loaded.layers
@@ -198,14 +229,29 @@ class PlanArms:
             return False
         return True
 
-    def _choose(
-        self, arm: str, errors: Mapping[tuple[int, Action], float], read: SharingMap
-    ) -> KVPlan | None:
+    def _best_of(self, arm: str, read: SharingMap) -> KVPlan | None:
+        """The plan of ``arm``, or of a single arm if that scores better on the scoring windows."""
+        found = {plan for single in _SINGLE if (plan := self._choose(single, read)) is not None}
+        errors = self._errors_of(arm)
+        rivals = sorted(found, key=lambda plan: (_predicted(plan, errors), str(plan)))[:_RIVALS]
+        own = self._choose(arm, read)
+        return min([own, *rivals] if own else rivals, key=self._loss, default=None)
+
+    def _loss(self, plan: KVPlan) -> float:
+        if plan not in self._losses:
+            try:
+                self._losses[plan] = self._scorers.fitness.score(self._plans.fit(plan)).kl
+            except NotFiniteError:
+                self._losses[plan] = math.inf
+        return self._losses[plan]
+
+    def _choose(self, arm: str, read: SharingMap) -> KVPlan | None:
         """The arm's plan that keeps no more bytes than ``read``; None if no plan is that small."""
         if not read.targets:
             return None
+        errors = self._errors_of(arm)
         budget = sum(self._bytes(i, Own()) for i in KVPlan.of(read).owners)
-        losses: dict[tuple[int, Action], float] = {(i, Own()): 0.0 for i in range(read.num_layers)}
+        losses: Costs = {(i, Own()): 0.0 for i in range(read.num_layers)}
         losses |= errors
         if arm == JOINT:
             losses |= least_reads(self._calibration.text.block_errors, SOURCES, [], {})
@@ -229,29 +275,15 @@ class PlanArms:
         return runner_of(action).kv_bytes(self._loaded.layers[index], self._context, BUDGET_SIZE)
 
 
-def without_kv(choices: Sequence[Choice], count: int, budget: int) -> KVPlan | None:
-    """The plan of least loss with exactly ``count`` layers that own nothing, within ``budget``.
+def kept_of(config: Config) -> int:
+    """The tokens that arms keep shares of: those that are read before what is scored.
 
-    It is exact. Each layer has a choice that owns its KV, and at most one that does not. Returns
-    None if there is no such plan.
+    At a shorter ``footprint.context`` they are its tokens. At a longer one a keep of more tokens
+    would lose nothing of what is scored, and so would look better than it is.
     """
-    owned = {choice.layer: choice for choice in choices if choice.owns}
-    whole = sum(choice.kv_bytes for choice in owned.values())
-    # By layers given up and bytes saved: the least loss, and what those layers do. Layers of equal
-    # size meet in one state, so there are few.
-    best: dict[tuple[int, int], tuple[float, dict[int, Action]]] = {(0, 0): (0.0, {})}
-    for choice in (choice for choice in choices if not choice.owns):
-        gain = owned[choice.layer].kv_bytes - choice.kv_bytes
-        for (number, saved), (loss, actions) in list(best.items()):
-            key, total = (number + 1, saved + gain), loss + choice.loss
-            if number < count and (key not in best or total < best[key][0]):
-                best[key] = total, {**actions, choice.layer: choice.action}
-    fitting = [
-        (loss, actions)
-        for (number, saved), (loss, actions) in best.items()
-        if number == count and whole - saved <= budget
-    ]
-    if not fitting:
-        return None
-    _, actions = min(fitting, key=lambda state: state[0])
-    return KVPlan(tuple(actions.get(i, owned[i].action) for i in sorted(owned)))
+    scoring = config.scoring
+    return min(config.footprint.context, scoring.prompt_tokens or scoring.window_tokens)
+
+
+def _predicted(plan: KVPlan, errors: Mapping[tuple[int, Action], float]) -> float:
+    return sum(errors.get((layer, action), 0.0) for layer, action in enumerate(plan.actions))

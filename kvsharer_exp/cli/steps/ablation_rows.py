@@ -96,7 +96,7 @@ class RowScorer:
         except NotFiniteError as error:  # the plan has no scores, which is a result too
             self._log.say(f"{plan.plan}: {error}")
             measured = Scores({}, {}, {})
-        held = self._footprint(plan)
+        held = self._footprint(plan, variant)
         row = Row(
             variant,
             arm,
@@ -111,8 +111,9 @@ class RowScorer:
         )
         return replace(row, mlflow_run_id=self._keep(row, plan, held))
 
-    def _footprint(self, plan: FittedPlan) -> Footprint:
-        return footprint(self._loaded.model, plan.plan, context=self._config.footprint.context)
+    def _footprint(self, plan: FittedPlan, variant: Mapping[str, Any]) -> Footprint:
+        context = variant.get("footprint.context", self._config.footprint.context)
+        return footprint(self._loaded.model, plan.plan, context=context)
 
     def _score(self, plan: FittedPlan) -> Scores:
         if plan.keys not in self._known:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvsharer_exp.reporting.ablation import Cell
-from kvsharer_exp.reporting.figures.style import BLACK, CYCLE, GREY, empty
+from kvsharer_exp.reporting.figures.style import BLACK, CYCLE, GREY, empty, log_scale
+from kvsharer_exp.search.front import Point
 from kvsharer_exp.search.paper.acceptance import PairScore, RankBin
 from kvsharer_exp.values.intervals import Interval
 from kvsharer_exp.values.score_names import COSINE, KL, ScoreName
@@ -73,6 +74,26 @@ def arms_figure(
     axes.set_xticks(range(len(ratios)), [f"{ratio:.1%}" for ratio in ratios])
     axes.set(xlabel="compression asked for (hollow: fewer layers found)", ylabel=score, title=title)
     axes.legend(**_LEGEND)
+    return figure
+
+
+def fronts_figure(fronts: Mapping[str, Mapping[str, Sequence[Point]]], *, title: str) -> Any:
+    """Draw the points (KV fraction, KL) of every arm, least KV first; a panel for each setting."""
+    figure, panels = empty(3.9 * len(fronts) + 2.0, 4.2, panels=len(fronts))
+    panels = panels if len(fronts) > 1 else [panels]
+    names = list(dict.fromkeys(arm for arms in fronts.values() for arm in arms))
+    for axes, (setting, arms) in zip(panels, fronts.items(), strict=True):
+        for index, name in enumerate(names):
+            points = sorted(arms.get(name, ()))
+            kept, kls = [point[0] for point in points], [point[1] for point in points]
+            axes.plot(kept, kls, label=name.replace("_", " "), linewidth=1.2, **_style(index))
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        log_scale(axes, [kl for points in arms.values() for _, kl in points])
+        axes.set(xlabel="share of the full cache's bytes", title=setting)
+    panels[0].set_ylabel("KL to the full cache, nats")
+    panels[-1].legend(**_LEGEND)
+    figure.suptitle(title)
     return figure
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from kvsharer_exp.cli.main import main
 from kvsharer_exp.cli.session import plans
-from kvsharer_exp.cli.steps.ablation_actions import EVICTING, JOINT, arm_actions, evicting
-from kvsharer_exp.search.paper.arms import PLAN_ARMS
+from kvsharer_exp.cli.steps.ablation_actions import EVICTING, arm_actions, evicting
+from kvsharer_exp.search.paper.arms import JOINT, PLAN_ARMS
 from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.keeps.h2o import H2O
 from kvsharer_exp.values.keeps.snapkv import SnapKV

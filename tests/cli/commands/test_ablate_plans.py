@@ -13,12 +13,12 @@ from mlflow.tracking import MlflowClient
 
 from kvsharer_exp.cli.main import main
 from kvsharer_exp.cli.session import plans
-from kvsharer_exp.cli.steps.ablation_plans import without_kv
 from kvsharer_exp.model.actions.sizes import BUDGET_SIZE, kv_bytes
 from kvsharer_exp.model.load import load
 from kvsharer_exp.model.sharing.architectures import AttentionLayer, attention_layers
 from kvsharer_exp.model.spec import ModelSpec
 from kvsharer_exp.search.paper.arms import PLAN_ARMS
+from kvsharer_exp.search.without_kv import without_kv
 from kvsharer_exp.values.actions.drop import Drop
 from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.choice import Choice
