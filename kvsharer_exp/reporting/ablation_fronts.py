@@ -18,9 +18,9 @@ Areas = Mapping[str, Mapping[str, float]]
 """By setting in words and by arm the area of a front."""
 
 AREAS_LEGEND = (
-    f"area: what a front covers of the rectangle between no KV at no loss (1) and the full cache's "
-    f"bytes at a KL of {FITNESSES[KL].reference:g} (0), on held-out text; the joint front holds the "
-    "plans of the single arms too"
+    "area: what a front covers of the rectangle between no KV at no loss (1) and the full cache's "
+    f"bytes at a KL of {FITNESSES[KL].reference:g} (0), on held-out text; the joint front holds "
+    "the plans of the single arms too"
 )
 
 
@@ -70,9 +70,9 @@ def joint_sentences(found: Areas) -> list[str]:
         if JOINT not in by_arm or not others:
             continue
         best = max(others, key=lambda arm: others[arm])
-        where = f"at {setting}: " if setting else ""
+        where, gain = f"at {setting}: " if setting else "", by_arm[JOINT] - others[best]
         said.append(
-            f"{where}the joint front covers {by_arm[JOINT]:.4f}, {by_arm[JOINT] - others[best]:.4f} "
-            f"more than that of {best.replace('_', ' ')}, the best single arm"
+            f"{where}the joint front covers {by_arm[JOINT]:.4f}, {gain:.4f} more than that of "
+            f"{best.replace('_', ' ')}, the best single arm"
         )
     return said

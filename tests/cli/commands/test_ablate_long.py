@@ -59,17 +59,37 @@ def test_a_map_whose_owners_let_go() -> None:
 
 @pytest.mark.slow  # a minute
 def test_the_question_of_equal_memory(run) -> None:
-    rows = run("experiment=question_equal_memory", "compression.ratios=[0.34,0.5]")["rows"]
-    by_arm = {(row["arm"], row["compression"]): row for row in rows}
-    for (arm, ratio), row in by_arm.items():
-        read = by_arm["read", ratio]
+    words = ("experiment=question_equal_memory", "compression.ratios=[0.34,0.5]")
+    result = run(*words, "ablate.contexts=[64,1024]")
+    by_arm = {
+        (row["variant"]["footprint.context"], row["arm"], row["compression"]): row
+        for row in result["rows"]
+    }
+    for (context, arm, ratio), row in by_arm.items():
+        read = by_arm[context, "read", ratio]
         assert row["kv_fraction"] <= read["kv_fraction"] + 1e-9, arm
-        assert row["scores"]["kl/report"] > 0, arm
+    for by_area in result["areas"].values():
+        assert by_area["joint"] == max(by_area.values())
     kinds = {"snapkv": SnapKV, "h2o": H2O}
     for arm, kind in kinds.items():
-        keeps = [a.keep for a in KVPlan.parse(by_arm[arm, 0.5]["plan"]).actions]
+        keeps = [a.keep for a in KVPlan.parse(by_arm[64, arm, 0.5]["plan"]).actions]
         assert any(isinstance(keep, kind) for keep in keeps)
         assert all(keep is None or isinstance(keep, kind) for keep in keeps)
+
+
+def test_bytes_and_keeps_at_several_contexts(run) -> None:
+    """At the longer context the same budget of bytes lets bits go further: sinks count for less."""
+    words = ("ablate.arms=[read,quantised,windowed]", "compression.ratios=[0.5]")
+    rows = run(*words, "scoring.fitness=kl", "ablate.contexts=[48,4096]")["rows"]
+    windows = {}
+    for row in (row for row in rows if row["arm"] == "windowed"):
+        keeps = [a.keep for a in KVPlan.parse(row["plan"]).actions if isinstance(a, Own)]
+        windows[row["variant"]["footprint.context"]] = {k.tokens for k in keeps if k is not None}
+    assert windows[48] <= {24, 12, 6, 4}  # shares of the 48 tokens
+    assert windows[4096] <= {48, 24, 12, 6}  # of the 96 that are read before what is scored
+    kept = {(row["variant"]["footprint.context"], row["arm"]): row["kv_fraction"] for row in rows}
+    assert kept[4096, "windowed"] < kept[48, "windowed"] <= 0.5
+    assert kept[4096, "quantised"] < kept[48, "quantised"] <= 0.5
 
 
 @pytest.mark.slow  # a minute
