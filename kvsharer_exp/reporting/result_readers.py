@@ -135,7 +135,7 @@ def _of_search(run: FinishedRun) -> Iterator[Measured]:
 
 def _of_sweep(run: FinishedRun) -> Iterator[Measured]:
     full = run.result["full"]["scores"]
-    yield from _scores(_base(run), full, full)
+    yield from _scores(_base(run), full, full, intervals=_ends(run.result["full"]))
     tested = run.config.get("search", {}).get("acceptance", True)
     arms = {"paper greedy": "dissimilar_tested" if tested else "dissimilar_untested"}
     entries = [(entry, True) for entry in run.result["front"]]
@@ -153,15 +153,20 @@ def _of_sweep(run: FinishedRun) -> Iterator[Measured]:
                 plan=plan,
                 run_ids=(entry["mlflow_run_id"] or run.run_id,),
             )
-            yield from _scores(base, entry["scores"], full)
+            yield from _scores(base, entry["scores"], full, intervals=_ends(entry))
 
 
 def _of_evaluate(run: FinishedRun) -> Iterator[Measured]:
     result = run.result
     full = result["full"]["scores"]
-    yield from _scores(_base(run), full, full)
+    yield from _scores(_base(run), full, full, intervals=_ends(result["full"]))
     base = _base(run, **_given(result))
-    yield from _scores(base, result["scores"], full)
+    yield from _scores(base, result["scores"], full, intervals=_ends(result))
+
+
+def _ends(held: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The intervals that ``evaluate`` and ``sweep`` keep as [low, high]; older runs have none."""
+    return {n: {"low": low, "high": high} for n, (low, high) in held.get("intervals", {}).items()}
 
 
 def _given(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,9 @@ def pictures(sweep: SweepResult) -> dict[str, Any]:
     found = {
         "front": front_figure(sweep.results, sweep.front, title=sweep.title, **sweep.drawing),
         "progress": progress_figure(sweep.results, sweep.volumes, score_label=label),
-        "tasks": tasks_figure(drawn, sweep.full_scores, _compared(sweep.full_scores)),
+        "tasks": tasks_figure(
+            drawn, sweep.full_scores, _compared(sweep.full_scores), sweep.full_intervals
+        ),
     }
     if sweep.has_plans:
         strips = [_strip(entry) for entry in spread(sweep.changed, _STRIPS)]

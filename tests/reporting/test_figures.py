@@ -201,6 +201,24 @@ def test_bars_are_what_each_map_retains_and_a_missing_score_has_none() -> None:
     assert tasks_figure([], full, list(full)).axes
 
 
+def test_whiskers_are_the_intervals_of_tasks_and_grey_that_of_the_full_cache() -> None:
+    task = "lm_eval/b/acc"
+    full, ends = {"perplexity/report": 20.0, task: 0.5}, {"perplexity/report": (18.0, 22.0)}
+    shared = replace(
+        entry(2, **{task: 0.8, "perplexity/report": 0.9}),
+        scores={task: 0.4, "perplexity/report": 22.0},
+        intervals={task: [0.2, 0.6], "perplexity/report": [20.0, 24.0]},
+    )
+    axes = tasks_figure([shared], full, list(full), {**ends, task: (0.3, 0.7)}).axes[0]
+    bars, whisker = axes.containers
+    (line,) = whisker.lines[2]  # one task: perplexity has no whisker
+    assert line.get_segments()[0][:, 1].tolist() == pytest.approx([0.4, 1.2])
+    assert [bar.get_height() for bar in bars] == [0.9, 0.8]
+    (grey,) = [made for made in axes.collections if made is not line]
+    heights = grey.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((0.6, 1.4))
+
+
 def test_the_benchmark_shows_the_prediction_beside_what_was_measured() -> None:
     spread_of = {"median": 2.0, "min": 1.0, "max": 4.0}
     half = {"median": 1.0, "min": 0.5, "max": 2.0}

@@ -167,6 +167,25 @@ def test_a_report_does_not_take_a_plan_for_the_full_cache_or_a_map_of_the_paper(
     assert [place for place, _ in points["tiny: front"]] == [0.0, 0.25]  # no place for plans
 
 
+def test_intervals_of_evaluate_and_sweep_reach_the_report() -> None:
+    """Also those of the full cache; results of earlier versions have none."""
+    name = "lm_eval/sums/exact_match"
+    held = {"scores": {name: 0.5}, "intervals": {name: [0.3, 0.7]}}
+    whole = {"scores": {name: 0.9}, "intervals": {name: [0.8, 1.0]}}
+    one = {**ENTRIES[1].to_dict(), **held}
+    given = {"kv_source_layers": None, "plan": "0_1q4_2q4_3q4"}
+    for kept in (
+        BASE | given | held | {"command": "evaluate", "full": whole},
+        BASE | {"command": "sweep", "full": whole, "front": [one]},
+    ):
+        found = [v for v in measured(FinishedRun(kept)) if v.quantity == name]
+        assert [(v.value, v.low, v.high) for v in found] == [(0.9, 0.8, 1.0), (0.5, 0.3, 0.7)]
+        del whole["intervals"]  # a version that kept none
+        found = [v for v in measured(FinishedRun(kept)) if v.quantity == name]
+        assert (found[0].low, found[0].high) == (None, None)
+        whole["intervals"] = {name: [0.8, 1.0]}
+
+
 def test_a_map_of_an_old_result_is_read_as_a_map() -> None:
     (run,) = [FinishedRun(BASE | {"command": "evaluate", "num_shared": 2})]
     last = measured(run)[-1]

@@ -8,20 +8,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kvsharer_exp.reporting.figures.style import BLACK, empty, shades
+from kvsharer_exp.reporting.figures.style import BLACK, GREY, empty, shades
+from kvsharer_exp.reporting.front_table import NONE, Ends
 from kvsharer_exp.reporting.plan_kinds import kv_percent
 from kvsharer_exp.reporting.sharing_front import holds_plans
-from kvsharer_exp.values.score_names import label
+from kvsharer_exp.values.score_names import ScoreName, label
 from kvsharer_exp.values.trial import FrontEntry
 
 
 def tasks_figure(
-    entries: Sequence[FrontEntry], full_scores: Mapping[str, float], scores: Sequence[str]
+    entries: Sequence[FrontEntry],
+    full_scores: Mapping[str, float],
+    scores: Sequence[str],
+    full_intervals: Ends = NONE,
 ) -> Any:
     """Draw the retained share of each of ``scores``, a bar per map, fewest shared layers first.
 
     If an entry is a plan that is no map, the bars come in the order of the KV kept, most first.
     The line is the full cache, whose score is under each name. A score that a map lacks has no bar.
+    A whisker is the interval of a task's score, and the grey behind the bars that of the full
+    cache's: a task cannot tell a plan from the full cache whose bar ends there.
     """
     plans = holds_plans(entries)
     shown = [entry for entry in entries if not entry.is_full]
@@ -37,6 +43,13 @@ def tasks_figure(
         label = label if plans else f"{entry.num_shared} ({label})"
         places, heights = [i + offset for i, _ in known], [value for _, value in known]
         axes.bar(places, heights, width * 0.92, color=colour, label=label)
+        _whiskers(axes, entry, [(i + offset, scores[i]) for i, _ in known])
+    for place, name in enumerate(scores):
+        if ScoreName.parse(name).is_task and name in full_intervals and full_scores[name]:
+            low, high = (end / full_scores[name] for end in full_intervals[name])
+            axes.fill_between(
+                [place - 0.45, place + 0.45], low, high, color=GREY, alpha=0.3, lw=0, zorder=0
+            )
     axes.axhline(1.0, color=BLACK, lw=1)
     axes.set_xticks(range(len(scores)), [_label(name, full_scores[name]) for name in scores])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -50,6 +63,18 @@ def tasks_figure(
         }
         axes.legend(frameon=False, fontsize=8, title_fontsize=8, **legend)
     return figure
+
+
+def _whiskers(axes: Any, entry: FrontEntry, places: Sequence[tuple[float, str]]) -> None:
+    """Draw the intervals of the tasks' scores, in the unit of what is retained."""
+    for place, name in places:
+        score = entry.scores.get(name)
+        if score and name in entry.intervals and ScoreName.parse(name).is_task:
+            low, high = (end * entry.retained[name] / score for end in entry.intervals[name])
+            middle = entry.retained[name]
+            axes.errorbar(
+                place, middle, [[middle - low], [high - middle]], color=BLACK, lw=0.8, capsize=2
+            )
 
 
 def _label(name: str, full: float) -> str:
