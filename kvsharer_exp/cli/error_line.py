@@ -1,4 +1,4 @@
-"""Turn any error into one line for the person who caused it; `main` prints that line."""
+"""Turn any error into one line for the person who caused it, and an exit code, for `main`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,29 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kvsharer_exp.cli.argv import unknown
 from kvsharer_exp.cli.config.compose import explain
+from kvsharer_exp.values.errors import InputError, UnansweredError
 from kvsharer_exp.values.text import shorten
+
+
+def verdict(error: Exception) -> tuple[str, int]:
+    """What to say of ``error``, and the exit code: 2 after bad input, 1 after any other failure."""
+    if is_bad_input(error):
+        return error_line(error), 2
+    if isinstance(error, UnansweredError):
+        return str(error), 1
+    if found_no_space(error):
+        return "the disk is full: free some space and run the same command again", 1
+    return f"failed with {type(error).__name__}: {error} (debug=true shows where)", 1
+
+
+def is_bad_input(error: Exception) -> bool:
+    """Whether what the user gave caused ``error``. Any path may be one that no system can hold."""
+    known = isinstance(error, (InputError, HydraException, OmegaConfBaseException))
+    return known or _is_too_long(error)
+
+
+def _is_too_long(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
 
 
 def found_no_space(error: BaseException | None) -> bool:
@@ -23,7 +45,10 @@ def found_no_space(error: BaseException | None) -> bool:
 
 
 def error_line(error: BaseException) -> str:
-    """Say the error in one line. Hydra hides the telling part in the causes of its errors."""
+    """Say in one line what was wrong with the input; Hydra hides it in the causes of its errors."""
+    if _is_too_long(error):
+        path = shorten(getattr(error, "filename", None) or error)
+        return f"{path} is too long for a path: give a shorter one"
     if isinstance(error, OmegaConfBaseException):
         return explain(error)
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):

@@ -16,24 +16,21 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from kvsharer_exp import __version__
 from kvsharer_exp.cli import completion
 from kvsharer_exp.cli.argv import COMMANDS, translate
 from kvsharer_exp.cli.config.compose import register, to_config
 from kvsharer_exp.cli.config.passwords import mask_passwords
-from kvsharer_exp.cli.error_line import error_line, found_no_space
+from kvsharer_exp.cli.error_line import verdict
 from kvsharer_exp.cli.help import help_text, is_plain
 from kvsharer_exp.cli.session.parts import run_command
 from kvsharer_exp.cli.stopping import Terminated, stops_on_sigterm
 from kvsharer_exp.cli.terminal import one_line, settle_streams
 from kvsharer_exp.measure.machine import settle
 from kvsharer_exp.model.folders import data_dir
-from kvsharer_exp.values.errors import InputError, UnansweredError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,33 +53,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         with stops_on_sigterm():
             return _run(translate(arguments))
-    except (InputError, HydraException, OmegaConfBaseException) as error:
-        if debug:
-            traceback.print_exc()
-        print(one_line(f"kvsharer: {error_line(error)}"), file=sys.stderr)
-        return 2
     except Terminated:
         print("kvsharer: terminated; what was done is kept", file=sys.stderr)
         return 143
     except KeyboardInterrupt:
         print("kvsharer: interrupted; what was done is kept", file=sys.stderr)
         return 130
-    except UnansweredError as error:
-        if debug:
-            traceback.print_exc()
-        print(one_line(f"kvsharer: {error}"), file=sys.stderr)
-        return 1
     except BrokenPipeError:  # the reader of our output left, as in `kvsharer --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         if debug:
             traceback.print_exc()
-        text = f"failed with {type(error).__name__}: {error} (debug=true shows where)"
-        if found_no_space(error):
-            text = "the disk is full: free some space and run the same command again"
+        text, code = verdict(error)
         print(one_line(f"kvsharer: {text}"), file=sys.stderr)
-        return 1
+        return code
 
 
 def _run(arguments: Sequence[str]) -> int:

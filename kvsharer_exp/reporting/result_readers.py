@@ -141,13 +141,11 @@ def _of_sweep(run: FinishedRun) -> Iterator[Measured]:
     entries = [(entry, True) for entry in run.result["front"]]
     entries += [(entry, False) for entry in run.result.get("paper_greedy", [])]
     for entry, on_front in entries:
-        plan = _plan_beyond_maps(entry)
+        plan, origin = _plan_beyond_maps(entry), entry["origin"]
         if entry["num_shared"] or plan:
             base = _base(
                 run,
-                map=", ".join(filter(None, ["front", entry["origin"]]))
-                if on_front
-                else entry["origin"],
+                map=", ".join(filter(None, ["front", origin])) if on_front else origin,
                 arm=arms.get(entry["origin"], "front"),
                 num_shared=None if plan else entry["num_shared"],
                 plan=plan,
@@ -157,11 +155,10 @@ def _of_sweep(run: FinishedRun) -> Iterator[Measured]:
 
 
 def _of_evaluate(run: FinishedRun) -> Iterator[Measured]:
-    result = run.result
-    full = result["full"]["scores"]
-    yield from _scores(_base(run), full, full, intervals=_ends(result["full"]))
-    base = _base(run, **_given(result))
-    yield from _scores(base, result["scores"], full, intervals=_ends(result))
+    full = run.result["full"]["scores"]
+    yield from _scores(_base(run), full, full, intervals=_ends(run.result["full"]))
+    base = _base(run, **_given(run.result))
+    yield from _scores(base, run.result["scores"], full, intervals=_ends(run.result))
 
 
 def _ends(held: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -109,7 +109,7 @@ REFUSALS = {
     "calibration.path=missing.txt": "missing.txt",
     "calibration.distance=euclidean": "calibration.distance=euclidean is unknown",
     "search_space=rank_pairs": "did you mean ranked_pairs?",
-    "search_space=nope": "choose one of blocks, greedy_knobs, layer_actions, layer_sources, ",
+    "search_space=nope": "choose one of blocks, greedy_knobs, joint_actions, layer_actions, ",
     "sampler.options.elite=2": "give it as +sampler.options.elite=",
     "+sampler.options.elite=2": "evolution does not take these options",
     "sampler=tpee": "sampler 'tpee' is unknown: did you mean tpe?",
@@ -124,6 +124,9 @@ REFUSALS = {
     "scoring.report.tasks=[wiki_cloze_search]": "wiki_cloze_search",
     "tracking.uri=sqlite:////proc/nope/x.db": "tracking",
     "study.storage=nonsense://x": "nonsense",
+    f"model.source=/{'m' * 300}": "mmm/config.json is too long for a path: give a shorter one",
+    f"hydra.searchpath=[/{'m' * 300}]": "is too long for a path",
+    f"hydra.run.dir=/{'m' * 300}": "is too long for a path",
 }
 
 

@@ -1,20 +1,19 @@
 """Any words on the command line make a configuration or one clear line, and touch no file."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args
-from hydra.errors import HydraException
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf.errors import OmegaConfBaseException
 
 from kvsharer_exp.cli.argv import COMMANDS, translate
 from kvsharer_exp.cli.config.compose import register, to_config, to_yaml
 from kvsharer_exp.cli.config.schema import config_keys
-from kvsharer_exp.cli.error_line import error_line
+from kvsharer_exp.cli.error_line import error_line, is_bad_input
 from kvsharer_exp.cli.main import main
 from kvsharer_exp.model.folders import data_dir
 from kvsharer_exp.values.errors import InputError
@@ -84,6 +83,17 @@ def overrides_of(line: list[str]) -> list[str]:
     return get_args(translate(line)).overrides
 
 
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Bad input in one line, as `main` says it."""
+    try:
+        yield
+    except Exception as error:
+        if not is_bad_input(error):
+            raise
+        raise InputError(error_line(error)) from error
+
+
 @sizes(60)
 def test_configurations(size: settings, conf: None, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -91,12 +101,8 @@ def test_configurations(size: settings, conf: None, tmp_path: Path, monkeypatch)
     @size
     @given(LINES)
     def check(line: list[str]) -> None:
-        with read_or_refused(tmp_path):
-            try:
-                config = to_config(compose("config", overrides_of(line)))
-            except (HydraException, OmegaConfBaseException) as error:  # as `main` does
-                raise InputError(error_line(error)) from error
-            assert to_yaml(config)
+        with read_or_refused(tmp_path), in_one_line():
+            assert to_yaml(to_config(compose("config", overrides_of(line))))
 
     check()
 
@@ -108,7 +114,7 @@ def test_words(size: settings, tmp_path: Path, monkeypatch) -> None:
     @size
     @given(LINES)
     def check(line: list[str]) -> None:
-        with read_or_refused(tmp_path):
+        with read_or_refused(tmp_path), in_one_line():
             assert all(isinstance(word, str) for word in translate(line))
 
     check()
