@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kvsharer_exp.measure.allocations import allocation_peak
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.footprint import text_config
 from kvsharer_exp.model.sharing.architectures import attention_layers
@@ -65,7 +66,8 @@ def measure(
     rate of a round is that of its median step, so that a pause of the machine does not count.
     ``speedup`` is a ratio of medians over the ``repeats`` rounds, above 1 where shared is faster.
     ``kv_projection_calls`` is how often the key and value projections that the plan does without
-    ran in one warm-up, counted by hooks.
+    ran in one warm-up, counted by hooks. ``prefill_peak_bytes`` is the most memory that the prefill
+    of the warm-up had allocated at once, the cache that it fills among it.
     """
     fitted = FittedPlan.of(plan)
     vocabulary = text_config(model).vocab_size
@@ -82,7 +84,8 @@ def measure(
     rounds = [_round(model, ids, turns[i % 2], new_tokens) for i in range(repeats)]
     sums = {side: _summary([one[side] for one in rounds]) for side in sides}
     for side in sides:
-        sums[side]["kv_projection_calls"] = warm_up[side]["kv_projection_calls"]
+        for counted in ("kv_projection_calls", "prefill_peak_bytes"):
+            sums[side][counted] = warm_up[side][counted]
     full, shared = sums["full"], sums["shared"]
     prefill, decode = "prefill_seconds", "decode_tokens_per_second"
     speedup = {
@@ -147,7 +150,9 @@ def _round(
     for step in range(new_tokens + 1):
         for side, way in sides.items():
             before = _held_memory(prompt) if cuda and step == 0 else 0
-            with way():
+            counts = ran is not None and step == 0
+            peak = allocation_peak(prompt.device) if counts else nullcontext([0])
+            with way(), peak as peaks:
                 started = _now(cuda)
                 output = model(ids[side], past_key_values=caches[side], use_cache=True, **last)
                 ids[side] = output.logits[:, -1:].argmax(-1)
@@ -157,10 +162,13 @@ def _round(
                 calls[side] += len(ran)
                 ran.clear()
             if step == 0 and cuda:
-                peak = torch.cuda.max_memory_allocated(prompt.device) - (before - start)
-                memory[side] = {"peak_memory_bytes": peak}
+                most = torch.cuda.max_memory_allocated(prompt.device) - (before - start)
+                memory[side] = {"peak_memory_bytes": most, "prefill_peak_bytes": peaks[0]}
             elif step == 0:
-                memory[side] = {"resident_bytes": _resident_bytes()}
+                memory[side] = {
+                    "resident_bytes": _resident_bytes(),
+                    "prefill_peak_bytes": peaks[0],
+                }
             del output
     return {
         side: {
@@ -202,6 +210,6 @@ def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         values = [run[key] for run in runs]
         return {"median": median(values), "min": min(values), "max": max(values)}
 
-    counted = ("cache_bytes", "kv_projection_calls")
+    counted = ("cache_bytes", "kv_projection_calls", "prefill_peak_bytes")
     whole = {key: spread(key) for key in runs[0] if key not in counted}
     return {**whole, "cache_bytes": runs[0]["cache_bytes"]}

@@ -75,6 +75,11 @@ def test_measured_cells_count_what_ran_and_what_is_held(name: str) -> None:
     # One prefill and three steps, two targets: of each the fused, or the key and the value map.
     assert full["kv_projection_calls"] == 4 * 2 * (1 if name == "phi3" else 2)
     assert shared["kv_projection_calls"] == 0
+    # What the prefill allocated at once holds its cache, and little else differs.
+    held = 2 * 6 * per_token
+    assert shared["prefill_peak_bytes"] >= held
+    saved = full["prefill_peak_bytes"] - shared["prefill_peak_bytes"]
+    assert saved == pytest.approx(held * 6 / 4 - held, rel=0.5)
     for side in (full, shared):
         for key in ("prefill_seconds", "decode_tokens_per_second", "resident_bytes"):
             assert 0 <= side[key]["min"] <= side[key]["median"] <= side[key]["max"]
