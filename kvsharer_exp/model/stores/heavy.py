@@ -18,7 +18,7 @@ from kvsharer_exp.model.stores.codes import Quantised, code_tokens, joined, read
 from kvsharer_exp.model.stores.columns import Columns, ListedColumns
 from kvsharer_exp.model.stores.full import causal
 from kvsharer_exp.model.stores.prompted import PromptedLayer, Read
-from kvsharer_exp.model.stores.weights import Queries, best, taken, weights
+from kvsharer_exp.model.stores.weights import Queries, best, products, softmax, taken, weights
 from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.keeps.h2o import H2O
 
@@ -143,13 +143,13 @@ class HeavyLayer(PromptedLayer):
         )
         device = scores.device
         recent = torch.tensor([self._keep.recent(n) for n in self._most], device=device)
+        attended = products(queries, keys)
         for step in range(count):
             end = held + step + 1
             now = scores[:, :, :end]
             alive = now > -torch.inf
             visible[:, :, step, :end] = alive
-            query = queries.cut(step, step + 1)
-            now += weights(query, keys[:, :, :end], ~alive[:, :, None, None]).sum((2, 3))
+            now += softmax(attended[:, :, :, step, :end], ~alive[:, :, None]).sum(2)
             goes = self._goes(past + step + 1)
             if any(goes):
                 place = alive.flip(-1).cumsum(-1).flip(-1)  # 1 for the most recent

@@ -27,17 +27,29 @@ class Queries:
         return Queries(self.states[:, :, begin:end], self.scaling, self.softcap)
 
 
-def weights(queries: Queries, keys: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """The softmax over keys (batch, heads, keys, head_dim): (batch, heads, group, queries, keys).
+def products(queries: Queries, keys: torch.Tensor) -> torch.Tensor:
+    """What attention takes the softmax of: (batch, heads, group, queries, keys).
 
-    ``group`` counts the query heads that read one KV head. ``hidden`` (broadcast to the result)
-    says which keys a query may not read; a query that may read none has weights of zero.
+    ``keys`` (batch, heads, keys, head_dim). ``group`` counts the query heads that read one KV head.
     """
     grouped = queries.states.unflatten(1, (keys.shape[1], -1)).float()
-    products = grouped @ keys.float().unsqueeze(2).transpose(-1, -2) * queries.scaling
+    found = grouped @ keys.float().unsqueeze(2).transpose(-1, -2) * queries.scaling
     if queries.softcap is not None:
-        products = torch.tanh(products / queries.softcap) * queries.softcap
-    return products.masked_fill_(hidden, -torch.inf).softmax(-1).nan_to_num_(0.0)
+        found = torch.tanh(found / queries.softcap) * queries.softcap
+    return found
+
+
+def softmax(products: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """The weights of ``products``, of which ``hidden`` (broadcast to them) may not be read.
+
+    A query that may read none has weights of zero.
+    """
+    return products.masked_fill(hidden, -torch.inf).softmax(-1).nan_to_num_(0.0)
+
+
+def weights(queries: Queries, keys: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """The weights of all ``queries`` at once, as of `products` and `softmax`."""
+    return softmax(products(queries, keys), hidden)
 
 
 def best(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
