@@ -69,7 +69,6 @@ class PlanArms:
         self._plans = Plans(calibration.config, log, loaded, self._windows)
         self._maps: dict[tuple[float, ...], list[GreedyResult]] = {}
         self._errors: Costs = {}
-        self._unable: set[tuple[int, Action]] = set()
         self._losses: dict[KVPlan, float] = {}
         self._walked: list[GreedyResult] = []
 
@@ -86,9 +85,8 @@ class PlanArms:
         Raises:
             InputError: there are too few windows for fits, or none to measure block errors on.
         """
-        actions = [
-            action for arm in arms for action in arm_actions(arm, kept_of(self._calibration.config))
-        ]
+        tokens = kept_of(self._calibration.config)
+        actions = [action for arm in arms for action in arm_actions(arm, tokens)]
         if actions:
             _ = self._text
         if any(action.fitted for action in actions):
@@ -185,25 +183,16 @@ class PlanArms:
 
     def _errors_of(self, arm: str) -> Costs:
         """The block errors of the arm's actions, without those that a layer cannot do."""
-        asked = [
-            (layer.index, action)
-            for layer in self._loaded.layers
-            for action in arm_actions(arm, kept_of(self._calibration.config))
-        ]
-        new = [one for one in asked if one not in self._errors and one not in self._unable]
-        able: dict[int, list[Action]] = {}
-        for index, action in new:
-            if self._can(index, action):
-                able.setdefault(index, []).append(action)
-            else:
-                self._unable.add((index, action))
-        if able:
-            self._measure(able)
-        return {
-            one: self._errors[one]
-            for one in asked
-            if math.isfinite(self._errors.get(one, math.inf))
-        }
+        actions = arm_actions(arm, kept_of(self._calibration.config))
+        asked = [(i, action) for i in range(self._loaded.num_layers) for action in actions]
+        new: dict[int, list[Action]] = {}
+        for i, action in asked:
+            if (i, action) not in self._errors and self._can(i, action):
+                new.setdefault(i, []).append(action)
+        if new:
+            self._measure(new)
+        found = {one: self._errors.get(one, math.inf) for one in asked}
+        return {one: error for one, error in found.items() if math.isfinite(error)}
 
     def _measure(self, actions: dict[int, list[Action]]) -> None:
         """Measure the block errors of the ``actions`` of each layer."""
@@ -235,7 +224,9 @@ class PlanArms:
         errors = self._errors_of(arm)
         rivals = sorted(found, key=lambda plan: (_predicted(plan, errors), str(plan)))[:_RIVALS]
         own = self._choose(arm, read)
-        return min([own, *rivals] if own else rivals, key=self._loss, default=None)
+        best = min([own, *rivals] if own else rivals, key=self._loss, default=None)
+        self._scorers.fitness.reset()  # the held-out windows need the memory of its states
+        return best
 
     def _loss(self, plan: KVPlan) -> float:
         if plan not in self._losses:
