@@ -87,8 +87,8 @@ def fronts_figure(fronts: Mapping[str, Mapping[str, Sequence[Point]]], *, title:
             points = sorted(arms.get(name, ()))
             kept, kls = [point[0] for point in points], [point[1] for point in points]
             axes.plot(kept, kls, label=name.replace("_", " "), linewidth=1.2, **_style(index))
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
         log_scale(axes, [kl for points in arms.values() for _, kl in points])
         axes.set(xlabel="share of the full cache's bytes", title=setting)
     panels[0].set_ylabel("KL to the full cache, nats")
