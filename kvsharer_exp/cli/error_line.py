@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import TypeGuard
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
@@ -30,7 +31,7 @@ def is_bad_input(error: Exception) -> bool:
     return known or _is_too_long(error)
 
 
-def _is_too_long(error: BaseException) -> bool:
+def _is_too_long(error: BaseException) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
 
 
@@ -47,8 +48,7 @@ def found_no_space(error: BaseException | None) -> bool:
 def error_line(error: BaseException) -> str:
     """Say in one line what was wrong with the input; Hydra hides it in the causes of its errors."""
     if _is_too_long(error):
-        path = shorten(getattr(error, "filename", None) or error)
-        return f"{path} is too long for a path: give a shorter one"
+        return f"{shorten(error.filename or error)} is too long for a path: give a shorter one"
     if isinstance(error, OmegaConfBaseException):
         return explain(error)
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):

@@ -14,7 +14,7 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -149,10 +149,11 @@ def _round(
     calls = dict.fromkeys(sides, 0)
     for step in range(new_tokens + 1):
         for side, way in sides.items():
-            before = _held_memory(prompt) if cuda and step == 0 else 0
-            counts = ran is not None and step == 0
-            peak = allocation_peak(prompt.device) if counts else nullcontext([0])
-            with way(), peak as peaks:
+            counts = step == 0 and (cuda or ran is not None)
+            peak: AbstractContextManager[list[int]] = (
+                allocation_peak(prompt.device) if counts else nullcontext([])
+            )
+            with peak as peaks, way():
                 started = _now(cuda)
                 output = model(ids[side], past_key_values=caches[side], use_cache=True, **last)
                 ids[side] = output.logits[:, -1:].argmax(-1)
@@ -162,13 +163,11 @@ def _round(
                 calls[side] += len(ran)
                 ran.clear()
             if step == 0 and cuda:
-                most = torch.cuda.max_memory_allocated(prompt.device) - (before - start)
-                memory[side] = {"peak_memory_bytes": most, "prefill_peak_bytes": peaks[0]}
+                memory[side] = {"peak_memory_bytes": start + peaks[0]}
             elif step == 0:
-                memory[side] = {
-                    "resident_bytes": _resident_bytes(),
-                    "prefill_peak_bytes": peaks[0],
-                }
+                memory[side] = {"resident_bytes": _resident_bytes()}
+            if step == 0 and ran is not None:
+                memory[side]["prefill_peak_bytes"] = peaks[0]
             del output
     return {
         side: {
@@ -180,12 +179,6 @@ def _round(
         }
         for side in sides
     }
-
-
-def _held_memory(prompt: torch.Tensor) -> int:
-    """Count the bytes allocated on the device, and let its peak count from here."""
-    torch.cuda.reset_peak_memory_stats(prompt.device)
-    return torch.cuda.memory_allocated(prompt.device)
 
 
 def _now(cuda: bool) -> float:
@@ -210,6 +203,6 @@ def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         values = [run[key] for run in runs]
         return {"median": median(values), "min": min(values), "max": max(values)}
 
-    counted = ("cache_bytes", "kv_projection_calls", "prefill_peak_bytes")
+    counted = ("cache_bytes", "kv_projection_calls")
     whole = {key: spread(key) for key in runs[0] if key not in counted}
     return {**whole, "cache_bytes": runs[0]["cache_bytes"]}

@@ -104,8 +104,7 @@ class Cell:
 
 def describe(arm: str, variant: Mapping[str, Any]) -> str:
     """An arm under a variant in words. A narrow table may break the line between them."""
-    words = settings_words(variant)
-    return " · ".join([arm.replace("_", " "), *([words] if words else [])])
+    return " · ".join(filter(None, [arm.replace("_", " "), settings_words(variant)]))
 
 
 def settings_words(variant: Mapping[str, Any]) -> str:

@@ -14,6 +14,9 @@ from kvsharer_exp.search.front import Point, hypervolume
 from kvsharer_exp.search.paper.arms import JOINT, PLAN_ARMS
 from kvsharer_exp.values.score_names import HELD_OUT_KL, KL
 
+Fronts = Mapping[str, Mapping[str, Sequence[Point]]]
+"""By setting in words and by arm of plans, the points (KV fraction, held-out KL)."""
+
 Areas = Mapping[str, Mapping[str, float]]
 """By setting in words and by arm the area of a front."""
 
@@ -25,25 +28,24 @@ AREAS_LEGEND = (
 
 
 def fronts(cells: Sequence[Cell]) -> dict[str, dict[str, list[Point]]]:
-    """By setting in words and by arm of plans, the points (KV fraction, held-out KL)."""
+    """See `Fronts`; there is one where two arms or more can be compared."""
     found: dict[str, dict[str, list[Point]]] = {}
     for cell in cells:
         if cell.arm in PLAN_ARMS and HELD_OUT_KL in cell.scores:
             arms = found.setdefault(settings_words(cell.variant), {})
             point = (cell.kv_fraction, cell.scores[HELD_OUT_KL].mean)
             arms.setdefault(cell.arm, []).append(point)
-    return found
+    return {setting: arms for setting, arms in found.items() if len(arms) > 1}
 
 
-def areas(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
-    """The area of every front (see `AREAS_LEGEND`), where two arms or more can be compared."""
+def areas(drawn: Fronts) -> dict[str, dict[str, float]]:
+    """The area of every front (see `AREAS_LEGEND`)."""
     found: dict[str, dict[str, float]] = {}
-    for setting, arms in fronts(cells).items():
-        if len(arms) > 1:
-            every = [point for points in arms.values() for point in points]
-            found[setting] = {
-                arm: _area(every if arm == JOINT else points) for arm, points in arms.items()
-            }
+    for setting, arms in drawn.items():
+        every = [point for points in arms.values() for point in points]
+        found[setting] = {
+            arm: _area(every if arm == JOINT else points) for arm, points in arms.items()
+        }
     return found
 
 

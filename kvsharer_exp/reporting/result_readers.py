@@ -146,7 +146,7 @@ def _of_sweep(run: FinishedRun) -> Iterator[Measured]:
             base = _base(
                 run,
                 map=", ".join(filter(None, ["front", origin])) if on_front else origin,
-                arm=arms.get(entry["origin"], "front"),
+                arm=arms.get(origin, "front"),
                 num_shared=None if plan else entry["num_shared"],
                 plan=plan,
                 run_ids=(entry["mlflow_run_id"] or run.run_id,),

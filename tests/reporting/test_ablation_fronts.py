@@ -30,7 +30,7 @@ CELLS = [
 
 
 def test_areas_are_of_the_rectangle_up_to_a_kl_of_two() -> None:
-    found = areas(CELLS)
+    found = areas(fronts(CELLS))
     assert list(found) == ["512 tokens", "4096 tokens"]
     assert found["512 tokens"]["read"] == pytest.approx(0.5 * 0.5)
     assert found["512 tokens"]["quantised"] == pytest.approx(0.25 * 0.8 + 0.5 * 0.9)
@@ -40,7 +40,7 @@ def test_areas_are_of_the_rectangle_up_to_a_kl_of_two() -> None:
 
 
 def test_tables_and_sentences() -> None:
-    found = areas(CELLS)
+    found = areas(fronts(CELLS))
     header, *rows = areas_table(found)
     assert header == ["arm", "area 512 tokens", "area 4096 tokens"]
     assert rows == [
@@ -58,7 +58,8 @@ def test_tables_and_sentences() -> None:
 
 
 def test_one_arm_of_plans_has_nothing_to_be_compared_with() -> None:
-    assert areas([cell("read", 0.5, 1.0), cell("dissimilar_tested", 0.5, 0.0)]) == {}
+    cells = [cell("read", 0.5, 1.0), cell("dissimilar_tested", 0.5, 0.0)]
+    assert areas(fronts(cells)) == {}
 
 
 def test_a_panel_for_each_setting() -> None:

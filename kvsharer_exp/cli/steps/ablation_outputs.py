@@ -20,6 +20,7 @@ from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.reporting.ablation import Cell, Row, describe, summarise
 from kvsharer_exp.reporting.ablation_fronts import (
     AREAS_LEGEND,
+    Fronts,
     areas,
     areas_table,
     fronts,
@@ -107,7 +108,9 @@ def publish(config: Config, log: RunLog, ablation: Ablation) -> None:
         for arm, results in ablation.tested.items()
     }
     tables = {"arms": arms_table(cells, full.scores, full.intervals)}
-    if covered := areas(cells):
+    drawn = fronts(cells)
+    covered = areas(drawn)
+    if covered:
         tables["areas"] = areas_table(covered)
     if bins:
         tables["acceptance"] = acceptance_table(bins)
@@ -130,7 +133,7 @@ def publish(config: Config, log: RunLog, ablation: Ablation) -> None:
     if ablation.timings:
         notes.append(where_from(ablation.timings[-1]))
     _show(log, ablation, tables, notes)
-    for name, content in _files(config, ablation, cells, bins, tables, notes).items():
+    for name, content in _files(config, ablation, cells, drawn, bins, tables, notes).items():
         log.keep(name, content)
     first = next((row for row in ablation.rows if row.result.found), None)
     then = "ablate search.threshold=0"
@@ -213,6 +216,7 @@ def _files(
     config: Config,
     ablation: Ablation,
     cells: Sequence[Cell],
+    drawn: Fronts,
     bins: Mapping[str, Sequence[RankBin]],
     tables: Mapping[str, Sequence[Sequence[str]]],
     notes: Sequence[str],
@@ -233,7 +237,7 @@ def _files(
             arms_figure(cells, HELD_OUT_PERPLEXITY, title=title, full_score=full_score)
         ),
     }
-    if len(drawn := fronts(cells)) and any(len(arms) > 1 for arms in drawn.values()):
+    if drawn:
         files["fronts.png"] = save_png(fronts_figure(drawn, title=title))
     if bins:
         files["acceptance.png"] = save_png(acceptance_rank_figure(bins, title=title))

@@ -26,14 +26,19 @@ from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.steps.ablation_actions import EVICTING, arm_actions, evicting
-from kvsharer_exp.cli.steps.plan_candidates import SOURCES, least_reads
-from kvsharer_exp.measure.action_errors import action_errors
+from kvsharer_exp.cli.steps.plan_candidates import (
+    SOURCES,
+    Costs,
+    errors_of,
+    fitted_among,
+    least_reads,
+)
 from kvsharer_exp.model.actions.registry import runner_of
 from kvsharer_exp.model.actions.sizes import BUDGET_SIZE
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.sharing.projections import SharingError
 from kvsharer_exp.search.candidates import Candidate, priced
-from kvsharer_exp.search.paper.arms import JOINT
+from kvsharer_exp.search.paper.arms import JOINT, READ, SINGLE, WITHOUT_KV
 from kvsharer_exp.search.solver import solve_with_reads
 from kvsharer_exp.search.without_kv import without_kv
 from kvsharer_exp.values.actions.base import Action
@@ -44,14 +49,8 @@ from kvsharer_exp.values.greedy import GreedyResult
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 
-READ = "read"
-_WITHOUT_KV = ("drop", "constant", "affine")
-_SINGLE = (*_WITHOUT_KV, "quantised", "windowed", "snapkv", "h2o")
 _RIVALS = 3
 """So many plans of single arms, those of least block error, are scored beside the joint one."""
-
-Costs = dict[tuple[int, Action], float]
-"""By layer and action the block error."""
 
 Chosen = tuple[GreedyResult, FittedPlan]
 """What an arm chose at one ratio. Of a plan that is no map the result names no sources."""
@@ -85,8 +84,7 @@ class PlanArms:
         Raises:
             InputError: there are too few windows for fits, or none to measure block errors on.
         """
-        tokens = kept_of(self._calibration.config)
-        actions = [action for arm in arms for action in arm_actions(arm, tokens)]
+        actions = [action for arm in arms for action in self._actions(arm)]
         if actions:
             _ = self._text
         if any(action.fitted for action in actions):
@@ -111,6 +109,8 @@ class PlanArms:
         began = time.perf_counter()
         choose = self._best_of if arm == JOINT else self._choose
         plans = [choose(arm, SharingMap(r.kv_source_layers)) for r in maps]
+        if arm == JOINT:  # the held-out windows need the memory of its states
+            self._scorers.fitness.reset()
         fitted = [None if plan is None else self._plans.fit(plan) for plan in plans]
         seconds = time.perf_counter() - began
         return [self._chosen(read, plan, seconds) for read, plan in zip(maps, fitted, strict=True)]
@@ -145,7 +145,7 @@ class PlanArms:
             walker = self._calibration.walker(max_candidates=most)
             seed = self._calibration.config.seed
             self._walked = walker.run("dissimilar_tested", ratios, seed=seed)
-        some = arm_actions(arm, kept_of(self._calibration.config))[0]
+        some = self._actions(arm)[0]
         able = {i for i in range(self._loaded.num_layers) if self._can(i, some)}
         found: list[Chosen] = []
         for place, ratio in enumerate(ratios):
@@ -183,7 +183,7 @@ class PlanArms:
 
     def _errors_of(self, arm: str) -> Costs:
         """The block errors of the arm's actions, without those that a layer cannot do."""
-        actions = arm_actions(arm, kept_of(self._calibration.config))
+        actions = self._actions(arm)
         asked = [(i, action) for i in range(self._loaded.num_layers) for action in actions]
         new: dict[int, list[Action]] = {}
         for i, action in asked:
@@ -196,19 +196,9 @@ class PlanArms:
 
     def _measure(self, actions: dict[int, list[Action]]) -> None:
         """Measure the block errors of the ``actions`` of each layer."""
-        wanted = {i: [a for a in of if a.fitted] for i, of in actions.items()}
-        wanted = {i: of for i, of in wanted.items() if of}
+        wanted = fitted_among(actions)
         fits = self._plans.fits(wanted) if wanted else {}
-        scoring = self._calibration.config.scoring
-        measured = action_errors(
-            self._loaded.model,
-            self._text,
-            {i: [(a, fits.get((i, a))) for a in of] for i, of in actions.items()},
-            batch_size=scoring.batch_size,
-            prompt=scoring.prompt_tokens,
-        )
-        for i, of in actions.items():
-            self._errors |= {(i, a): e for a, e in zip(of, measured[i], strict=True)}
+        self._errors |= errors_of(self._calibration.config, self._loaded, self._text, actions, fits)
 
     def _can(self, index: int, action: Action) -> bool:
         layers = self._loaded.layers
@@ -220,13 +210,11 @@ class PlanArms:
 
     def _best_of(self, arm: str, read: SharingMap) -> KVPlan | None:
         """The plan of ``arm``, or of a single arm if that scores better on the scoring windows."""
-        found = {plan for single in _SINGLE if (plan := self._choose(single, read)) is not None}
+        found = {plan for single in SINGLE if (plan := self._choose(single, read)) is not None}
         errors = self._errors_of(arm)
         rivals = sorted(found, key=lambda plan: (_predicted(plan, errors), str(plan)))[:_RIVALS]
         own = self._choose(arm, read)
-        best = min([own, *rivals] if own else rivals, key=self._loss, default=None)
-        self._scorers.fitness.reset()  # the held-out windows need the memory of its states
-        return best
+        return min([own, *rivals] if own else rivals, key=self._loss, default=None)
 
     def _loss(self, plan: KVPlan) -> float:
         if plan not in self._losses:
@@ -251,12 +239,15 @@ class PlanArms:
             for (i, action), error in losses.items()
         ]
         choices, sources = priced(candidates, losses)
-        if arm in _WITHOUT_KV:
+        if arm in WITHOUT_KV:
             return without_kv(choices, len(read.targets), budget)
         try:
             return solve_with_reads(choices, sources, budget)[0].plan
         except InputError:  # the smallest plan keeps more
             return None
+
+    def _actions(self, arm: str) -> tuple[Action, ...]:
+        return arm_actions(arm, kept_of(self._calibration.config))
 
     @property
     def _context(self) -> int:

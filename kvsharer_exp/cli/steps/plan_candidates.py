@@ -9,10 +9,12 @@ among the seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+import torch
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.calibration import ERROR_WINDOWS, Calibration
@@ -44,6 +46,8 @@ from kvsharer_exp.values.plan import KVPlan
 DEFAULT_KV = (0.15, 0.1875, 0.22, 0.25, 0.3125)
 CLOSE = 1e-9
 """Shares are quotients of bytes: this much above a budget is rounding."""
+Costs = dict[tuple[int, Action], float]
+"""By layer and action the block error."""
 SOURCES = 3
 """How many pairs of least block error a layer may read, where nothing else is said."""
 
@@ -75,24 +79,13 @@ class PlanParts:
         """
         options = config.search_space.options
         allowed = _allowed(loaded, options)
-        fits = _fits(allowed, plans)
+        fits = plans.fits(fitted_among(allowed))
         if store.candidates is None:
             text = windows.scoring if len(windows.scoring) else windows.calibration
-            text = text[:ERROR_WINDOWS]
-            prompt = config.scoring.prompt_tokens
-            _check_keeps(allowed, prompt or windows.scoring.shape[1])
-            asked = {
-                i: [(a, fits.get((i, a))) for a in of if a != Own()] for i, of in allowed.items()
-            }
-            measured = action_errors(
-                loaded.model, text, asked, batch_size=config.scoring.batch_size, prompt=prompt
-            )
-            log.say(f"measured the block errors of {sum(map(len, asked.values()))} actions")
-            errors = {
-                (i, action): error
-                for i, of in asked.items()
-                for (action, _), error in zip(of, measured[i], strict=True)
-            }
+            _check_keeps(allowed, config.scoring.prompt_tokens or windows.scoring.shape[1])
+            asked = {i: [a for a in of if a != Own()] for i, of in allowed.items()}
+            errors = errors_of(config, loaded, text[:ERROR_WINDOWS], asked, fits)
+            log.say(f"measured the block errors of {len(errors)} actions")
             errors |= {(i, Own()): 0.0 for i, of in allowed.items() if Own() in of}
             if READ in options.get("actions", ACTIONS):
                 count = int(options.get("sources", SOURCES))
@@ -118,7 +111,7 @@ def fits_of(config: Config, loaded: LoadedModel, plans: Plans) -> Fits:
     Raises:
         InputError: an action is unknown, or there is too little text.
     """
-    return _fits(_allowed(loaded, config.search_space.options), plans)
+    return plans.fits(fitted_among(_allowed(loaded, config.search_space.options)))
 
 
 def wanted(config: Config, loaded: LoadedModel) -> set[Action]:
@@ -130,9 +123,32 @@ def wanted(config: Config, loaded: LoadedModel) -> set[Action]:
     return {a for of in _allowed(loaded, config.search_space.options).values() for a in of}
 
 
-def _fits(allowed: dict[int, list[Action]], plans: Plans) -> Fits:
-    fitted = {i: [a for a in of if a.fitted] for i, of in allowed.items()}
-    return plans.fits({i: actions for i, actions in fitted.items() if actions})
+def fitted_among(actions: Mapping[int, Sequence[Action]]) -> dict[int, list[Action]]:
+    """By layer those of ``actions`` that need fits, where there are some."""
+    fitted = {i: [a for a in of if a.fitted] for i, of in actions.items()}
+    return {i: of for i, of in fitted.items() if of}
+
+
+def errors_of(
+    config: Config,
+    loaded: LoadedModel,
+    text: torch.Tensor,
+    actions: Mapping[int, Sequence[Action]],
+    fits: Fits,
+) -> Costs:
+    """The block errors of the ``actions`` of each layer on windows of ``text``, as scored."""
+    measured = action_errors(
+        loaded.model,
+        text,
+        {i: [(a, fits.get((i, a))) for a in of] for i, of in actions.items()},
+        batch_size=config.scoring.batch_size,
+        prompt=config.scoring.prompt_tokens,
+    )
+    return {
+        (i, action): error
+        for i, of in actions.items()
+        for action, error in zip(of, measured[i], strict=True)
+    }
 
 
 def _allowed(loaded: LoadedModel, options: dict[str, Any]) -> dict[int, list[Action]]:
@@ -182,7 +198,7 @@ def _fixed(options: dict[str, Any]) -> dict[int, str]:
 
 def least_reads(
     errors: Sequence[Sequence[float]], count: int, seeds: Sequence[Seed], fixed: dict[int, str]
-) -> dict[tuple[int, Action], float]:
+) -> Costs:
     """The pairs that plans may read: ``count`` a layer of least error, and those of the seeds."""
     wanted: set[tuple[int, int]] = set()
     for target, row in enumerate(errors):

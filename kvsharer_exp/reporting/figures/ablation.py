@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvsharer_exp.reporting.ablation import Cell
+from kvsharer_exp.reporting.ablation_fronts import Fronts
 from kvsharer_exp.reporting.figures.style import BLACK, CYCLE, GREY, empty, log_scale
-from kvsharer_exp.search.front import Point
 from kvsharer_exp.search.paper.acceptance import PairScore, RankBin
 from kvsharer_exp.values.intervals import Interval
 from kvsharer_exp.values.score_names import COSINE, KL, ScoreName
@@ -77,7 +77,7 @@ def arms_figure(
     return figure
 
 
-def fronts_figure(fronts: Mapping[str, Mapping[str, Sequence[Point]]], *, title: str) -> Any:
+def fronts_figure(fronts: Fronts, *, title: str) -> Any:
     """Draw the points (KV fraction, KL) of every arm, least KV first; a panel for each setting."""
     figure, panels = empty(3.9 * len(fronts) + 2.0, 4.2, panels=len(fronts))
     panels = panels if len(fronts) > 1 else [panels]

@@ -35,10 +35,11 @@ WALKS = {f"{order}_{test}": order for order in ORDERS for test in ("tested", "un
 FIXED = {"trailing_layers": trailing_layers, "adjacent_pairs": adjacent_pairs}
 GIVEN = "given"
 ARMS = (*WALKS, *FIXED, GIVEN)
-JOINT = "joint"
-_SOLVED = ("quantised", "windowed", "snapkv", "h2o", JOINT)
+READ, JOINT = "read", "joint"
+WITHOUT_KV = ("drop", "constant", "affine")
+SINGLE = (*WITHOUT_KV, "quantised", "windowed", "snapkv", "h2o")
 _EVICTING = ("h2o_alone", "pyramid_alone", "map_h2o", "map_pyramid")
-PLAN_ARMS = ("read", "drop", "constant", "affine", *_SOLVED, *_EVICTING)
+PLAN_ARMS = (READ, *SINGLE, JOINT, *_EVICTING)
 _LISTED = 130  # the most characters of the names that an error lists
 _DRAW_STRIDE = 1000  # draw 0 is what `kvsharer search search.order=random` finds with that seed
 
