@@ -6,8 +6,7 @@ plans. A layer that may do only one thing is given that one choice.
 Without reads this is a multiple-choice knapsack, and `solve_all` solves it for all budgets at once:
 it goes through the layers and keeps the partial plans that no other one beats. With reads, what a
 layer costs depends on its source, and `solve_with_reads` gives an integer program to HiGHS, which
-returns a plan and a bound that no plan can beat. Kellerer, Pferschy and Pisinger, Knapsack
-Problems, 2004, chapter 11.
+returns a plan and a bound that none beats. Kellerer et al., Knapsack Problems, 2004, chapter 11.
 """
 
 from __future__ import annotations
@@ -42,37 +41,34 @@ class Options:
     owns: np.ndarray
 
 
-def solve_all(
-    choices: Sequence[Choice], *, step: int = 1, budget: int | None = None
-) -> list[Solved]:
+Found = tuple[tuple[Action, ...], float, int]  # the actions of a plan, its loss, its bytes
+
+
+def solve_all(choices: Sequence[Choice], *, step: int = 1) -> list[Solved]:
     """The plans without reads that no other one beats: bytes ascend, losses descend strictly.
 
     With a ``step`` above 1 only the smallest plan and the best ones within 1, 2, 3, … times
-    ``step`` bytes are listed. Each is exact; there are fewer of them to build and to store. With a
-    ``budget`` only the best one within so many bytes is listed, if there is one.
+    ``step`` bytes are listed. Each is exact; there are fewer of them to build and to store.
 
     Raises:
         InputError: a layer has no choice, an action is given twice at a layer, or none owns.
     """
-    return solve_options(
-        [
-            Options(
-                [choice.action for choice in of_layer],
-                np.array([choice.kv_bytes for choice in of_layer], np.int64),
-                np.array([choice.loss for choice in of_layer], float),
-                np.array([choice.owns for choice in of_layer], bool),
-            )
-            for of_layer in _by_layer(choices)
-        ],
-        step=step,
-        budget=budget,
-    )
+    layers = [
+        Options(
+            [choice.action for choice in of_layer],
+            np.array([choice.kv_bytes for choice in of_layer], np.int64),
+            np.array([choice.loss for choice in of_layer], float),
+            np.array([choice.owns for choice in of_layer], bool),
+        )
+        for of_layer in _by_layer(choices)
+    ]
+    return [Solved(KVPlan(p), loss, kept) for p, loss, kept in solve_options(layers, step=step)]
 
 
 def solve_options(
-    layers: Sequence[Options], *, step: int = 1, budget: int | None = None
-) -> list[Solved]:
-    """Do as `solve_all` with the `Options` of each layer, no two of which may be alike.
+    layers: Sequence[Options], *, step: int = 1, budget: float = math.inf
+) -> list[Found]:
+    """Do as `solve_all` with the `Options` of each layer, within a ``budget`` of bytes.
 
     Raises:
         InputError: a layer has no options.
@@ -87,40 +83,46 @@ def solve_options(
     kept = np.array([sum(int(options.kept[0]) for options in fixed)])
     losses = np.array([sum(float(options.losses[0]) for options in fixed)])
     owns = np.array([any(options.owns[0] for options in fixed)])
+    left = budget - sum(int(options.kept.min()) for options in open_)  # whatever these layers do
     steps: list[tuple[np.ndarray, np.ndarray]] = []  # of each state: the one before, the choice
     for options in open_:
         states = len(kept)
         kept = np.add.outer(options.kept, kept).ravel()
         losses = np.add.outer(options.losses, losses).ravel()
         owns = np.logical_or.outer(options.owns, owns).ravel()
-        unbeaten = _unbeaten(kept, losses, owns)
-        if budget is not None:
-            unbeaten = unbeaten[kept[unbeaten] <= budget]
-        steps.append((unbeaten % states, unbeaten // states))
-        kept, losses, owns = kept[unbeaten], losses[unbeaten], owns[unbeaten]
-    ends = np.flatnonzero(owns if budget is None else owns & (kept <= budget))
+        left += int(options.kept.min())
+        some = np.flatnonzero(kept <= left)
+        some = some[_unbeaten(kept[some], losses[some], owns[some])]
+        steps.append((some % states, some // states))
+        kept, losses, owns = kept[some], losses[some], owns[some]
+    ends = np.flatnonzero(owns & (kept <= left))
     within_steps = -(-kept[ends] // step)
     listed = np.append(within_steps[1:] != within_steps[:-1], True)[: len(ends)]
     listed[:1] = True
-    ends = ends[listed] if budget is None else ends[-1:]
+    ends = ends[listed]
     made = iter(_walk_back(open_, steps, ends))
     columns = [
         [options.actions[0]] * len(ends) if len(options.actions) == 1 else next(made)
         for options in layers
     ]
-    plans = map(KVPlan, zip(*columns, strict=True))
-    return list(map(Solved, plans, losses[ends].tolist(), kept[ends].tolist()))
+    return list(
+        zip(zip(*columns, strict=True), losses[ends].tolist(), kept[ends].tolist(), strict=True)
+    )
 
 
 def _unbeaten(kept: np.ndarray, losses: np.ndarray, owns: np.ndarray) -> np.ndarray:
     """The states that no other one beats, by bytes. One without an owner beats none that has."""
+    if owns.all():
+        order = np.lexsort((losses, kept))
+        return order[_falls(losses[order])]
     order = np.lexsort((~owns, losses, kept))
     has, loss = owns[order], losses[order]
-    of_owners, of_all = (
-        np.append(np.inf, np.minimum.accumulate(rivals)[:-1])
-        for rivals in (np.where(has, loss, np.inf), loss)
-    )
-    return order[loss < np.where(has, of_owners, of_all)]
+    return order[np.where(has, _falls(np.where(has, loss, np.inf)), _falls(loss))]
+
+
+def _falls(values: np.ndarray) -> np.ndarray:
+    """Where a value is finite and below each one before it."""
+    return values < np.append(np.inf, np.minimum.accumulate(values)[:-1])
 
 
 def _walk_back(

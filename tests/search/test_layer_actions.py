@@ -19,6 +19,7 @@ from kvsharer_exp.search.spaces.layer_actions import LayerActions, repaired
 from kvsharer_exp.search.spaces.registry import make_space
 from kvsharer_exp.search.study import open_study
 from kvsharer_exp.values.actions.affine import Affine
+from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.actions.drop import Drop
 from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.actions.read import Read
@@ -117,6 +118,8 @@ def test_solving_is_exact_without_reads_and_no_worse_with_them() -> None:
             rung = space.rung(plan)
             best[rung] = min(best.get(rung, np.inf), cost(plan))
     solved = space.solve(costs)
+    low, high = sorted(solved)[1], sorted(solved)[-2]
+    assert space.solve(costs, (low, high)) == {r: p for r, p in solved.items() if low <= r <= high}
     lowest = np.inf
     for rung in sorted(best):
         if best[rung] < lowest - 1e-12:
@@ -124,6 +127,32 @@ def test_solving_is_exact_without_reads_and_no_worse_with_them() -> None:
             assert rung in solved
             assert cost(solved[rung]) <= lowest + 1e-12
     assert set(solved) <= set(best)
+
+
+def test_what_is_kept_stays_and_the_rest_is_solved_within_the_rung() -> None:
+    found = [c for c in candidates(1, 5) if c.action.name != "read"]
+    ranking = DissimilarityRanking("m", "d", 5, tuple(p for p in PAIRS if p.target < 5))
+    space = make_space("layer_actions", ranking, max_shared=0, candidates=found)
+    assert isinstance(space, LayerActions)
+    costs = costs_of(found)
+    kept: dict[int, Action] = {1: Drop(), 3: Own(4)}
+    layers = [
+        [c.action for c in of if kept.get(i, c.action) == c.action] for i, of in enumerate(space.at)
+    ]
+    plans = [KVPlan(actions) for actions in product(*layers)]
+
+    def cost(plan: KVPlan) -> float:
+        return sum(costs[layer, action] for layer, action in enumerate(plan.actions))
+
+    least = min(map(space.rung, plans))
+    assert space.solve_within(least - 1, costs, kept) is None
+    for rung in range(least, 65):
+        best = min(cost(plan) for plan in plans if space.rung(plan) <= rung)
+        solved = space.solve_within(rung, costs, kept)
+        assert solved is not None and space.rung(solved) <= rung
+        assert cost(solved) == pytest.approx(best)
+    with pytest.raises(InputError, match="layer 3 has no choice"):
+        space.solve_within(64, costs, {3: Own(8)})
 
 
 def test_solved_seeds_meet_their_budgets_within_a_percent_of_the_bound() -> None:

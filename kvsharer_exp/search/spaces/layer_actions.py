@@ -18,7 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from kvsharer_exp.search.candidates import Candidate, full_bytes, priced
 from kvsharer_exp.search.front import RUNGS
-from kvsharer_exp.search.solver import Options, solve_front_with_reads, solve_options
+from kvsharer_exp.search.solver import Found, Options, solve_front_with_reads, solve_options
 from kvsharer_exp.search.spaces.base import Space
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.actions.own import Own
@@ -112,34 +112,61 @@ class LayerActions(Space):
 
     def rung(self, plan: KVPlan) -> int:
         """The 64ths of the full cache's bytes that hold the plan's, as `front.bytes_rung`."""
-        return math.ceil(self.kv_bytes(plan) / self.full_bytes * RUNGS - 1e-9)
+        return self._rung(self.kv_bytes(plan))
+
+    def _rung(self, kv_bytes: int) -> int:
+        return math.ceil(kv_bytes / self.full_bytes * RUNGS - 1e-9)
 
     def solve(
-        self,
-        costs: Mapping[tuple[int, Action], float],
-        kept: Mapping[int, Action] | None = None,
-        *,
-        rung: int | None = None,
+        self, costs: Mapping[tuple[int, Action], float], rungs: tuple[int, int] | None = None
     ) -> dict[int, KVPlan]:
         """By rung, the plan of least total cost, where it is better than that of every lower rung.
 
         It is exact for plans without reads. In each, every layer that keeps nothing then reads the
-        owner that costs less than what it does, if there is one. Layers in ``kept`` do what they
-        do there. With a ``rung`` only the best plan up to that one is given, if there is one.
+        owner that costs less than what it does, if there is one. With ``rungs``, the lowest and
+        the highest, only these are made.
         """
+        low, budget = (rungs[0], self._budget(rungs[1])) if rungs else (0, math.inf)
+        found = self._solve(costs, {}, max(1, self.full_bytes // RUNGS), budget)
+        return {
+            rung: self._with_reads(actions, costs)
+            for actions, _, kv_bytes in found
+            if (rung := self._rung(kv_bytes)) >= low
+        }
+
+    def solve_within(
+        self,
+        rung: int,
+        costs: Mapping[tuple[int, Action], float],
+        kept: Mapping[int, Action],
+    ) -> KVPlan | None:
+        """The best plan up to ``rung``, as `solve`; layers in ``kept`` do what they do there.
+
+        Raises:
+            InputError: what is kept at a layer is no candidate.
+        """
+        budget = self._budget(rung)
+        found = self._solve(costs, kept, max(1, budget), budget)
+        return self._with_reads(found[-1][0], costs) if found else None
+
+    def _budget(self, rung: int) -> int:
+        return rung * self.full_bytes // RUNGS
+
+    def _solve(
+        self,
+        costs: Mapping[tuple[int, Action], float],
+        kept: Mapping[int, Action],
+        step: int,
+        budget: float,
+    ) -> list[Found]:
         layers = []
         for layer, (actions, kv_bytes, owns) in enumerate(self._alone):
-            asked = None if kept is None else kept.get(layer)
+            asked = kept.get(layer)
             places = [i for i, action in enumerate(actions) if asked in (None, action)]
             listed = [actions[place] for place in places]
             losses = np.array([costs[layer, action] for action in listed])
             layers.append(Options(listed, kv_bytes[places], losses, owns[places]))
-        step = max(1, self.full_bytes // RUNGS)
-        budget = None if rung is None else rung * self.full_bytes // RUNGS
-        found: dict[int, KVPlan] = {}
-        for solved in solve_options(layers, step=step, budget=budget):
-            found[self.rung(solved.plan)] = self._with_reads(solved.plan, costs)
-        return found
+        return solve_options(layers, step=step, budget=budget)
 
     @cached_property
     def _alone(self) -> tuple[tuple[list[Action], np.ndarray, np.ndarray], ...]:
@@ -177,18 +204,20 @@ class LayerActions(Space):
         gap = max((s.loss - bound) / s.loss for s, bound in found if s.loss > 0)
         return SolvedSeeds(tuple(dict.fromkeys(solved.plan for solved, _ in found)), gap)
 
-    def _with_reads(self, plan: KVPlan, costs: Mapping[tuple[int, Action], float]) -> KVPlan:
-        actions, owners = list(plan.actions), set(plan.owners)
-        for layer, source in enumerate(plan.key_sources):
-            if source is not None:
+    def _with_reads(
+        self, alone: tuple[Action, ...], costs: Mapping[tuple[int, Action], float]
+    ) -> KVPlan:
+        actions = list(alone)
+        for layer, action in enumerate(alone):
+            if action.keys_from(layer) is not None:
                 continue
             for source, read in self._reads[layer]:
-                if source not in owners:
+                if actions[source].keys_from(source) != source:
                     continue
                 quantised = costs.get((layer, actions[source]), 0.0)
                 if costs[layer, read] + quantised < costs[layer, actions[layer]]:
                     actions[layer] = read
-        return plan if tuple(actions) == plan.actions else KVPlan(tuple(actions))
+        return KVPlan(tuple(actions))
 
 
 @dataclass(frozen=True)

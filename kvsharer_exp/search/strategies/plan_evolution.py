@@ -47,9 +47,7 @@ class PlanEvolution:
         for attempt in range(4):
             draw = memory.model.draw(rng, self.explore if attempt else self.explore / 2)
             costs = costs_of(memory, draw)
-            low, high = space.rungs
-            every = space.solve(costs)
-            solved = {rung: plan for rung, plan in every.items() if low <= rung <= high} or every
+            solved = space.solve(costs, space.rungs) or space.solve(costs)
             if rng.random() < 0.5:
                 rung = _most_promising(memory, draw, solved)
             else:
@@ -59,7 +57,8 @@ class PlanEvolution:
             made = [solved[rung]]
             for _ in range(self.offspring if parents else 0):
                 parent = parents[rng.integers(len(parents))]
-                made += self._child(space, parent, costs, rung, rng)
+                child = self._child(space, parent, costs, rung, rng)
+                made += [] if child is None else [child]
             yield from memory.ranked((p for p in made if space.rung(p) <= rung), draw)
 
     def _child(
@@ -69,7 +68,7 @@ class PlanEvolution:
         costs: Costs,
         rung: int,
         rng: np.random.Generator,
-    ) -> list[KVPlan]:
+    ) -> KVPlan | None:
         """The plan that keeps most layers of ``parent``, while the others are solved anew.
 
         There is none if what is kept is too much.
@@ -81,9 +80,9 @@ class PlanEvolution:
             if not anew[layer] and action.keys_from(layer) in (None, layer)
         }
         try:
-            return list(space.solve(costs, kept, rung=rung).values())
+            return space.solve_within(rung, costs, kept)
         except InputError:  # what is kept is no candidate any more
-            return []
+            return None
 
 
 def costs_of(memory: Memory, draw: np.ndarray) -> Costs:
