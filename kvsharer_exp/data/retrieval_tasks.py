@@ -36,14 +36,14 @@ ANSWER_TOKENS = 8  # five digits, a space before them, and room for what ends th
 TOKENS_PER_WORD = 1.4  # of English text, where there is no tokenizer to count with
 RETRIEVAL_KINDS = ("needle", "key_value", "multi_key")
 
-_FACT = "The special magic number for {key} is {value}."
+FACT = "The special magic number for {key} is {value}."
 _QUESTION = "\n\nThe special magic number for {key} is"
 _LINE = "{key}: {value}\n"
 _ASKED = "\n{key}:"
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|[。！？]")
 _FEWEST_LINES = 4
-_KEYS = tuple(f"{adjective} {noun}" for adjective, noun in product(ADJECTIVES, NOUNS))
-_VALUES = range(10_000, 100_000)
+KEYS = tuple(f"{adjective} {noun}" for adjective, noun in product(ADJECTIVES, NOUNS))
+VALUES = range(10_000, 100_000)
 _NAME = re.compile(rf"({'|'.join(RETRIEVAL_KINDS)})(?:_(0|[1-9]\d{{0,8}}))?(_search)?")
 
 
@@ -100,7 +100,7 @@ class _Maker:
     def items(self, passages: Sequence[Passage], seed: int) -> list[Item]:
         """Make items ``{"context", "answer", "key"}``; no key or answer is asked for twice."""
         rng = random.Random(f"{self.kind} {self.tokens} {self.part} {seed}")
-        keys, values = rng.sample(_KEYS, NUM_ITEMS), rng.sample(_VALUES, NUM_ITEMS)
+        keys, values = rng.sample(KEYS, NUM_ITEMS), rng.sample(VALUES, NUM_ITEMS)
         make = self._list if self.kind == "key_value" else partial(self._haystack, passages)
         return [
             {"context": make(key, value, rng), "answer": str(value), "key": key}
@@ -146,7 +146,7 @@ class _Maker:
         """Hide the facts between sentences of running text, each at a random depth."""
         others = NUM_KEYS - 1 if self.kind == "multi_key" else 0
         pairs = [(key, value), *self._others(key, value, others, rng)]
-        facts = [_FACT.format(key=k, value=v) for k, v in rng.sample(pairs, len(pairs))]
+        facts = [FACT.format(key=k, value=v) for k, v in rng.sample(pairs, len(pairs))]
         question = _QUESTION.format(key=key)
         fixed = self.count(" ".join(facts) + question)
         if self.room < 2 * fixed:
@@ -197,9 +197,9 @@ class _Maker:
 
     def _others(self, key: str, value: int, num: int, rng: random.Random) -> list[tuple[str, int]]:
         """Draw up to ``num`` pairs of keys and values that are not ``key`` and ``value``."""
-        num = min(num, len(_KEYS) - 1)
-        keys = [other for other in rng.sample(_KEYS, num + 1) if other != key]
-        values = [other for other in rng.sample(_VALUES, num + 1) if other != value]
+        num = min(num, len(KEYS) - 1)
+        keys = [other for other in rng.sample(KEYS, num + 1) if other != key]
+        values = [other for other in rng.sample(VALUES, num + 1) if other != value]
         return list(zip(keys[:num], values[:num], strict=True))
 
     @property

@@ -46,6 +46,9 @@ class ScoringConfig:
         prompt_tokens: how many first tokens of each scoring and held-out window are a prompt, at
             least 1. Only what the tokens after it predict is scored then, as a server would after a
             prefill. Default: none, all tokens are scored. ``scoring=long`` gives it.
+        recall: whether the scoring windows ask, after their prompts, for facts that are planted in
+            them, so that plans are chosen by what they can still look up. Default: false.
+            ``scoring=recall`` is ``scoring=long`` with it. Needs ``prompt_tokens``.
         batch_size: how many windows of a map, or items of a task, go through the model at once, at
             least 1. Default: 8.
         maps_per_forward: how many maps go through the first stage at once, at least 1. Default: 1.
@@ -61,6 +64,7 @@ class ScoringConfig:
     num_windows: int = 24
     window_tokens: int = 256
     prompt_tokens: int | None = None
+    recall: bool = False
     batch_size: int = 8
     maps_per_forward: int = 1
     memory_budget_gib: float = 4.0
@@ -78,6 +82,8 @@ class ScoringConfig:
         at_least("scoring.window_tokens", self.window_tokens, 2)
         if self.prompt_tokens is not None:
             at_least("scoring.prompt_tokens", self.prompt_tokens, 1)
+        elif self.recall:
+            raise InputError("scoring.recall=true plants facts in prompts: give scoring=recall")
         at_least("scoring.batch_size", self.batch_size, 1)
         at_least("scoring.maps_per_forward", self.maps_per_forward, 1)
         if self.memory_budget_gib < 0:

@@ -18,6 +18,7 @@ import torch
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.data.passages import TextParts
+from kvsharer_exp.data.recall_windows import plant_facts
 from kvsharer_exp.data.split import split_texts
 from kvsharer_exp.data.windows import RememberingTokenizer, token_windows
 from kvsharer_exp.values.errors import InputError
@@ -102,8 +103,16 @@ class Windows:
             getattr(self, kind)
 
     def _scoring(self, at_most: int) -> torch.Tensor:
-        tokens = self._config.scoring.window_tokens
-        return self._cut(self.texts.calibration, at_most, tokens, at_most=True)
+        wanted = self._config.scoring
+        cut = self._cut(self.texts.calibration, at_most, wanted.window_tokens, at_most=True)
+        if not wanted.recall or wanted.prompt_tokens is None:
+            return cut
+        return plant_facts(
+            cut,
+            self._loaded.tokenizer,
+            prompt_tokens=wanted.prompt_tokens,
+            seed=self._config.seed,
+        )
 
     @cached_property
     def _tokenizer(self) -> RememberingTokenizer:

@@ -58,6 +58,7 @@ def identity_of(
         "screen": [config.study.screen_windows, config.study.margin],
         "windows": [config.scoring.num_windows, config.scoring.window_tokens],
         **({"prompt": prompt} if (prompt := config.scoring.prompt_tokens) else {}),
+        **({"recall": True} if config.scoring.recall else {}),
         "fitness": config.scoring.fitness,
         "search_tasks": asdict(config.scoring.search),
         "seed": config.seed,

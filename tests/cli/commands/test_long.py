@@ -102,3 +102,20 @@ def test_refusals(words, message: str, tmp_path: Path, monkeypatch, store, capfd
     monkeypatch.chdir(tmp_path)
     assert main(["model=tiny", *store, "--quiet", "hydra.run.dir=run", *words]) == 2
     check_refusal(capfd.readouterr().err, message)
+
+
+def test_recall_windows_ask_for_planted_facts() -> None:
+    register(data_dir("search_spaces"))
+    words = ["sweep", "model=tiny", "scoring=recall", "scoring.num_windows=2"]
+    with initialize_config_dir(str(data_dir("conf")), version_base="1.3"):
+        config = to_config(compose("config", translate(words)))
+    loaded = LoadedModel(config, WorkerLog())
+    found = Windows(config, loaded).scoring
+    assert found.shape == (2, 2048)
+    for window in found.tolist():
+        prompt, asked = (
+            loaded.tokenizer.decode(part).split("The special magic number for")
+            for part in (window[:1920], window[1920:])
+        )
+        facts = {fact.split(".")[0] for fact in prompt[1:]}
+        assert {fact.split(".")[0] for fact in asked[1:-1]} <= facts and len(asked) > 2
