@@ -1,6 +1,5 @@
 """The fake engine of ``tests/fake_engine``, and what is left of a server's processes."""
 
-import socket
 import sys
 import time
 from pathlib import Path
@@ -20,12 +19,6 @@ def fake_settings(behaviour: str, pids: Path, blocks: int = 1) -> dict[str, str]
         "FAKE_BLOCKS": str(blocks),
         "KVSHARER_ENGINE_PYTHON": sys.executable,
     }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def left(pids: Path) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kvsharer_exp.values.ports import free_port
 from tests.browser import CHROMIUM, Page, browser
 
 pytestmark = [
@@ -59,9 +59,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     quick = ["calibration.num_windows=4", "scoring.report.limit=2", "heldout.num_windows=2"]
     subprocess.run([*sweep, *quick], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     result = json.loads((folder / "sweep" / "result.json").read_text(encoding="utf-8"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     started = time.monotonic()
     server = subprocess.Popen(
         command(folder / "ui", "ui", f"ui.port={port}"),

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from kvsharer_exp.values.ports import free_port
 from tests.search.test_study import Scorer, search
 
 pytestmark = [
@@ -39,9 +39,7 @@ def get(address: str, *, seconds: float = 60) -> Any:
 
 def test_it_shows_every_trial_of_a_study(tmp_path: Path) -> None:
     found, trials, _ = search(tmp_path, Scorer(), 12)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     program = Path(sys.executable).with_name("optuna-dashboard")
     command = [str(program), str(tmp_path / "s.journal"), "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:

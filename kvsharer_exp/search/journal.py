@@ -18,7 +18,7 @@ from typing import IO
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-from kvsharer_exp.values.text_files import read_json
+from kvsharer_exp.values.text_files import read_json, whole_lines
 
 _log = logging.getLogger(__name__)
 
@@ -93,17 +93,15 @@ def _cut_half_record(path: Path) -> None:
         ValueError: the line is something else, or the one before it is, so the file is no journal.
     """
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    half = content[whole:].rstrip(b"\0")
+    whole, half = whole_lines(content)
     # Optuna takes a whole last line that is no record for one that is being written.
-    last = content[content.rfind(b"\n", 0, max(0, whole - 1)) + 1 : whole]
-    if whole and not _is_record(last):
+    if whole and not _is_record(whole[whole.rfind(b"\n", 0, -1) + 1 :]):
         raise ValueError("its last line is no record")
-    if whole == len(content):
+    if whole == content:
         return
     if not (half.startswith(_RECORD) or _RECORD.startswith(half)):
         raise ValueError("its last line is no record")
-    os.truncate(path, whole)
+    os.truncate(path, len(whole))
     _log.warning(
         "the last record of %s was half written when a run was killed: "
         "it is cut off, and what it held is done again",

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from kvsharer_exp.values.errors import MALFORMED, InputError
 from kvsharer_exp.values.record import typed
 from kvsharer_exp.values.text import shorten
-from kvsharer_exp.values.text_files import read_json
+from kvsharer_exp.values.text_files import read_json, whole_lines
 
 _HEAD = '{"study": '  # every spool begins so
 _TIMES = ("datetime_start", "datetime_complete")
@@ -47,11 +47,9 @@ class Spool:
         self._count = 0
         if not path.exists():
             return
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        half = content[whole:].rstrip(b"\0")
+        whole, half = whole_lines(path.read_bytes())
         try:
-            head, *writes = map(read_json, content[:whole].decode().splitlines() or [_HEAD + '""}'])
+            head, *writes = map(read_json, whole.decode().splitlines() or [_HEAD + '""}'])
             held = typed(str, head["study"], "study")
             _check(writes)
             assert whole or half.startswith(_HEAD.encode()) or _HEAD.encode().startswith(half)
@@ -59,7 +57,7 @@ class Spool:
             raise InputError(
                 f"{shorten(path)} keeps no trials that wait for a server: move it away"
             ) from error
-        if whole == 0:
+        if not whole:
             path.unlink()
             return
         if held != study:
@@ -67,7 +65,7 @@ class Spool:
                 f"{shorten(path, 50)} keeps trials for the study {shorten(held, 50)}: give the "
                 "study.storage of that one, or move the file away"
             )
-        os.truncate(path, whole)
+        os.truncate(path, len(whole))
         self._count = len(writes)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Tell whether a server may listen on a port of this machine, before one is started."""
+"""Find a port of this machine on which a server may listen, before one is started."""
 
 from __future__ import annotations
 
@@ -26,3 +26,10 @@ def check_port(key: str, port: int) -> None:
             else:
                 reason = f"cannot be used ({error.strerror}): give one above 1023 with {key}="
             raise InputError(f"port {port} {reason}") from error
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])

@@ -46,6 +46,15 @@ def read_json(text: str) -> Any:
         raise json.JSONDecodeError("a number is too long", text, 0) from error
 
 
+def whole_lines(content: bytes) -> tuple[bytes, bytes]:
+    """The lines of ``content`` that end, and the beginning of one whose writer was killed.
+
+    After a loss of power that beginning may be zeros from some byte on; they are left out.
+    """
+    end = content.rfind(b"\n") + 1
+    return content[:end], content[end:].rstrip(b"\0")
+
+
 def why_unreadable(error: OSError | UnicodeDecodeError) -> str:
     """Say in some words why `read_text` failed."""
     if isinstance(error, OSError):

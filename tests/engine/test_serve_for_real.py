@@ -19,8 +19,8 @@ from kvsharer_exp.shipping.vllm.check import check_answers
 from kvsharer_exp.shipping.vllm.environment import find_engine
 from kvsharer_exp.shipping.vllm.folder import ExportFolder
 from kvsharer_exp.shipping.vllm.server import Server, Serving
+from kvsharer_exp.values.ports import free_port
 from tests.engine.exports import NEW_TOKENS, PROMPTS, export, wide_model
-from tests.engines import free_port
 from tests.refusals import check_refusal
 
 pytestmark = pytest.mark.engine

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import psutil
 import pytest
 
 from kvsharer_exp.search.study import open_study
+from kvsharer_exp.values.ports import free_port
 from tests.cli.session.test_killed_sweeps import QUICK
 
 ROOT = Path(__file__).parents[2]
@@ -38,9 +38,7 @@ def test_a_job_that_is_preempted_goes_on_when_it_is_submitted_again(tmp_path: Pa
         (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     path = f"{tmp_path}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
     about = {
         "PATH": path,

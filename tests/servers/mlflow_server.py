@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.servers.postgres import PASSWORD, free_port
+from kvsharer_exp.values.ports import free_port
+from tests.servers.postgres import PASSWORD
 
 _SECONDS = 120.0  # a server imports for a while on a busy machine
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from kvsharer_exp.values.ports import free_port
 
 PACKAGE = "postgresql"
 USER, PASSWORD = "searcher", "Zw7-open-sesame"
@@ -49,11 +50,6 @@ def _installed() -> Path | None:
     folders += [Path(folder) for folder in os.get_exec_path()]
     complete = (f for f in folders if all((f / name).is_file() for name in _PROGRAMS))
     return next(complete, None)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @dataclass

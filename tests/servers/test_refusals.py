@@ -13,9 +13,9 @@ import pytest
 from kvsharer_exp.cli.main import main
 from kvsharer_exp.search.study import open_study
 from kvsharer_exp.search.study_store import VERSION
+from kvsharer_exp.values.ports import free_port
 from tests.cli.session.test_killed_sweeps import QUICK
 from tests.refusals import check_refusal
-from tests.servers.postgres import free_port
 
 SECRET = "Zw7-hush"
 

@@ -18,8 +18,9 @@ from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.study import open_study
 from kvsharer_exp.search.study_store import VERSION, StudyStore
 from kvsharer_exp.values.errors import InputError, UnansweredError
+from kvsharer_exp.values.ports import free_port
 from tests.search.test_study import SEEDS, SPACE, Scorer, size
-from tests.servers.postgres import PASSWORD, Cluster, free_port
+from tests.servers.postgres import PASSWORD, Cluster
 from tests.servers.stored import stored_trials
 
 ENDED = "select pg_terminate_backend(pid) from pg_stat_activity"

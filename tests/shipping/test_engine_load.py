@@ -15,7 +15,8 @@ from kvsharer_exp.shipping.vllm.client import CacheReport, EngineError
 from kvsharer_exp.shipping.vllm.likelihoods import LikelihoodClient
 from kvsharer_exp.shipping.vllm.load import LoadClient, requests_that_fit
 from kvsharer_exp.shipping.vllm.server import Server, Serving
-from tests.engines import fake_settings, free_port
+from kvsharer_exp.values.ports import free_port
+from tests.engines import fake_settings
 from tests.shipping.exports import export
 
 

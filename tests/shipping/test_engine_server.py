@@ -14,7 +14,8 @@ from kvsharer_exp.shipping.vllm import server as module
 from kvsharer_exp.shipping.vllm.client import CacheReport, EngineError
 from kvsharer_exp.shipping.vllm.server import Server, Serving, last_error
 from kvsharer_exp.values.errors import InputError
-from tests.engines import fake_settings, free_port, left
+from kvsharer_exp.values.ports import free_port
+from tests.engines import fake_settings, left
 
 
 @pytest.fixture

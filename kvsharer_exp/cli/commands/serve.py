@@ -77,6 +77,13 @@ def _serving(config: Config, export: ExportFolder, engine: EngineEnvironment) ->
             f"{shorten(folder)} holds at most {export.max_len} tokens: lower serve.max_len, "
             "serve.prompt_tokens or serve.new_tokens"
         )
+    tokens = wanted.max_len or export.max_len
+    least = export.request_bytes(tokens, dtype) / 2**30
+    if wanted.kv_gib is not None and least > wanted.kv_gib:
+        raise InputError(
+            f"serve.kv_gib={wanted.kv_gib:g} holds no request of {tokens} tokens ({least:.2g} "
+            "GiB): give more, or a smaller serve.max_len"
+        )
     return Serving(
         python=engine.python,
         folder=folder,

@@ -24,7 +24,7 @@ from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.values.errors import MALFORMED, InputError
 from kvsharer_exp.values.record import typed
 from kvsharer_exp.values.text import shorten
-from kvsharer_exp.values.text_files import read_json
+from kvsharer_exp.values.text_files import read_json, whole_lines
 
 _RUN = "run"
 # What changes nothing of what is measured.
@@ -58,17 +58,16 @@ class AblationMemory:
             raise InputError(
                 "this ablation is being run by another process: wait for it, or change a setting"
             ) from error
-        content = self._path.read_bytes()
-        whole = content.rfind(b"\n") + 1
+        whole, _ = whole_lines(self._path.read_bytes())
         try:
-            pairs = [read_json(line) for line in content[:whole].decode().splitlines()]
+            pairs = [read_json(line) for line in whole.decode().splitlines()]
             self._known = {typed(str, key, "key"): value for key, value in pairs}
         except MALFORMED as error:
             self._file.close()
             raise InputError(
                 f"{shorten(self._path)} is damaged: remove it, and the ablation begins anew"
             ) from error
-        os.truncate(self._path, whole)
+        os.truncate(self._path, len(whole))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

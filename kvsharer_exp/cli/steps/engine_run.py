@@ -7,7 +7,6 @@ run for as long as they are served. The port is one that is free.
 from __future__ import annotations
 
 import copy
-import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from kvsharer_exp.shipping.vllm.server import Server, Serving
 from kvsharer_exp.shipping.vllm.translate import engine_plan
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
-from kvsharer_exp.values.ports import LOOPBACK
+from kvsharer_exp.values.ports import free_port
 
 _CARD = "A plan that kvsharer serves for a measurement. The folder is removed after it.\n"
 
@@ -109,7 +108,7 @@ class EngineRun:
         serving = Serving(
             python=self.environment.python,
             folder=export.path.absolute(),
-            port=_free_port(),
+            port=free_port(),
             name=name,
             kv_gib=config.serve.kv_gib,
             max_len=self.max_len,
@@ -122,9 +121,3 @@ class EngineRun:
         with server:
             self._log.say(f"vLLM serves {name}")
             yield server
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])

@@ -76,6 +76,11 @@ class ExportFolder:
             max_len=config.max_position_embeddings,
         )
 
+    def request_bytes(self, tokens: int, dtype: str) -> int:
+        """The bytes of KV that one request of so many ``tokens`` needs at least."""
+        held = sum(min(tokens, self.windows[layer] or tokens) for layer in self.plan.owners)
+        return held * self._page_bytes(1, dtype)
+
     def tokenizer(self) -> Any:
         """Load the tokenizer."""
         with quiet_transformers():
@@ -91,12 +96,7 @@ class ExportFolder:
                 [self.windows[layer] for layer in owners],
                 memory_bytes=memory_bytes,
                 block_size=report.block_size,
-                page_bytes=page_bytes(
-                    block_size=report.block_size,
-                    num_key_value_heads=self.num_key_value_heads,
-                    head_dim=self.head_dim,
-                    element_bytes=ELEMENT_BYTES[dtype],
-                ),
+                page_bytes=self._page_bytes(report.block_size, dtype),
             )
 
         return BlockCheck(
@@ -104,6 +104,14 @@ class ExportFolder:
             predicted=predicted(self.plan.owners),
             full=predicted(range(len(self.windows))),
             request_tokens=request_tokens,
+        )
+
+    def _page_bytes(self, block_size: int, dtype: str) -> int:
+        return page_bytes(
+            block_size=block_size,
+            num_key_value_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+            element_bytes=ELEMENT_BYTES[dtype],
         )
 
 

@@ -16,7 +16,8 @@ from kvsharer_exp import load_model
 from kvsharer_exp.cli.commands import serve as command
 from kvsharer_exp.cli.main import main
 from kvsharer_exp.shipping.vllm.check import TokenCheck
-from tests.engines import fake_settings, free_port, left
+from kvsharer_exp.values.ports import free_port
+from tests.engines import fake_settings, left
 from tests.refusals import check_refusal
 from tests.shipping.exports import export, export_plan
 
@@ -113,6 +114,7 @@ CASES = [
     ("serve.max_len=90 is below the 96 tokens of a check", "serve.max_len=90", "--check"),
     ("holds at most 256 tokens: lower", "serve.max_len=257", "serve.dtype=float32"),
     ("holds at most 256 tokens", "serve.new_tokens=240", "serve.dtype=float32", "--check"),
+    ("serve.kv_gib=0.0001 holds no request of 256", "serve.kv_gib=1e-4", "serve.dtype=float32"),
     ("holds float64, which no engine serves: give serve.dtype=",),
 ]
 
