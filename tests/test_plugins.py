@@ -1,6 +1,11 @@
 """Another package adds a space and a sampler; a broken one is named (spaces: test_spaces.py)."""
 
+import importlib
+import inspect
 import json
+import os
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +13,9 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from kvsharer_exp import extend, load_exported
 from kvsharer_exp.cli.main import main
 from kvsharer_exp.measure.fits import fit_plan
 from kvsharer_exp.model.footprint import footprint
@@ -16,12 +23,14 @@ from kvsharer_exp.model.sharing.runtime import apply_plan
 from kvsharer_exp.search import samplers
 from kvsharer_exp.search.samplers import SAMPLERS, make_sampler
 from kvsharer_exp.search.spaces.registry import make_space
+from kvsharer_exp.shipping.plan_code import plan_files
 from kvsharer_exp.values.actions.registry import action_classes
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.plugins import find_part
 from kvsharer_exp.values.sharing_map import SharingMap
 from tests.cli.commands.test_commands import QUICK
+from tests.refusals import WAY_OUT
 from tests.search.test_spaces import LINE, check_encoded
 from tests.tiny import tiny_model, tokens
 
@@ -93,7 +102,7 @@ def test_the_action_of_the_example_goes_through_parse_and_run(action) -> None:
     assert footprint(model, plan).kv_fraction == 0.5
 
 
-def test_the_action_of_the_example_is_searched_and_exports_say_why_not(
+def test_the_action_of_the_example_is_searched_and_exported(
     action, tmp_path: Path, monkeypatch, store, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -103,10 +112,57 @@ def test_the_action_of_the_example_is_searched_and_exports_say_why_not(
     front = json.loads(Path("run/result.json").read_text())["front"]
     echoed = [entry["plan"] for entry in front if "e" in entry["plan"].split("_")]
     assert echoed
-    capsys.readouterr()
     ship = ("export", f"plan={echoed[0]}", "hydra.run.dir=ship")
-    assert main([*ship, *QUICK, *store, *few[1:3], "export.path=shipped"]) == 2
-    assert "action echo of another package" in " ".join(capsys.readouterr().err.split())
+    assert main([*ship, *QUICK, *store, *few[1:3], "export.path=shipped"]) == 0
+    model, windows = load_exported(tmp_path / "shipped")[0], tokens(2, 12)
+    # A process that knows neither this package nor the example loads it from the folder's files.
+    save_file({"windows": windows, "logits": model(windows).logits.detach()}, "both.safetensors")
+    subprocess.run(
+        [sys.executable, "-I", "-c", ALONE.format(tmp_path)],
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")},
+    )
+
+
+ALONE = """
+import sys
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+both, remote = load_file("{0}/both.safetensors"), {{"trust_remote_code": True, "dtype": "auto"}}
+for folder in ("shipped", "again"):
+    model = AutoModelForCausalLM.from_pretrained("{0}/" + folder, **remote)
+    assert "e" in model.config.kv_plan.split("_")
+    assert torch.equal(model(both["windows"]).logits, both["logits"])
+    model.save_pretrained("{0}/again")
+assert not {{"kvsharer_exp", "plugin_example"}} & {{name.partition(".")[0] for name in sys.modules}}
+"""
+
+
+def test_code_of_an_action_that_cannot_be_copied_is_refused(action, tmp_path, monkeypatch) -> None:
+    text = Path(inspect.getfile(action_classes()["echo"])).read_text()
+    whole = text.replace(
+        "from kvsharer_exp.extend import Action",
+        "import kvsharer_exp.extend\nAction = kvsharer_exp.extend.Action",
+    )
+    pieces = text.replace('"plugin_example.echo_runner:', '"plugin_example" ".echo_runner:')
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, broken, message in (
+        ("echo_whole", whole, "module echo_whole imports kvsharer_exp.extend as a whole"),
+        ("echo_pieces", pieces, "module echo_pieces does not name the runner of echo in one piece"),
+    ):
+        (tmp_path / f"{name}.py").write_text(broken)
+        kind = importlib.import_module(name).Echo
+        with pytest.raises(InputError, match=message) as refused:
+            plan_files("LlamaForCausalLM", "LlamaConfig", [kind])
+        assert WAY_OUT.search(str(refused.value))
+
+
+def test_every_name_for_other_packages_is_defined_in_a_module_that_can_be_copied() -> None:
+    for name in extend.__all__:
+        module = getattr(extend, name).__module__
+        assert getattr(importlib.import_module(module), name) is getattr(extend, name)
 
 
 def lines_of_the_example() -> list[str]:

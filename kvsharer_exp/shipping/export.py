@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.load import quiet_transformers
 from kvsharer_exp.model.sharing.permanent import make_plan
-from kvsharer_exp.shipping.shipped_code import ship_code
+from kvsharer_exp.shipping.plan_code import plan_files
+from kvsharer_exp.shipping.shipped_code import others_of, ship_code
 from kvsharer_exp.shipping.stored import fill_fused, read_fits, read_plan, stock_config
-from kvsharer_exp.values.actions.registry import OURS
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
@@ -75,17 +75,12 @@ def check_model(model: Any) -> None:
 
 
 def check_actions(plan: KVPlan) -> None:
-    """Refuse a plan with an action of another package.
+    """Refuse a plan with an action of another package whose code cannot be copied.
 
     Raises:
-        InputError: there is one; its export would need code that is not ours to ship.
+        InputError: see `ForeignCode`.
     """
-    for layer, action in enumerate(plan.actions):
-        if type(action) not in OURS:
-            raise InputError(
-                f"layer {layer} has the action {action.name} of another package, whose code an "
-                "export cannot hold: give it another action"
-            )
+    plan_files("LlamaForCausalLM", "LlamaConfig", others_of(plan))
 
 
 def write_export(

@@ -2,7 +2,8 @@
 
 A model that runs under a plan needs the code of its actions wherever it is loaded. `shipped_code`
 writes what `plan_files` returns. No second implementation exists: the files are this package's own
-modules, starting at `planned_model`, and all that these import.
+modules, starting at `planned_model`, and all that these import. `foreign_code` adds the modules of
+other packages' actions.
 
 transformers loads code from the files of one folder that import each other relatively. So the
 module ``kvsharer_exp.model.stores.codes`` becomes ``kvplan_model_stores_codes.py``, and the imports
@@ -12,9 +13,14 @@ and the names of runners are rewritten to match. Nothing else is changed.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import cache
 from importlib import resources
 
+from kvsharer_exp.shipping.foreign_code import ForeignCode
+from kvsharer_exp.values.actions.base import Action
+
+REGISTRY = "kvsharer_exp.values.actions.registry"
 MAIN, CONFIG = "kvsharer_exp.shipping.planned_model", "kvsharer_exp.shipping.exported_config"
 PLAN_CODE, PLAN_CLASS = "modeling_kv_plan", "KVPlanForCausalLM"
 _IMPORT = re.compile(r"^(\s*from )(kvsharer_exp\.[\w.]+)(?= import )", re.MULTILINE)
@@ -22,10 +28,22 @@ _RUNNER = re.compile(r'"(kvsharer_exp\.[\w.]+)(?=:\w+")')
 _ORIGIN = "# A module of kvsharer_exp (Apache-2.0), copied by its command export.\n"
 
 
-def plan_files(model_class: str, config_class: str) -> dict[str, str]:
-    """The files by name, for a model and a configuration of these classes of transformers."""
-    files = {f"{_flat(module)}.py": _rewritten(module) for module in shipped_modules()}
+def plan_files(
+    model_class: str, config_class: str, others: Collection[type[Action]] = ()
+) -> dict[str, str]:
+    """The files by name, for a model and a configuration of these classes of transformers.
+
+    ``others`` are the actions of other packages that the plan has.
+
+    Raises:
+        InputError: the code of one of them cannot be copied (`ForeignCode`).
+    """
+    foreign = ForeignCode(others, _flat)
+    files = {f"{_flat(name)}.py": _rewritten(name) for name in shipped_modules(*foreign.needed)}
+    files |= foreign.files
     model, config = f"{PLAN_CODE}.py", f"{PLAN_CONFIG}.py"
+    files[f"{_flat(REGISTRY)}.py"] += foreign.registered()
+    files[model] += foreign.imported()
     return {
         **files,
         model: with_stock(files[model], "LlamaForCausalLM", model_class),
@@ -41,9 +59,9 @@ def with_stock(text: str, ours: str, theirs: str) -> str:
 
 
 @cache
-def shipped_modules() -> tuple[str, ...]:
-    """`planned_model` and every module of this package that it needs, by full name."""
-    found, waiting = {MAIN}, [MAIN]
+def shipped_modules(*more: str) -> tuple[str, ...]:
+    """`planned_model` and every module of this package that it or ``more`` need, by full name."""
+    found, waiting = {MAIN, *more}, [MAIN, *more]
     while waiting:
         text = _text(waiting.pop())
         needed = {name for _, name in _IMPORT.findall(text)} | set(_RUNNER.findall(text))

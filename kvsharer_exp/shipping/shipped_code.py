@@ -27,6 +27,9 @@ from kvsharer_exp.shipping.plan_code import (
     plan_files,
     with_stock,
 )
+from kvsharer_exp.values.actions.base import Action
+from kvsharer_exp.values.actions.registry import OURS
+from kvsharer_exp.values.plan import KVPlan
 
 _CODE, _CLASS = "modeling_kv_shared", "KVSharedForCausalLM"
 _CONFIG, _CONFIG_CLASS = "configuration_kv_shared", "KVSharedConfig"
@@ -50,7 +53,12 @@ def ship_code(model: Any, plan: FittedPlan) -> None:
         "AutoConfig": f"{_CONFIG if is_map else PLAN_CONFIG}.{_CONFIG_CLASS}",
         "AutoModelForCausalLM": f"{code}.{name}",
     }
-    model.save_pretrained = _SaveWithCode(model, is_map)
+    model.save_pretrained = _SaveWithCode(model, is_map, others_of(plan.plan))
+
+
+def others_of(plan: KVPlan) -> tuple[type[Action], ...]:
+    """The kinds of actions in ``plan`` that other packages bring."""
+    return tuple(kind for kind in dict.fromkeys(map(type, plan.actions)) if kind not in OURS)
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +71,7 @@ class _SaveWithCode:
 
     model: Any
     is_map: bool
+    others: tuple[type[Action], ...]
 
     def __call__(
         self,
@@ -79,8 +88,9 @@ class _SaveWithCode:
         stock.save_pretrained(self.model, save_directory, is_main_process, *args, **options)
         folder = Path(save_directory)
         if is_main_process:
-            code = _map_files if self.is_map else plan_files
-            for name, text in code(stock.__name__, type(self.model.config).__name__).items():
+            classes = stock.__name__, type(self.model.config).__name__
+            files = _map_files(*classes) if self.is_map else plan_files(*classes, self.others)
+            for name, text in files.items():
                 (folder / name).write_text(text, encoding="utf-8")
             _name_as_export(folder / "config.json")
         if push_to_hub:  # saves again, to a folder of its own, and uploads all of that
