@@ -23,7 +23,9 @@ from kvsharer_exp.model.sharing.runtime import apply_plan
 from kvsharer_exp.search import samplers
 from kvsharer_exp.search.samplers import SAMPLERS, make_sampler
 from kvsharer_exp.search.spaces.registry import make_space
+from kvsharer_exp.shipping.foreign_code import ForeignCode
 from kvsharer_exp.shipping.plan_code import plan_files
+from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.actions.registry import action_classes
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
@@ -140,23 +142,67 @@ assert not {{"kvsharer_exp", "plugin_example"}} & {{name.partition(".")[0] for n
 """
 
 
-def test_code_of_an_action_that_cannot_be_copied_is_refused(action, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "from kvsharer_exp.extend import Action",
+            "import kvsharer_exp.extend",
+            "extend as a whole",
+        ),
+        ("import Action", "import *", r"imports kvsharer_exp\.extend\.\* as a whole"),
+        ("kvsharer_exp.extend import Action", "kvsharer_exp import extend", "extend as a whole"),
+        ('"plugin_example.echo_runner:EchoRunner"', 'f"{__name__}"', "does not name odd"),
+    ],
+)
+def test_code_of_an_action_that_cannot_be_copied_is_refused(
+    old: str, new: str, message: str, action, tmp_path: Path, monkeypatch
+) -> None:
     text = Path(inspect.getfile(action_classes()["echo"])).read_text()
-    whole = text.replace(
-        "from kvsharer_exp.extend import Action",
-        "import kvsharer_exp.extend\nAction = kvsharer_exp.extend.Action",
-    )
-    pieces = text.replace('"plugin_example.echo_runner:', '"plugin_example" ".echo_runner:')
+    assert old in text
     monkeypatch.syspath_prepend(tmp_path)
-    for name, broken, message in (
-        ("echo_whole", whole, "module echo_whole imports kvsharer_exp.extend as a whole"),
-        ("echo_pieces", pieces, "module echo_pieces does not name the runner of echo in one piece"),
+    monkeypatch.delitem(sys.modules, "odd", raising=False)
+    (tmp_path / "odd.py").write_text(text)
+    kind = importlib.import_module("odd").Echo
+    monkeypatch.setattr(inspect, "getsource", lambda module: text.replace(old, new))
+    if "__name__" in new:
+        monkeypatch.setattr(kind, "runner", "odd:EchoRunner")
+    with pytest.raises(InputError, match=message) as refused:
+        plan_files("LlamaForCausalLM", "LlamaConfig", [kind])
+    assert WAY_OUT.search(str(refused.value))
+
+
+def test_imports_of_a_package_are_rewritten_wherever_they_stand(tmp_path, monkeypatch) -> None:
+    package = tmp_path / "some_actions"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .helper import two\n")
+    (package / "helper.py").write_text("# ours\nimport math\ndef two(): return math.sqrt(4)\n")
+    (package / "action.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from kvsharer_exp.extend import (Action,\n    InputError as Wrong)  # both\n"
+        "from . import two; from .helper import two as zwei\n"
+        "class Odd(Action):\n"
+        "    name, runner = 'odd', 'some_actions' '.runner:Runner'\n"
+    )
+    (package / "runner.py").write_text("class Runner:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = importlib.import_module("some_actions.action").Odd
+    code = ForeignCode([kind], lambda module: "own_" + module.rpartition(".")[2])
+    assert set(code.files) == {
+        f"kvplan_of_some_actions{end}.py" for end in ("", "_action", "_helper", "_runner")
+    }
+    assert code.needed == {Action.__module__, InputError.__module__}
+    text = code.files["kvplan_of_some_actions_action.py"]
+    for line in (
+        "from .own_base import Action",
+        "from .own_errors import InputError as Wrong",
+        "from .kvplan_of_some_actions import two",
+        "from .kvplan_of_some_actions_helper import two as zwei",
+        "    name, runner = ('odd', '.kvplan_of_some_actions_runner:Runner')",
     ):
-        (tmp_path / f"{name}.py").write_text(broken)
-        kind = importlib.import_module(name).Echo
-        with pytest.raises(InputError, match=message) as refused:
-            plan_files("LlamaForCausalLM", "LlamaConfig", [kind])
-        assert WAY_OUT.search(str(refused.value))
+        assert line in text.splitlines()
+    assert code.files["kvplan_of_some_actions_helper.py"].startswith("# ours\nimport math\n")
+    assert "from .kvplan_of_some_actions_runner import Runner as _OtherRunner0" in code.imported()
 
 
 def test_every_name_for_other_packages_is_defined_in_a_module_that_can_be_copied() -> None:

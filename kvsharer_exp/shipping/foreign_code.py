@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from importlib import import_module
+from importlib.util import find_spec
+from itertools import takewhile
+from typing import Any
 
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.errors import InputError
@@ -29,116 +32,126 @@ class ForeignCode:
 
     Raises:
         InputError: a module has no source, or imports its own package or ours in another way than
-            by ``from … import …``.
+            by ``from … import …``, or an action does not name its runner in its own module.
     """
 
     def __init__(self, classes: Collection[type[Action]], flat: Callable[[str], str]) -> None:
-        self._flat_own = flat
-        self.needed: set[str] = set()
+        self._classes, self._flat_own = list(classes), flat
         self.files: dict[str, str] = {}
-        self._classes = list(classes)
-        waiting = [module for action in classes for module in _modules_of(action)]
+        self.needed: set[str] = set()
+        waiting = [module for kind in classes for module in (kind.__module__, _runner(kind)[0])]
         while waiting:
             module = waiting.pop()
-            if f"{self._flat(module)}.py" not in self.files:
+            if f"{self.flat(module)}.py" not in self.files:
                 waiting += self._copy(module)
 
     def registered(self) -> str:
         """Lines for the end of the file of the actions' registry."""
-        lines = [
-            f"from .{self._flat(action.__module__)} import {action.__name__} as _Other{number}\n"
-            for number, action in enumerate(self._classes)
-        ]
-        names = "".join(f", _Other{number}" for number in range(len(lines)))
-        return "".join(lines) + f"OURS = (*OURS{names})\n" if lines else ""
+        names = [(kind.__module__, kind.__name__) for kind in self._classes]
+        more = "".join(f", _Other{number}" for number in range(len(names)))
+        return self._imports(names, "_Other") + (f"OURS = (*OURS{more})\n" if more else "")
 
     def imported(self) -> str:
         """Lines for the end of the main file: transformers copies modules that are imported."""
-        return "".join(
-            f"from .{self._flat(module)} import {name} as _OtherRunner{number}\n"
-            for number, (module, _, name) in enumerate(
-                action.runner.partition(":") for action in self._classes
-            )
-        )
+        return self._imports(map(_runner, self._classes), "_OtherRunner")
 
-    def _copy(self, module: str) -> set[str]:
-        """Make the file of ``module``; returns the modules of its package that it needs."""
-        text = _source(module)
-        lines = text.splitlines(keepends=True)
-        beside: set[str] = set()
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Import):
-                whole = [alias.name for alias in node.names if self._is_copied(alias.name, module)]
-                if whole:
-                    raise InputError(
-                        f"module {module} imports {clip(whole[0], 60)} as a whole, so an export "
-                        "cannot hold it: let it use from … import …"
-                    )
-            if not isinstance(node, ast.ImportFrom):
-                continue
-            origin = _absolute(node, module)
-            if not self._is_copied(origin, module):
-                continue
-            new = ""
-            for alias in node.names:
-                home = _home(origin, alias.name)
-                (self.needed if home.partition(".")[0] == _OURS else beside).add(home)
-                name = alias.name if alias.asname is None else f"{alias.name} as {alias.asname}"
-                new += f"{' ' * node.col_offset}from .{self._flat(home)} import {name}\n"
-            first, last = node.lineno - 1, node.end_lineno or node.lineno
-            lines[first:last] = [new, *[""] * (last - first - 1)]
-        text = "".join(lines)
-        for action in self._classes:
-            if action.__module__ == module:
-                text = self._with_runner(text, action)
-        about = f"# A module of {module.partition('.')[0]}, copied with an action of a KV plan.\n"
-        self.files[f"{self._flat(module)}.py"] = about + text
-        return beside
-
-    def _with_runner(self, text: str, action: type[Action]) -> str:
-        module, _, name = action.runner.partition(":")
-        for quote in "\"'":
-            text = text.replace(
-                f"{quote}{action.runner}{quote}", f"{quote}.{self._flat(module)}:{name}{quote}"
-            )
-        if action.runner in text or f".{self._flat(module)}:{name}" not in text:
-            raise InputError(
-                f"module {action.__module__} does not name the runner of {action.name} in one "
-                "piece, so an export cannot hold it: write it as one text"
-            )
-        return text
-
-    def _flat(self, module: str) -> str:
+    def flat(self, module: str) -> str:
+        """The name that ``module`` has in the folder of an export."""
         if module.partition(".")[0] == _OURS:
             return self._flat_own(module)
         return f"kvplan_of_{module.replace('.', '_')}"
 
-    def _is_copied(self, name: str, module: str) -> bool:
-        return name.partition(".")[0] in (_OURS, module.partition(".")[0])
+    def _imports(self, names: Iterable[tuple[str, str]], prefix: str) -> str:
+        return "".join(
+            f"from .{self.flat(module)} import {name} as {prefix}{number}\n"
+            for number, (module, name) in enumerate(names)
+        )
+
+    def _copy(self, module: str) -> set[str]:
+        """Make the file of ``module``; returns the modules of its package that it needs."""
+        try:
+            text = inspect.getsource(import_module(module))
+        except (OSError, TypeError) as error:
+            raise InputError(
+                f"module {module} has no source, so an export cannot hold it: install its package "
+                "with its sources"
+            ) from error
+        here = [kind for kind in self._classes if kind.__module__ == module]
+        rewriter = _Rewriter(module, {kind.runner: kind for kind in here}, self.flat)
+        tree = rewriter.visit(ast.parse(text))
+        for runner, kind in rewriter.runners.items():
+            raise InputError(
+                f"module {module} does not name {clip(runner, 60)}, the runner of {kind.name}, so "
+                "an export cannot hold it: write it there as one text"
+            )
+        head = "".join(takewhile(lambda line: line[:1] == "#", text.splitlines(keepends=True)))
+        self.files[f"{self.flat(module)}.py"] = f"{head}{ast.unparse(tree)}\n"
+        self.needed |= {name for name in rewriter.found if name.partition(".")[0] == _OURS}
+        return rewriter.found - self.needed
 
 
-def _modules_of(action: type[Action]) -> tuple[str, str]:
-    return action.__module__, action.runner.partition(":")[0]
+class _Rewriter(ast.NodeTransformer):
+    """Rewrites the imports of ``module`` and the ``runners`` that it names.
+
+    What it found goes into ``found``, and out of ``runners``.
+    """
+
+    def __init__(
+        self, module: str, runners: dict[str, type[Action]], flat: Callable[[str], str]
+    ) -> None:
+        self.module, self.runners, self.flat = module, runners, flat
+        self.named = set(runners)
+        self.found: set[str] = set()
+
+    def visit_Import(self, node: ast.Import) -> ast.AST:
+        for alias in node.names:
+            if self._is_copied(alias.name):
+                raise self._refusal(alias.name)
+        return node
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> Any:
+        origin = node.module or ""
+        if node.level:
+            package = str(import_module(self.module).__package__).split(".")
+            above = package[: len(package) - node.level + 1]
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+        if not self._is_copied(origin):
+            return node
+        new = []
+        for alias in node.names:
+            if alias.name == "*" or _is_module(f"{origin}.{alias.name}"):
+                raise self._refusal(f"{origin}.{alias.name}")
+            home = origin
+            if origin == _EXTEND:
+                home = str(getattr(import_module(origin), alias.name).__module__)
+            self.found.add(home)
+            new.append(ast.ImportFrom(self.flat(home), [alias], 1))
+        return new
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        if node.value not in self.named:
+            return node
+        self.runners.pop(node.value, None)
+        module, _, name = node.value.partition(":")
+        return ast.Constant(f".{self.flat(module)}:{name}")
+
+    def _is_copied(self, name: str) -> bool:
+        return name.partition(".")[0] in (_OURS, self.module.partition(".")[0])
+
+    def _refusal(self, name: str) -> InputError:
+        return InputError(
+            f"module {self.module} imports {clip(name, 60)} as a whole, so an export cannot hold "
+            "it: let it name what it needs by from … import …"
+        )
 
 
-def _source(module: str) -> str:
+def _runner(kind: type[Action]) -> tuple[str, str]:
+    module, _, name = kind.runner.partition(":")
+    return module, name
+
+
+def _is_module(name: str) -> bool:
     try:
-        return inspect.getsource(import_module(module))
-    except (OSError, TypeError) as error:
-        raise InputError(
-            f"module {module} has no source, so an export cannot hold it: install its package "
-            "with its sources"
-        ) from error
-
-
-def _absolute(node: ast.ImportFrom, module: str) -> str:
-    """The module that ``node`` in ``module`` imports from."""
-    if not node.level:
-        return str(node.module)
-    above = module.split(".")[: -node.level]
-    return ".".join([*above, *([node.module] if node.module else [])])
-
-
-def _home(origin: str, name: str) -> str:
-    """The module that defines ``name``, which is imported from ``origin``."""
-    return str(getattr(import_module(origin), name).__module__) if origin == _EXTEND else origin
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # what is before the last dot is no package
+        return False
