@@ -58,11 +58,14 @@ def json_of_file(path: Path, choice: str | None = None) -> str:
             'give a JSON file like {"plan": "0_1q4_0_3"}'
         ) from error
     try:
-        entries = _several(read_json(text))
+        value = read_json(text)
     except json.JSONDecodeError:
         return text  # `KVPlan.from_json` says what is wrong with it
-    if entries is None:
+    entries = _several(value)
+    if choice is None and entries is None:
         return text
+    if entries is None:
+        entries = [value if isinstance(value, Mapping) else {"kv_source_layers": value}]
     if choice is None and len(entries) == 1:
         return _json(entries[0])
     if choice is not None and "." in choice:

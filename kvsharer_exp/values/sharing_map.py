@@ -14,15 +14,15 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvsharer_exp.values.errors import InputError
-from kvsharer_exp.values.text import clip, shorten
-from kvsharer_exp.values.text_files import read_json, read_text, why_unreadable
+from kvsharer_exp.values.plan_files import json_of_file, json_of_text
+from kvsharer_exp.values.text import clip
+from kvsharer_exp.values.text_files import read_json
 
 _EMPTY = "map is empty: give one source layer per layer, like 0_1_0_3"
 
@@ -83,16 +83,17 @@ class SharingMap:
 
         Raises:
             SharingMapError: ``value`` is none of these, or not a valid map.
+            PlanFileError: it names a file without such a map.
         """
         if isinstance(value, SharingMap):
             return value
         if isinstance(value, Path):
-            return cls._read(value)
+            return cls.from_json(json_of_file(value))
         if not isinstance(value, str):
             return cls(value)  # type: ignore[arg-type]
         text = value.strip()
-        if file := re.fullmatch(r"(.+\.json)(?::(\d+))?", text):
-            return cls._read(Path(file[1]), None if file[2] is None else int(file[2]))
+        if (held := json_of_text(text)) is not None:
+            return cls.from_json(held)
         if text.startswith(("[", "{")):
             return cls.from_json(text)
         if not text:
@@ -106,27 +107,6 @@ class SharingMap:
                 f"map {clip(text)!r} is neither 0_1_0_3 nor [0,1,0,3] nor a path ending in "
                 ".json: give one integer per layer"
             ) from error
-
-    @classmethod
-    def _read(cls, path: Path, num_shared: int | None = None) -> SharingMap:
-        try:
-            text = read_text(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise SharingMapError(
-                f"map file {shorten(path)} cannot be read ({why_unreadable(error)}): "
-                'give a JSON file like {"kv_source_layers": [0, 1, 0, 3]}'
-            ) from error
-        held = _several(text) or [cls.from_json(text)]
-        sizes = {len(sharing_map.targets): sharing_map for sharing_map in reversed(held)}
-        if num_shared is None and len(held) == 1:
-            return held[0]
-        if num_shared not in sizes:
-            listed, name = ", ".join(map(str, sorted(sizes))), shorten(path.name, 30)
-            raise SharingMapError(
-                f"map file {name} holds maps of {clip(listed, 30)} shared layers: "
-                f"name one of them, like {name}:{max(sizes)}"
-            )
-        return sizes[num_shared]
 
     @classmethod
     def from_json(cls, text: str) -> SharingMap:
@@ -231,19 +211,3 @@ def _integer(text: str) -> int:
     if not text.removeprefix("-").isdecimal():
         raise ValueError(text)
     return int(text)
-
-
-def _several(text: str) -> list[SharingMap]:
-    """The maps of a front, or of results at several ratios, in their order.
-
-    Text that is anything else gives an empty list.
-    """
-    try:
-        value: Any = read_json(text)
-    except json.JSONDecodeError:
-        return []  # `SharingMap.from_json` says what is wrong with it
-    if isinstance(value, dict):
-        value = value.get("front") or value.get("results")
-    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        return []
-    return [SharingMap(e["kv_source_layers"]) for e in value if "kv_source_layers" in e]

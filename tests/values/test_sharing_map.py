@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan_files import PlanFileError
 from kvsharer_exp.values.sharing_map import SharingMap, SharingMapError
 
 
@@ -75,10 +76,12 @@ def test_one_line_reads_a_map_of_a_front(tmp_path, content) -> None:
     path.write_text(json.dumps(content))
     assert SharingMap.parse(f"{path}:1") == SharingMap((0, 1, 1))
     assert SharingMap.parse(f"{path}:2") == SharingMap((0, 0, 0))
-    several = r"front\.json holds maps of 1, 2 shared layers: name one of them, like front\.json:2"
+    several = r"front\.json holds maps of 1, 2 shared layers: name one like :4 behind the file"
     for written in (path, str(path), f"{path}:0"):
-        with pytest.raises(SharingMapError, match=several):
+        with pytest.raises(PlanFileError, match=several):
             SharingMap.parse(written)
+    with pytest.raises(PlanFileError, match="does not say how much KV its plans keep"):
+        SharingMap.parse(f"{path}:0.5")
 
 
 def test_a_file_of_one_map_needs_no_number_and_holds_no_other(tmp_path) -> None:
@@ -86,7 +89,7 @@ def test_a_file_of_one_map_needs_no_number_and_holds_no_other(tmp_path) -> None:
         path = tmp_path / "one.json"
         path.write_text(json.dumps(content))
         assert SharingMap.parse(path) == SharingMap.parse(f"{path}:1") == SharingMap((0, 0))
-        with pytest.raises(SharingMapError, match="holds maps of 1 shared layers"):
+        with pytest.raises(PlanFileError, match="holds maps of 1 shared layers"):
             SharingMap.parse(f"{path}:3")
 
 
@@ -114,7 +117,6 @@ def test_identity_shares_nothing() -> None:
         ("[0, 1", "not JSON"),
         ('{"sources": [0]}', "no key kv_source_layers"),
         ('{"kv_source_layers": "0_1"}', "not a list"),
-        ("missing.json", "cannot be read"),
         (7, "not a sequence"),
     ],
 )
@@ -124,6 +126,11 @@ def test_invalid_maps_are_refused_with_their_reason(value: object, reason: str) 
     assert isinstance(refused.value, InputError)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) <= 200
+
+
+def test_a_file_that_is_not_there_is_refused() -> None:
+    with pytest.raises(PlanFileError, match="cannot be read"):
+        SharingMap.parse("missing.json")
 
 
 @pytest.mark.parametrize(("target", "source"), [(0, 0), (1, 2), (2, 2), (5, 0), (1, -1)])

@@ -282,7 +282,8 @@ def _tasks(config: Config, hub: Check) -> list[Check]:
     files = sorted(data_dir("conf").glob("scoring/*.yaml"))
     scorings = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
     scorings = [s.get("scoring", s) for s in scorings]  # that of long.yaml stands under its key
-    named = {task for s in scorings for side in ("search", "report") for task in s[side]["tasks"]}
+    sides = [s.get(side, {}) for s in scorings for side in ("search", "report")]
+    named = {task for side in sides for task in side.get("tasks", [])}
     named |= {*config.scoring.search.tasks, *config.scoring.report.tasks}
     foreign = ", ".join(sorted(task for task in named if local_task(task) is None))
     fetched = sorted(
