@@ -47,8 +47,8 @@ def plant_facts(
         if room < prompt_tokens / 2:
             needed = 2 * (prompt_tokens - room)
             raise InputError(
-                f"scoring.prompt_tokens={prompt_tokens} has no room for {len(facts)} facts between "
-                f"its text: give at least {needed + needed // 8}, or shorter windows"
+                f"scoring.prompt_tokens={prompt_tokens} has no room for {needed // 2} tokens of "
+                f"facts between its text: give at least {needed + needed // 8}, or shorter windows"
             )
         planted.append([*_between(window[:room], facts, ends, rng), *asked])
     return torch.tensor(planted, dtype=torch.long).view_as(windows)

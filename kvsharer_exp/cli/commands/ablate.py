@@ -161,7 +161,7 @@ def _check_texts(
     arms: Sequence[str],
 ) -> None:
     """Refuse texts that overlap or are too short, for any setting, before anything is computed."""
-    calibration.text.windows.require("calibration", "held_out")
+    calibration.text.windows.require("calibration", "scoring", "held_out")
     now = calibration
     for setting in settings:
         now = now.varied(setting)

@@ -73,7 +73,7 @@ def run(
     seed_file = _check_options(config)
     scorers.load_tasks()
     max_shared = max(num_targets(ratio, loaded.num_layers) for ratio in config.compression.ratios)
-    windows.require("calibration", "held_out")
+    windows.require("calibration", "scoring", "held_out")
     of_plans = is_for_plans(config.search_space.kind)
     scorers.require(wanted(config, loaded) if of_plans else ())
     require_memory(config, loaded)

@@ -93,7 +93,7 @@ class Windows:
         """Those of ``windows`` that hold no text of the `fit` windows."""
         return without_runs_of(windows, self.fit)
 
-    def require(self, *kinds: Literal["calibration", "held_out"]) -> None:
+    def require(self, *kinds: Literal["calibration", "scoring", "held_out"]) -> None:
         """Cut these windows now, so that too little text is refused before model time is spent.
 
         Raises:
