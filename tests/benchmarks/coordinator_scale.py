@@ -58,7 +58,7 @@ class Model:
         self.space = space
         dice = np.random.default_rng(1)
         self.costs = {(c.layer, c.action): c.error * dice.lognormal(0, 0.4) for c in found}
-        self.best = {r: self.loss(plan) for r, plan in space.solve(self.costs).items()}
+        self.best = {r: self.loss(plan) for r, plan in space.priced(self.costs).solve().items()}
 
     def loss(self, plan: KVPlan) -> float:
         parts = [self.costs.get((i, a), 0.0) for i, a in enumerate(plan.actions)]

@@ -117,9 +117,11 @@ def test_solving_is_exact_without_reads_and_no_worse_with_them() -> None:
             plan = KVPlan(actions)
             rung = space.rung(plan)
             best[rung] = min(best.get(rung, np.inf), cost(plan))
-    solved = space.solve(costs)
+    solved = space.priced(costs).solve()
     low, high = sorted(solved)[1], sorted(solved)[-2]
-    assert space.solve(costs, (low, high)) == {r: p for r, p in solved.items() if low <= r <= high}
+    assert space.priced(costs).solve((low, high)) == {
+        r: p for r, p in solved.items() if low <= r <= high
+    }
     lowest = np.inf
     for rung in sorted(best):
         if best[rung] < lowest - 1e-12:
@@ -145,14 +147,14 @@ def test_what_is_kept_stays_and_the_rest_is_solved_within_the_rung() -> None:
         return sum(costs[layer, action] for layer, action in enumerate(plan.actions))
 
     least = min(map(space.rung, plans))
-    assert space.solve_within(least - 1, costs, kept) is None
+    assert space.priced(costs).solve_within(least - 1, kept) is None
     for rung in range(least, 65):
         best = min(cost(plan) for plan in plans if space.rung(plan) <= rung)
-        solved = space.solve_within(rung, costs, kept)
+        solved = space.priced(costs).solve_within(rung, kept)
         assert solved is not None and space.rung(solved) <= rung
         assert cost(solved) == pytest.approx(best)
     with pytest.raises(InputError, match="layer 3 has no choice"):
-        space.solve_within(64, costs, {3: Own(8)})
+        space.priced(costs).solve_within(64, {3: Own(8)})
 
 
 def test_solved_seeds_meet_their_budgets_within_a_percent_of_the_bound() -> None:

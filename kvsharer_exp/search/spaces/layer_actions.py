@@ -18,7 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from kvsharer_exp.search.candidates import Candidate, full_bytes, priced
 from kvsharer_exp.search.front import RUNGS
-from kvsharer_exp.search.solver import Found, Options, solve_front_with_reads, solve_options
+from kvsharer_exp.search.solver import Options, solve_front_with_reads, solve_options
 from kvsharer_exp.search.spaces.base import Space
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.actions.own import Own
@@ -112,64 +112,30 @@ class LayerActions(Space):
 
     def rung(self, plan: KVPlan) -> int:
         """The 64ths of the full cache's bytes that hold the plan's, as `front.bytes_rung`."""
-        return self._rung(self.kv_bytes(plan))
+        return self.rung_of(self.kv_bytes(plan))
 
-    def _rung(self, kv_bytes: int) -> int:
+    def rung_of(self, kv_bytes: int) -> int:
+        """The rung that holds so many bytes."""
         return math.ceil(kv_bytes / self.full_bytes * RUNGS - 1e-9)
 
-    def solve(
-        self, costs: Mapping[tuple[int, Action], float], rungs: tuple[int, int] | None = None
-    ) -> dict[int, KVPlan]:
-        """By rung, the plan of least total cost, where it is better than that of every lower rung.
-
-        It is exact for plans without reads. In each, every layer that keeps nothing then reads the
-        owner that costs less than what it does, if there is one. With ``rungs``, the lowest and
-        the highest, only these are made.
-        """
-        low, budget = (rungs[0], self._budget(rungs[1])) if rungs else (0, math.inf)
-        found = self._solve(costs, {}, max(1, self.full_bytes // RUNGS), budget)
-        return {
-            rung: self._with_reads(actions, costs)
-            for actions, _, kv_bytes in found
-            if (rung := self._rung(kv_bytes)) >= low
-        }
-
-    def solve_within(
-        self,
-        rung: int,
-        costs: Mapping[tuple[int, Action], float],
-        kept: Mapping[int, Action],
-    ) -> KVPlan | None:
-        """The best plan up to ``rung``, as `solve`; layers in ``kept`` do what they do there.
-
-        Raises:
-            InputError: what is kept at a layer is no candidate.
-        """
-        budget = self._budget(rung)
-        found = self._solve(costs, kept, max(1, budget), budget)
-        return self._with_reads(found[-1][0], costs) if found else None
-
-    def _budget(self, rung: int) -> int:
+    def budget(self, rung: int) -> int:
+        """The bytes that a plan of ``rung`` may keep."""
         return rung * self.full_bytes // RUNGS
 
-    def _solve(
-        self,
-        costs: Mapping[tuple[int, Action], float],
-        kept: Mapping[int, Action],
-        step: int,
-        budget: float,
-    ) -> list[Found]:
-        layers = []
-        for layer, (actions, kv_bytes, owns) in enumerate(self._alone):
-            asked = kept.get(layer)
-            places = [i for i, action in enumerate(actions) if asked in (None, action)]
-            listed = [actions[place] for place in places]
-            losses = np.array([costs[layer, action] for action in listed])
-            layers.append(Options(listed, kv_bytes[places], losses, owns[places]))
-        return solve_options(layers, step=step, budget=budget)
+    def place_of(self, layer: int, action: Action) -> int | None:
+        """The place of ``action`` among those that are `alone` at ``layer``, if it is there."""
+        return self._places[layer].get(action)
 
     @cached_property
-    def _alone(self) -> tuple[tuple[list[Action], np.ndarray, np.ndarray], ...]:
+    def _places(self) -> tuple[dict[Action, int], ...]:
+        return tuple({a: i for i, a in enumerate(actions)} for actions, _, _ in self.alone)
+
+    def priced(self, costs: Mapping[tuple[int, Action], float]) -> Priced:
+        """What solves plans at these ``costs`` by layer and action."""
+        return Priced(self, costs)
+
+    @cached_property
+    def alone(self) -> tuple[tuple[list[Action], np.ndarray, np.ndarray], ...]:
         """By layer the candidates that need no other: actions, their bytes, and which own."""
         found = []
         for layer, of_layer in enumerate(self.at):
@@ -182,7 +148,7 @@ class LayerActions(Space):
         return tuple(found)
 
     @cached_property
-    def _reads(self) -> tuple[tuple[tuple[int, Action], ...], ...]:
+    def reads(self) -> tuple[tuple[tuple[int, Action], ...], ...]:
         """By layer the candidates that read another one, as source and action."""
         found = []
         for layer, of_layer in enumerate(self.at):
@@ -204,14 +170,58 @@ class LayerActions(Space):
         gap = max((s.loss - bound) / s.loss for s, bound in found if s.loss > 0)
         return SolvedSeeds(tuple(dict.fromkeys(solved.plan for solved, _ in found)), gap)
 
-    def _with_reads(
-        self, alone: tuple[Action, ...], costs: Mapping[tuple[int, Action], float]
-    ) -> KVPlan:
-        actions = list(alone)
+
+class Priced:
+    """A `LayerActions` whose actions have ``costs`` that add up.
+
+    Plans are exact without reads. In each, every layer that keeps nothing then reads the owner that
+    costs less than what it does, if there is one.
+    """
+
+    def __init__(self, space: LayerActions, costs: Mapping[tuple[int, Action], float]) -> None:
+        self._space, self._costs = space, costs
+        self._layers = [
+            Options(actions, kv_bytes, np.array([costs[layer, a] for a in actions]), owns)
+            for layer, (actions, kv_bytes, owns) in enumerate(space.alone)
+        ]
+
+    def solve(self, rungs: tuple[int, int] | None = None) -> dict[int, KVPlan]:
+        """By rung, the plan of least total cost, where it is better than that of every lower rung.
+
+        With ``rungs``, the lowest and the highest, only these are made.
+        """
+        low, budget = (rungs[0], self._space.budget(rungs[1])) if rungs else (0, math.inf)
+        found = solve_options(self._layers, step=max(1, self._space.budget(1)), budget=budget)
+        return {
+            rung: self._with_reads(actions)
+            for actions, _, kv_bytes in found
+            if (rung := self._space.rung_of(kv_bytes)) >= low
+        }
+
+    def solve_within(self, rung: int, kept: Mapping[int, Action]) -> KVPlan | None:
+        """The best plan up to ``rung``; layers in ``kept`` do what they do there.
+
+        Raises:
+            InputError: what is kept at a layer is no candidate.
+        """
+        layers = list(self._layers)
+        for layer, action in kept.items():
+            place = self._space.place_of(layer, action)
+            of = slice(0, 0) if place is None else slice(place, place + 1)
+            every = layers[layer]
+            layers[layer] = Options(
+                every.actions[of], every.kept[of], every.losses[of], every.owns[of]
+            )
+        budget = self._space.budget(rung)
+        found = solve_options(layers, step=max(1, budget), budget=budget)
+        return self._with_reads(found[-1][0]) if found else None
+
+    def _with_reads(self, alone: tuple[Action, ...]) -> KVPlan:
+        actions, costs = list(alone), self._costs
         for layer, action in enumerate(alone):
             if action.keys_from(layer) is not None:
                 continue
-            for source, read in self._reads[layer]:
+            for source, read in self._space.reads[layer]:
                 if actions[source].keys_from(source) != source:
                     continue
                 quantised = costs.get((layer, actions[source]), 0.0)

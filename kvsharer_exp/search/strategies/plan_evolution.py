@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvsharer_exp.search.spaces.layer_actions import LayerActions
+from kvsharer_exp.search.spaces.layer_actions import LayerActions, Priced
 from kvsharer_exp.search.strategies.memory import Memory
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.actions.own import Own
@@ -46,8 +46,8 @@ class PlanEvolution:
         archive = memory.best(self.elites)
         for attempt in range(4):
             draw = memory.model.draw(rng, self.explore if attempt else self.explore / 2)
-            costs = costs_of(memory, draw)
-            solved = space.solve(costs, space.rungs) or space.solve(costs)
+            priced = space.priced(costs_of(memory, draw))
+            solved = priced.solve(space.rungs) or priced.solve()
             if rng.random() < 0.5:
                 rung = _most_promising(memory, draw, solved)
             else:
@@ -57,15 +57,14 @@ class PlanEvolution:
             made = [solved[rung]]
             for _ in range(self.offspring if parents else 0):
                 parent = parents[rng.integers(len(parents))]
-                child = self._child(space, parent, costs, rung, rng)
+                child = self._child(priced, parent, rung, rng)
                 made += [] if child is None else [child]
             yield from memory.ranked((p for p in made if space.rung(p) <= rung), draw)
 
     def _child(
         self,
-        space: LayerActions,
+        priced: Priced,
         parent: KVPlan,
-        costs: Costs,
         rung: int,
         rng: np.random.Generator,
     ) -> KVPlan | None:
@@ -80,7 +79,7 @@ class PlanEvolution:
             if not anew[layer] and action.keys_from(layer) in (None, layer)
         }
         try:
-            return space.solve_within(rung, costs, kept)
+            return priced.solve_within(rung, kept)
         except InputError:  # what is kept is no candidate any more
             return None
 
