@@ -164,7 +164,7 @@ class LayerActions(Space):
         low, high = self.rungs
         between = {round(low + (high - low) * i / 8) for i in range(9)}
         asked = {math.floor(budget * RUNGS + 1e-9) for budget in self.setting.budgets}
-        budgets = sorted(r * self.full_bytes // RUNGS for r in between | asked if r)
+        budgets = sorted(self.budget(r) for r in between | asked if r)
         errors = {(c.layer, c.action): c.error for of in self.at for c in of}
         found = solve_front_with_reads(*priced(self.setting.candidates, errors), budgets)
         gap = max((s.loss - bound) / s.loss for s, bound in found if s.loss > 0)
