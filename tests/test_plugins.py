@@ -205,6 +205,23 @@ def test_imports_of_a_package_are_rewritten_wherever_they_stand(tmp_path, monkey
     assert "from .kvplan_of_some_actions_runner import Runner as _OtherRunner0" in code.imported()
 
 
+def test_an_action_may_run_by_a_runner_of_ours(tmp_path, monkeypatch) -> None:
+    (tmp_path / "two_actions.py").write_text(
+        "from kvsharer_exp.values.actions.drop import Drop\n"
+        "class Named(Drop):\n"
+        "    name, runner = 'named', 'kvsharer_exp.model.actions.drop:DropRunner'\n"
+        "class Inherited(Drop):\n"
+        "    name = 'inherited'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("two_actions")
+    files = plan_files("LlamaForCausalLM", "LlamaConfig", [module.Named, module.Inherited])
+    assert set(files) - set(plan_files("LlamaForCausalLM", "LlamaConfig")) == {
+        "kvplan_of_two_actions.py"
+    }
+    assert "'.kvplan_model_actions_drop:DropRunner'" in files["kvplan_of_two_actions.py"]
+
+
 def test_every_name_for_other_packages_is_defined_in_a_module_that_can_be_copied() -> None:
     for name in extend.__all__:
         module = getattr(extend, name).__module__

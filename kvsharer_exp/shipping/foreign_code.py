@@ -42,7 +42,9 @@ class ForeignCode:
         waiting = [module for kind in classes for module in (kind.__module__, _runner(kind)[0])]
         while waiting:
             module = waiting.pop()
-            if f"{self.flat(module)}.py" not in self.files:
+            if _is_ours(module):
+                self.needed.add(module)
+            elif f"{self.flat(module)}.py" not in self.files:
                 waiting += self._copy(module)
 
     def registered(self) -> str:
@@ -57,9 +59,9 @@ class ForeignCode:
 
     def flat(self, module: str) -> str:
         """The name that ``module`` has in the folder of an export."""
-        if module.partition(".")[0] == _OURS:
-            return self._flat_own(module)
-        return f"kvplan_of_{module.replace('.', '_')}"
+        return (
+            self._flat_own(module) if _is_ours(module) else f"kvplan_of_{module.replace('.', '_')}"
+        )
 
     def _imports(self, names: Iterable[tuple[str, str]], prefix: str) -> str:
         return "".join(
@@ -71,13 +73,14 @@ class ForeignCode:
         """Make the file of ``module``; returns the modules of its package that it needs."""
         try:
             text = inspect.getsource(import_module(module))
-        except (OSError, TypeError) as error:
+        except (ImportError, OSError, TypeError) as error:
             raise InputError(
                 f"module {module} has no source, so an export cannot hold it: install its package "
                 "with its sources"
             ) from error
         here = [kind for kind in self._classes if kind.__module__ == module]
-        rewriter = _Rewriter(module, {kind.runner: kind for kind in here}, self.flat)
+        named = {kind.runner: kind for kind in here if "runner" in vars(kind)}
+        rewriter = _Rewriter(module, named, self.flat)
         tree = rewriter.visit(ast.parse(text))
         for runner, kind in rewriter.runners.items():
             raise InputError(
@@ -86,8 +89,7 @@ class ForeignCode:
             )
         head = "".join(takewhile(lambda line: line[:1] == "#", text.splitlines(keepends=True)))
         self.files[f"{self.flat(module)}.py"] = f"{head}{ast.unparse(tree)}\n"
-        self.needed |= {name for name in rewriter.found if name.partition(".")[0] == _OURS}
-        return rewriter.found - self.needed
+        return rewriter.found
 
 
 class _Rewriter(ast.NodeTransformer):
@@ -136,13 +138,17 @@ class _Rewriter(ast.NodeTransformer):
         return ast.Constant(f".{self.flat(module)}:{name}")
 
     def _is_copied(self, name: str) -> bool:
-        return name.partition(".")[0] in (_OURS, self.module.partition(".")[0])
+        return _is_ours(name) or name.partition(".")[0] == self.module.partition(".")[0]
 
     def _refusal(self, name: str) -> InputError:
         return InputError(
             f"module {self.module} imports {clip(name, 60)} as a whole, so an export cannot hold "
             "it: let it name what it needs by from … import …"
         )
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == _OURS
 
 
 def _runner(kind: type[Action]) -> tuple[str, str]:
