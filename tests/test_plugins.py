@@ -105,7 +105,7 @@ def test_the_action_of_the_example_goes_through_parse_and_run(action) -> None:
 
 
 def test_the_action_of_the_example_is_searched_and_exported(
-    action, tmp_path: Path, monkeypatch, store, capsys
+    action, tmp_path: Path, monkeypatch, store
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ("search_space=layer_actions", "search_space.options.actions=[own,e]")

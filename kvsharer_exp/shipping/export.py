@@ -80,7 +80,8 @@ def check_actions(plan: KVPlan) -> None:
     Raises:
         InputError: see `ForeignCode`.
     """
-    plan_files("LlamaForCausalLM", "LlamaConfig", others_of(plan))
+    if others := others_of(plan):
+        plan_files("LlamaForCausalLM", "LlamaConfig", others)
 
 
 def write_export(

@@ -31,7 +31,7 @@ from kvsharer_exp.search.execution.base import Done, Task
 from kvsharer_exp.search.front import best_per_rung, bytes_rung
 from kvsharer_exp.search.outcome import FIT, Outcome
 from kvsharer_exp.search.samplers import make_sampler
-from kvsharer_exp.search.spaces.layer_actions import LayerActions
+from kvsharer_exp.search.spaces.layer_actions import LayerActions, Priced
 from kvsharer_exp.search.spaces.registry import make_space
 from kvsharer_exp.search.study import open_study
 from kvsharer_exp.values.footprint import Footprint
@@ -58,7 +58,7 @@ class Model:
         self.space = space
         dice = np.random.default_rng(1)
         self.costs = {(c.layer, c.action): c.error * dice.lognormal(0, 0.4) for c in found}
-        self.best = {r: self.loss(plan) for r, plan in space.priced(self.costs).solve().items()}
+        self.best = {r: self.loss(plan) for r, plan in Priced(space, self.costs).solve().items()}
 
     def loss(self, plan: KVPlan) -> float:
         parts = [self.costs.get((i, a), 0.0) for i, a in enumerate(plan.actions)]

@@ -15,7 +15,7 @@ from kvsharer_exp.search.front import RUNGS, best_per_rung, bytes_rung
 from kvsharer_exp.search.outcome import FIT, Outcome, screen
 from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.spaces.base import encoded
-from kvsharer_exp.search.spaces.layer_actions import LayerActions, repaired
+from kvsharer_exp.search.spaces.layer_actions import LayerActions, Priced, repaired
 from kvsharer_exp.search.spaces.registry import make_space
 from kvsharer_exp.search.study import open_study
 from kvsharer_exp.values.actions.affine import Affine
@@ -117,9 +117,9 @@ def test_solving_is_exact_without_reads_and_no_worse_with_them() -> None:
             plan = KVPlan(actions)
             rung = space.rung(plan)
             best[rung] = min(best.get(rung, np.inf), cost(plan))
-    solved = space.priced(costs).solve()
+    solved = Priced(space, costs).solve()
     low, high = sorted(solved)[1], sorted(solved)[-2]
-    assert space.priced(costs).solve((low, high)) == {
+    assert Priced(space, costs).solve((low, high)) == {
         r: p for r, p in solved.items() if low <= r <= high
     }
     lowest = np.inf
@@ -147,14 +147,14 @@ def test_what_is_kept_stays_and_the_rest_is_solved_within_the_rung() -> None:
         return sum(costs[layer, action] for layer, action in enumerate(plan.actions))
 
     least = min(map(space.rung, plans))
-    assert space.priced(costs).solve_within(least - 1, kept) is None
+    assert Priced(space, costs).solve_within(least - 1, kept) is None
     for rung in range(least, 65):
         best = min(cost(plan) for plan in plans if space.rung(plan) <= rung)
-        solved = space.priced(costs).solve_within(rung, kept)
+        solved = Priced(space, costs).solve_within(rung, kept)
         assert solved is not None and space.rung(solved) <= rung
         assert cost(solved) == pytest.approx(best)
     with pytest.raises(InputError, match="layer 3 has no choice"):
-        space.priced(costs).solve_within(64, {3: Own(8)})
+        Priced(space, costs).solve_within(64, {3: Own(8)})
 
 
 def test_solved_seeds_meet_their_budgets_within_a_percent_of_the_bound() -> None:

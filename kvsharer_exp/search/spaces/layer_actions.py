@@ -122,17 +122,10 @@ class LayerActions(Space):
         """The bytes that a plan of ``rung`` may keep."""
         return rung * self.full_bytes // RUNGS
 
-    def place_of(self, layer: int, action: Action) -> int | None:
-        """The place of ``action`` among those that are `alone` at ``layer``, if it is there."""
-        return self._places[layer].get(action)
-
     @cached_property
-    def _places(self) -> tuple[dict[Action, int], ...]:
+    def places(self) -> tuple[dict[Action, int], ...]:
+        """By layer, the place of each action among those that are `alone`."""
         return tuple({a: i for i, a in enumerate(actions)} for actions, _, _ in self.alone)
-
-    def priced(self, costs: Mapping[tuple[int, Action], float]) -> Priced:
-        """What solves plans at these ``costs`` by layer and action."""
-        return Priced(self, costs)
 
     @cached_property
     def alone(self) -> tuple[tuple[list[Action], np.ndarray, np.ndarray], ...]:
@@ -172,7 +165,7 @@ class LayerActions(Space):
 
 
 class Priced:
-    """A `LayerActions` whose actions have ``costs`` that add up.
+    """A `LayerActions` whose actions have ``costs``, by layer and action, that add up.
 
     Plans are exact without reads. In each, every layer that keeps nothing then reads the owner that
     costs less than what it does, if there is one.
@@ -206,7 +199,7 @@ class Priced:
         """
         layers = list(self._layers)
         for layer, action in kept.items():
-            place = self._space.place_of(layer, action)
+            place = self._space.places[layer].get(action)
             of = slice(0, 0) if place is None else slice(place, place + 1)
             every = layers[layer]
             layers[layer] = Options(

@@ -46,7 +46,7 @@ class PlanEvolution:
         archive = memory.best(self.elites)
         for attempt in range(4):
             draw = memory.model.draw(rng, self.explore if attempt else self.explore / 2)
-            priced = space.priced(costs_of(memory, draw))
+            priced = Priced(space, costs_of(memory, draw))
             solved = priced.solve(space.rungs) or priced.solve()
             if rng.random() < 0.5:
                 rung = _most_promising(memory, draw, solved)
@@ -58,7 +58,8 @@ class PlanEvolution:
             for _ in range(self.offspring if parents else 0):
                 parent = parents[rng.integers(len(parents))]
                 child = self._child(priced, parent, rung, rng)
-                made += [] if child is None else [child]
+                if child is not None:
+                    made.append(child)
             yield from memory.ranked((p for p in made if space.rung(p) <= rung), draw)
 
     def _child(
