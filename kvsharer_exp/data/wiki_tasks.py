@@ -43,7 +43,7 @@ def cloze_items(passages: Sequence[Passage], seed: int) -> list[Item]:
     items = []
     for passage in passages:
         words = passage.text.split()
-        bare = [re.sub(r"^\W+|\W+$", "", word) for word in words]
+        bare = [re.sub(r"^\W+|\W+$", "", word) for word in words[: CLOZE_WORDS.stop]]
         places = [
             place
             for place in CLOZE_WORDS
