@@ -1,5 +1,6 @@
 """Scores that cost no model, and workers that misbehave; it imports little, to start fast."""
 
+import fcntl
 import json
 import os
 import signal
@@ -34,8 +35,10 @@ def make_score(settings: str) -> Any:
     log = Path(told["log"])
 
     def score(plan: KVPlan, bar: Bar) -> Outcome:
-        before = log.read_text().split() if log.exists() else []
-        with log.open("a") as file:
+        with log.open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # two workers may begin at once
+            file.seek(0)
+            before = file.read().split()
             file.write(f"{plan}\n")
         order = before.index(str(plan)) if str(plan) in before else len(before)
         if order in told.get("dies", ()) or (

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -57,3 +59,24 @@ def test_an_address_where_nobody_listens_is_refused(address: str) -> None:
     with pytest.raises(InputError, match=f"no Ray cluster listens at executor.address={address}"):
         with cluster(address):
             pass
+
+
+_LISTENING = """
+import psutil
+from kvsharer_exp.search.execution.ray_cluster import cluster
+
+with cluster("local"):
+    import ray
+
+    assert ray.get(ray.remote(lambda: 1).remote()) == 1  # a worker process is there too
+    here = psutil.Process()
+    ours = {here.pid, *(child.pid for child in here.children(recursive=True))}
+    found = [c for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in ours]
+    print(*(connection.laddr.ip for connection in found))
+"""
+
+
+def test_a_ray_that_is_started_here_listens_on_the_loopback_interface() -> None:
+    listening = subprocess.check_output([sys.executable, "-c", _LISTENING], text=True).split()
+    assert len(listening) >= 4  # Ray's head, its node, this process, and the worker
+    assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}

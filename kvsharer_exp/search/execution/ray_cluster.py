@@ -22,6 +22,10 @@ from kvsharer_exp.search.execution.pool import Lost, News, Ready
 from kvsharer_exp.search.execution.worker import make_score
 from kvsharer_exp.values.errors import InputError
 
+# Without it Ray uses the loopback interface only. That is the default on Windows and macOS, and the
+# variable works anywhere: https://github.com/ray-project/ray/issues/18730
+_SEVERAL_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
 
 class RayWorker:
     """What the actor of a worker does; it is given text and gives text."""
@@ -90,19 +94,21 @@ class RayCrew:
 def cluster(address: str | None) -> Iterator[dict[str, float]]:
     """Connect to the cluster at ``address``, or start one here; gives its resources by name.
 
-    Without an address the one of the variable ``RAY_ADDRESS`` counts. Ray listens on every network
-    of a machine; with ``RAY_AUTH_MODE=token`` it asks whoever connects for a token.
+    Without an address the one of the variable ``RAY_ADDRESS`` counts. A cluster that is started
+    here listens on the loopback interface only, if ``ray`` was not imported before.
 
     Raises:
         InputError: Ray is not installed, or no cluster listens there.
     """
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    if where == "local":
+        os.environ.setdefault(_SEVERAL_MACHINES, "0")
     try:
         import ray
     except ImportError as error:
         raise InputError(
             "executor=ray needs Ray, which is not installed: pip install 'kvsharer_exp[ray]'"
         ) from error
-    where = address or os.environ.get("RAY_ADDRESS") or "local"
     if where not in ("local", "auto"):
         _check_listens(where)
     # Without GPUs of their own, actors may see those of the machine, as this process does.
