@@ -59,7 +59,7 @@ class AdvisoryLock:
     """The right to run the study ``name`` in the database ``url``."""
 
     def __init__(self, url: URL, name: str) -> None:
-        self._study = name
+        self._study, self._key = name, _key_of(f"study {name}")
         self._title = f"{_NAME}process {os.getpid()} of {socket.gethostname()}"[:_NAME_CHARACTERS]
         options = driver_options(url, application_name=self._title)
         self._engine = create_engine(
@@ -100,6 +100,15 @@ class AdvisoryLock:
             self._connection.close()
             self._connection = None
 
+    def owner(self) -> str:
+        """Process and host of whoever has the lock, on any machine; empty if nobody has it.
+
+        Raises:
+            StorageAwayError: the server does not answer.
+        """
+        with self._engine.connect() as connection:
+            return self._owner(connection)[0].removeprefix(_NAME)
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Inside, no other process that holds a lock of ours makes tables in this database."""
@@ -116,13 +125,13 @@ class AdvisoryLock:
             given = {"name": name, "value": value}
             known = "select set_config(name, :value, false) from pg_settings where name = :name"
             connection.execute(text(known), given)
-        key, before = {"key": _key_of(f"study {self._study}")}, self._server_process
+        key, before = {"key": self._key}, self._server_process
         for _ in range(_TRIES):
             if connection.execute(text("select pg_try_advisory_lock(:key)"), key).scalar_one():
                 number = connection.execute(text("select pg_backend_pid()")).scalar_one()
                 self._server_process = int(number)
                 return
-            owner, number = next(iter(connection.execute(_OWNER, key)), ("", 0))
+            owner, number = self._owner(connection)
             if (owner, number) != (self._title, before):
                 break
             # The server has not noticed yet that our connection of before is gone.
@@ -132,6 +141,11 @@ class AdvisoryLock:
             f"study {self._study} is being run by {owner.removeprefix(_NAME) or 'another process'}:"
             " wait for it, or give this run its own study.name"
         )
+
+    def _owner(self, connection: Connection) -> tuple[str, int]:
+        """The name of the connection that holds the lock, and its process in the server."""
+        found = connection.execute(_OWNER, {"key": self._key}).first()
+        return (found[0], found[1]) if found else ("", 0)
 
 
 def _key_of(what: str) -> int:

@@ -10,6 +10,7 @@ import fcntl
 import os
 import re
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,8 @@ from kvsharer_exp.search.study_store import StudyStore, keep_key, key_of
 from kvsharer_exp.values.addresses import without_password
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.text import clip, shorten
+
+_GLANCE = 0.2  # seconds; `study_status` takes the lock for less to see whether anybody has it
 
 
 @contextmanager
@@ -151,13 +154,18 @@ def _lock(path: Path, name: str) -> Iterator[str]:
     The lock is a file with the key in its first line, and host and process in the second.
     """
     with path.open("a+", encoding="utf-8", errors="replace") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"study {name} is being run by {owner_in(file)}: wait for it, "
-                "or give this run its own study.name"
-            ) from error
+        until = time.monotonic() + _GLANCE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > until:
+                    raise InputError(
+                        f"study {name} is being run by {owner_in(file)}: wait for it, "
+                        "or give this run its own study.name"
+                    ) from error
+                time.sleep(_GLANCE / 10)
         file.seek(0)
         key = file.readline().strip()
         if re.fullmatch("[0-9a-f]{32}", key) is None:  # it is new, or its maker was killed

@@ -1,7 +1,7 @@
 """How a study stands, for whoever looks at it while it runs, or after it was killed.
 
 The coordinator of a running study writes a `Progress` beside its lock now and then, and `status_of`
-reads it with what the study holds. Reading disturbs nobody: it takes no lock, and mends nothing.
+reads it with what the study holds. Reading disturbs nobody: it keeps no lock, and mends nothing.
 """
 
 from __future__ import annotations
@@ -191,8 +191,11 @@ def status_of(
     """
     progress = Progress.read(folder, name)
     where = storage or (progress.storage if progress else None) or str(folder / f"{name}.journal")
+    owner = _owner(folder / f"{name}.lock")
     try:
         study = _load(name, where)
+        if not owner and (owner := _owner_in_server(name, where)):
+            progress = None  # what lies here tells of an earlier run
     except InputError:
         raise
     except Exception as error:  # every backend raises its own kinds
@@ -202,7 +205,6 @@ def status_of(
         ) from error
     results = StudyStore(study).results()
     reasons = Counter(r.reason for r in results if r.status == "failed")
-    owner = _owner(folder / f"{name}.lock")
     return StudyStatus(name, owner, results, progress, time.time(), dict(reasons.most_common()))
 
 
@@ -217,8 +219,19 @@ def _load(name: str, where: str) -> optuna.Study:
     return optuna.load_study(study_name=name, storage=JournalStorage(JournalFileBackend(where)))
 
 
+def _owner_in_server(name: str, where: str) -> str:
+    """Which process of any machine runs the study, if it is in a PostgreSQL server."""
+    if "://" not in where:
+        return ""
+    from kvsharer_exp.search.advisory_lock import AdvisoryLock
+    from kvsharer_exp.search.server_storage import is_postgres, read_address
+
+    url = read_address(where)
+    return AdvisoryLock(url, name).owner() if is_postgres(url) else ""
+
+
 def _owner(lock: Path) -> str:
-    """Which process holds the lock of a study; empty if none does."""
+    """Which process of this machine holds the lock of a study; empty if none does."""
     if not lock.is_file():
         return ""
     with lock.open(encoding="utf-8", errors="replace") as file:

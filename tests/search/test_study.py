@@ -1,8 +1,10 @@
 """The coordinator: budget, known maps, seeds, resuming after a kill, one owner at a time."""
 
+import fcntl
 import multiprocessing
 import os
 import socket
+import threading
 from typing import Any
 
 import optuna
@@ -200,6 +202,18 @@ def test_a_second_owner_is_refused(tmp_path) -> None:
                 pass
     with open_study("s", storage=None, folder=tmp_path) as store:
         assert store.count_trials() == 0
+
+
+def test_who_looks_at_the_lock_for_an_instant_keeps_nobody_out(tmp_path) -> None:
+    with open_study("s", storage=None, folder=tmp_path):
+        pass
+    with (tmp_path / "s.lock").open() as looks:
+        fcntl.flock(looks, fcntl.LOCK_SH)  # as `study_status` does
+        away = threading.Timer(0.05, looks.close)
+        away.start()
+        with open_study("s", storage=None, folder=tmp_path) as store:
+            assert store.results() == []
+        away.join()
 
 
 def _open_in_a_new_database(url: str, folder, name: str, ready) -> None:

@@ -16,6 +16,7 @@ from kvsharer_exp.search.execution.local import LocalExecutor
 from kvsharer_exp.search.outcome import Outcome
 from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.study import open_study
+from kvsharer_exp.search.study_status import status_of
 from kvsharer_exp.search.study_store import VERSION, StudyStore
 from kvsharer_exp.values.errors import InputError, UnansweredError
 from kvsharer_exp.values.ports import free_port
@@ -53,6 +54,16 @@ def held_by(database: str) -> tuple[list[str], Counter]:
     assert [one["number"] for one in kept] == [trial.number for trial in results]
     texts = [str(one.get("plan") or one.get("kv_source_layers")) for one in kept]
     return texts, Counter(texts)
+
+
+def test_status_names_who_runs_a_study_from_another_folder(tmp_path, database) -> None:
+    def owner() -> str:
+        return status_of("s", folder=tmp_path / "b", storage=database).owner
+
+    with open_study("s", storage=database, folder=tmp_path / "a") as store:
+        search(store, Scorer(), 3)
+        assert owner() == f"process {os.getpid()} of {socket.gethostname()}"
+    assert owner() == ""
 
 
 def test_the_same_command_continues_from_any_folder(tmp_path, database) -> None:
