@@ -1,6 +1,8 @@
 """Our map samplers: valid, new, reproducible, better than chance where the answer is known."""
 
 import random
+from collections.abc import Iterator
+from itertools import combinations
 
 import numpy as np
 import optuna
@@ -11,6 +13,7 @@ from kvsharer_exp.search.execution.local import LocalExecutor
 from kvsharer_exp.search.outcome import Outcome, screen
 from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.spaces.registry import make_space
+from kvsharer_exp.search.strategies.map_sampler import MapSampler
 from kvsharer_exp.search.study import open_study
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
@@ -159,6 +162,24 @@ def test_works_in_a_study_of_its_own_and_beside_other_parameters(kind: str) -> N
         study.tell(trial, (dice.random(), extra))
     sampler.reseed_rng()
     assert study.ask(SPACE.distributions()).params.keys() == SPACE.distributions().keys()
+
+
+def test_among_hundreds_under_way_a_proposal_serves_several_trials() -> None:
+    proposed: list[int] = []
+
+    class Pairs:
+        """Proposes every map of two targets that read layer 0."""
+
+        def propose(self, memory, rng) -> Iterator[SharingMap]:
+            proposed.append(memory.under_way)
+            for targets in combinations(range(1, LAYERS), 2):
+                one, two = (int(target) for target in targets)
+                yield memory.identity.share(one, 0).share(two, 0)
+
+    study = optuna.create_study(sampler=MapSampler(SPACE, Pairs(), seed=0))
+    asked = [study.ask(SPACE.distributions()) for _ in range(104)]
+    assert len({SPACE.decode(trial.params) for trial in asked}) == 104
+    assert proposed == [*range(1, 101), 102, 104]
 
 
 def test_a_beam_extends_the_best_maps_measured(tmp_path) -> None:

@@ -20,6 +20,8 @@ from kvsharer_exp.search.reseeded import Reseeded, seed_of
 from kvsharer_exp.search.spaces.base import SearchSpace
 from kvsharer_exp.search.strategies.memory import Memory
 
+_SHARED = 100
+
 
 class Strategy(Protocol):
     """Decides which sharing maps or plans are worth scoring next."""
@@ -34,6 +36,9 @@ class Strategy(Protocol):
 class MapSampler(Reseeded):
     """Samples parameters of ``space`` that decode to a map or plan that ``strategy`` proposes.
 
+    What is proposed at once serves one trial, and one more for every `_SHARED` that are under way:
+    among hundreds of them, the few results that come between two trials teach next to nothing.
+
     ``space``: any space whose ``encode`` takes most maps (``layer_sources`` takes all). ``errors``:
     the block errors of the space's pairs (`calibration.block_errors`), where they are known.
     """
@@ -47,6 +52,8 @@ class MapSampler(Reseeded):
         errors: Sequence[Sequence[float]] | None = None,
     ) -> None:
         self._memory, self._strategy = Memory(space, errors), strategy
+        self._proposed: Iterator[Any] = iter(())
+        self._serves = 0  # so many trials more
         super().__init__(lambda seed: RandomSampler(seed=seed), seed)
 
     def infer_relative_search_space(
@@ -59,10 +66,15 @@ class MapSampler(Reseeded):
     ) -> dict[str, Any]:
         self._memory.update(study)
         known = self._memory.known
-        rng = np.random.default_rng(seed_of(self._seed, trial.number))
-        for proposed in self._strategy.propose(self._memory, rng):
+        if not self._serves:
+            rng = np.random.default_rng(seed_of(self._seed, trial.number))
+            self._proposed = self._strategy.propose(self._memory, rng)
+            self._serves = 1 + self._memory.under_way // _SHARED
+        self._serves -= 1
+        for proposed in self._proposed:
             if proposed not in known:
                 params = self._memory.space.encode(proposed)
                 if params is not None:
                     return params
+        self._serves = 0
         return {}  # nothing new: Optuna then draws every parameter by itself

@@ -133,6 +133,11 @@ class Memory:
         """The maps or plans that were scored, or that are drawn and will be scored."""
         return self._known
 
+    @property
+    def under_way(self) -> int:
+        """How many trials are open, those included of which nothing is known yet."""
+        return len(self._open)
+
     def counts(self) -> Counter[int]:
         """How many maps of each size (number of shared layers) were tried so far."""
         return self._counts
