@@ -26,7 +26,7 @@ from kvsharer_exp.shipping.vllm.blocks import BlockCheck
 from kvsharer_exp.shipping.vllm.check import TokenCheck, check_answers
 from kvsharer_exp.shipping.vllm.environment import EngineEnvironment, find_engine
 from kvsharer_exp.shipping.vllm.folder import ELEMENT_BYTES, ExportFolder
-from kvsharer_exp.shipping.vllm.server import Server, Serving
+from kvsharer_exp.shipping.vllm.server import Server, Serving, check_kv_gib
 from kvsharer_exp.tracking.environment import environment
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.ports import check_port
@@ -78,12 +78,7 @@ def _serving(config: Config, export: ExportFolder, engine: EngineEnvironment) ->
             "serve.prompt_tokens or serve.new_tokens"
         )
     tokens = wanted.max_len or export.max_len
-    least = export.request_bytes(tokens, dtype) / 2**30
-    if wanted.kv_gib is not None and least > wanted.kv_gib:
-        raise InputError(
-            f"serve.kv_gib={wanted.kv_gib:g} holds no request of {tokens} tokens ({least:.2g} "
-            "GiB): give more, or a smaller serve.max_len"
-        )
+    check_kv_gib(wanted.kv_gib, tokens, export.request_bytes(tokens, dtype))
     return Serving(
         python=engine.python,
         folder=folder,

@@ -23,7 +23,7 @@ from kvsharer_exp.shipping.export import check_actions, check_model, write_expor
 from kvsharer_exp.shipping.exported_config import own_architecture
 from kvsharer_exp.shipping.vllm.environment import EngineEnvironment, find_engine
 from kvsharer_exp.shipping.vllm.folder import ELEMENT_BYTES, ExportFolder
-from kvsharer_exp.shipping.vllm.server import Server, Serving
+from kvsharer_exp.shipping.vllm.server import Server, Serving, check_kv_gib
 from kvsharer_exp.shipping.vllm.translate import engine_plan
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
@@ -74,13 +74,8 @@ class EngineRun:
         check_actions(plan)
         name = own_architecture(type(self._model).__name__)
         engine_plan({"architectures": [name], "kv_plan": str(plan)})
-        memory = self._config.serve.kv_gib
-        needed = footprint(self._model, plan, context=self.max_len).kv_bytes / 2**30
-        if memory is not None and needed > memory:
-            raise InputError(
-                f"serve.kv_gib={memory:g} holds no request of {self.max_len} tokens ({needed:.2g} "
-                "GiB): give more, or a smaller serve.max_len"
-            )
+        needed = footprint(self._model, plan, context=self.max_len).kv_bytes
+        check_kv_gib(self._config.serve.kv_gib, self.max_len, needed)
 
     @contextmanager
     def exports(self, plans: Mapping[str, FittedPlan]) -> Iterator[dict[str, ExportFolder]]:

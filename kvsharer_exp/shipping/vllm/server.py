@@ -195,10 +195,7 @@ class Server:
         if too_little := _TOO_LITTLE.search(text):
             tokens, needed = too_little.groups()
             held = f"request of {tokens} tokens ({needed} GiB)" if tokens else "block of KV"
-            return InputError(
-                f"serve.kv_gib={self.serving.kv_gib} holds no {held}: give more, or a smaller "
-                "serve.max_len"
-            )
+            return _no_room(self.serving.kv_gib, held)
         reason = clip(last_error(text), 90)
         return EngineError(f"the engine {what} ({reason}): see {shorten(self.log, 45)}")
 
@@ -226,3 +223,19 @@ _TOO_LITTLE = re.compile(
     r"max seq len \((\d+)\), \(([\d.]+) GiB KV\s+cache is needed"
     r"|No available memory for the cache blocks"
 )
+
+
+def check_kv_gib(kv_gib: float | None, tokens: int, kv_bytes: int) -> None:
+    """See that ``kv_gib`` GiB hold a request of ``tokens`` tokens, whose KV takes ``kv_bytes``.
+
+    Raises:
+        InputError: they do not.
+    """
+    if kv_gib is not None and kv_bytes > kv_gib * 2**30:
+        raise _no_room(kv_gib, f"request of {tokens} tokens ({kv_bytes / 2**30:.2g} GiB)")
+
+
+def _no_room(kv_gib: float | None, held: str) -> InputError:
+    return InputError(
+        f"serve.kv_gib={kv_gib} holds no {held}: give more, or a smaller serve.max_len"
+    )
