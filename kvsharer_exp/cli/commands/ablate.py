@@ -73,7 +73,7 @@ def run(
         memory.continue_run(log)
         now = calibration.varied(settings[0][1])
         now.keep_ranking(log)
-        plan_arms = PlanArms(log, loaded, now, scorers)
+        plan_arms = PlanArms(log, loaded, now, scorers, memory.once)
         ablation = Ablation(RowScorer(config, log, loaded, scorers, memory), now.ranking)
         if config.ablate.every_pair:
             log.say("scoring pairs of layers shared alone")

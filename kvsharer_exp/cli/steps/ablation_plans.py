@@ -13,9 +13,11 @@ budget.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -57,13 +59,21 @@ Chosen = tuple[GreedyResult, FittedPlan]
 
 
 class PlanArms:
-    """The arms that choose plans, on the text of one `Calibration`."""
+    """The arms that choose plans, on the text of one `Calibration`.
+
+    ``once`` gives the JSON value of a key, which it makes if it is not kept (`AblationMemory`).
+    """
 
     def __init__(
-        self, log: RunLog, loaded: LoadedModel, calibration: Calibration, scorers: Scorers
+        self,
+        log: RunLog,
+        loaded: LoadedModel,
+        calibration: Calibration,
+        scorers: Scorers,
+        once: Callable[[list[Any], Callable[[], Any]], Any] = lambda key, make: make(),
     ) -> None:
         self._log, self._loaded, self._calibration = log, loaded, calibration
-        self._scorers = scorers
+        self._scorers, self._once = scorers, once
         self._windows = calibration.text.windows
         self._plans = Plans(calibration.config, log, loaded, self._windows)
         self._maps: dict[tuple[float, ...], list[GreedyResult]] = {}
@@ -76,7 +86,7 @@ class PlanArms:
         if calibration.text is self._calibration.text:
             self._calibration, self._walked = calibration, []
             return self
-        return PlanArms(self._log, self._loaded, calibration, self._scorers)
+        return PlanArms(self._log, self._loaded, calibration, self._scorers, self._once)
 
     def require(self, arms: Sequence[str]) -> None:
         """Refuse text that is too short for these ``arms``, before model time is spent.
@@ -198,7 +208,20 @@ class PlanArms:
         """Measure the block errors of the ``actions`` of each layer."""
         wanted = fitted_among(actions)
         fits = self._plans.fits(wanted) if wanted else {}
-        self._errors |= errors_of(self._calibration.config, self._loaded, self._text, actions, fits)
+        text = self._text
+
+        def measure() -> list[float]:
+            config = self._calibration.config
+            return [*errors_of(config, self._loaded, text, actions, fits).values()]
+
+        each = [(i, action) for i, of in actions.items() for action in of]
+        asked = [
+            [i, action.text(i), fits[i, action].fingerprint if action.fitted else ""]
+            for i, action in each
+        ]
+        digest = hashlib.sha256(text.numpy().tobytes()).hexdigest()[:12]
+        errors = self._once(["errors", digest, asked], measure)
+        self._errors |= zip(each, errors, strict=True)
 
     def _can(self, index: int, action: Action) -> bool:
         layers = self._loaded.layers

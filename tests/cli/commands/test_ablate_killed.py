@@ -14,7 +14,7 @@ from kvsharer_exp.cli.config.commands import TrackingConfig
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.main import main
 from kvsharer_exp.cli.session.run_log import RunLog
-from kvsharer_exp.cli.steps import ablation_outputs
+from kvsharer_exp.cli.steps import ablation_outputs, ablation_plans
 from kvsharer_exp.cli.steps.ablation_memory import AblationMemory
 from kvsharer_exp.cli.steps.ablation_rows import RowScorer
 from kvsharer_exp.search.paper.arms import Walker
@@ -37,7 +37,11 @@ def plain(value: Any) -> Any:
 def calls(monkeypatch) -> list[str]:
     """What is computed; a first letter each."""
     made: list[str] = []
-    for owner, method, letter in ((RowScorer, "_measure", "m"), (Walker, "run", "w")):
+    for owner, method, letter in (
+        (RowScorer, "_measure", "m"),
+        (Walker, "run", "w"),
+        (ablation_plans, "errors_of", "e"),
+    ):
         inner = getattr(owner, method)
 
         def counted(*arguments, inner=inner, letter=letter, **options):
@@ -57,14 +61,15 @@ def test_it_continues(tmp_path: Path, store, monkeypatch, capsys, calls: list[st
     whole, cost = json.loads(Path("whole/result.json").read_text()), len(calls)
     assert not list(Path("mlruns/ablations").iterdir())
     runs: list[str] = []
-    for stop in (2, 4):
+    for stop in (2, 4, 100):  # the last one as soon as block errors are kept
         calls.clear()
         inner = AblationMemory._keep
 
         left = iter(range(stop))
 
         def stopped(self, key, value, inner=inner, left=left):
-            if next(left, None) is None:
+            measured = any(known.startswith('["errors"') for known in self._known)
+            if next(left, None) is None or measured:
                 raise KeyboardInterrupt
             inner(self, key, value)
 
@@ -86,6 +91,7 @@ def test_it_continues(tmp_path: Path, store, monkeypatch, capsys, calls: list[st
     last = json.loads(Path("last/result.json").read_text())
     assert plain(last) == plain(whole)
     assert len(calls) <= cost - 3  # what was kept, but for the full cache
+    assert "e" not in calls
     client = MlflowClient(store[0].partition("=")[2])
     runs.append(last["mlflow_run_id"])
     for before, after in itertools.pairwise(runs):
