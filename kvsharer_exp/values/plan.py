@@ -111,6 +111,8 @@ class KVPlan:
             return cls.of(value)
         if isinstance(value, str):
             text = value.strip()
+            if not text:
+                raise KVPlanError("plan is empty: give what each layer does, like 0_1q4_0_3")
             if text.startswith("{"):
                 return cls.from_json(text)
             in_file = json_of_text(text)

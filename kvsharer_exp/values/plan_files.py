@@ -22,6 +22,7 @@ PLAN, FITS = "plan.json", "fits.safetensors"
 """The files of a folder that keep its plan, and the numbers of the plan's stand-ins."""
 
 _KEYS = ("actions", "plan", "kv_plan", "kv_source_layers")
+_LIKE = '{"plan": "0_1q4_0_3"}'
 _IN_FOLDERS = (PLAN, "config.json", "result.json")  # an export's, then a run's
 
 
@@ -55,12 +56,14 @@ def json_of_file(path: Path, choice: str | None = None) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise PlanFileError(
             f"plan file {shorten(path)} cannot be read ({why_unreadable(error)}): "
-            'give a JSON file like {"plan": "0_1q4_0_3"}'
+            f"give a JSON file like {_LIKE}"
         ) from error
     try:
         value = read_json(text)
-    except json.JSONDecodeError:
-        return text  # `KVPlan.from_json` says what is wrong with it
+    except json.JSONDecodeError as error:
+        raise PlanFileError(
+            f"plan file {shorten(path)} is not JSON (line {error.lineno}): give one like {_LIKE}"
+        ) from error
     entries = _several(value)
     if choice is None and entries is None:
         return text
@@ -71,8 +74,13 @@ def json_of_file(path: Path, choice: str | None = None) -> str:
     if choice is not None and "." in choice:
         return _json(_best(entries, choice, path))
     sizes = {_shared(e["kv_source_layers"]): e for e in reversed(entries) if _is_map(e)}
+    if not sizes:
+        raise PlanFileError(
+            f"plan file {shorten(path.name, 24)} holds plans, and no map: name one like :0.25 "
+            "behind the file, the best that keeps at most a quarter of the KV"
+        )
     if choice is None or int(choice) not in sizes:
-        listed = ", ".join(map(str, sorted(sizes))) or "no number of"
+        listed = ", ".join(map(str, sorted(sizes)))
         raise PlanFileError(
             f"plan file {shorten(path.name, 24)} holds maps of {clip(listed, 24)} shared layers: "
             "name one like :4 behind the file, or like :0.5 what keeps at most half of the KV"

@@ -57,6 +57,30 @@ def test_a_whole_number_is_that_of_shared_layers_among_the_maps(front: Path) -> 
     assert str(KVPlan.parse(f"{front}:0")) == "0_1_2_3"
 
 
+def test_a_front_without_maps_asks_for_a_fraction(tmp_path: Path) -> None:
+    (tmp_path / "front.json").write_text(json.dumps(FRONT[2:]))
+    for choice in ("", ":4"):
+        with pytest.raises(PlanFileError, match=r"holds plans, and no map: name one like :0\.25"):
+            KVPlan.parse(f"{tmp_path}/front.json{choice}")
+
+
+def test_a_file_that_is_cut_is_named(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"plan": "0_1q4')
+    for read, value in (
+        (KVPlan.parse, tmp_path / "result.json"),
+        (SharingMap.parse, str(tmp_path / "result.json")),
+        (json_of_folder, tmp_path),
+    ):
+        with pytest.raises(PlanFileError) as refused:
+            read(value)
+        check_refusal(f"kvsharer: {refused.value}\n", "result.json is not JSON (")
+
+
+def test_an_empty_text_is_no_plan() -> None:
+    with pytest.raises(KVPlanError, match="plan is empty"):
+        KVPlan.parse(" ")
+
+
 def test_the_only_plan_of_several_needs_no_choice(tmp_path: Path) -> None:
     (tmp_path / "front.json").write_text(json.dumps(FRONT[2:3]))
     assert str(KVPlan.parse(f"{tmp_path}/front.json")) == PLAN
