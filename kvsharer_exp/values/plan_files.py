@@ -168,10 +168,7 @@ def _shared(sources: Sequence[Any]) -> int:
 
 
 def _holds_plan(text: str) -> bool:
-    try:
-        value = read_json(text)
-    except json.JSONDecodeError:
-        return False
+    value = read_json(text)
     return isinstance(value, Mapping) and _has_plan(value)
 
 

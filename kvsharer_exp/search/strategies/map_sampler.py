@@ -20,7 +20,7 @@ from kvsharer_exp.search.reseeded import Reseeded, seed_of
 from kvsharer_exp.search.spaces.base import SearchSpace
 from kvsharer_exp.search.strategies.memory import Memory
 
-_SHARED = 100
+_SHARED = 100  # so many trials under way let a proposal serve one more
 
 
 class Strategy(Protocol):
@@ -36,7 +36,7 @@ class Strategy(Protocol):
 class MapSampler(Reseeded):
     """Samples parameters of ``space`` that decode to a map or plan that ``strategy`` proposes.
 
-    What is proposed at once serves one trial, and one more for every `_SHARED` that are under way:
+    What is proposed at once serves one trial, and one more for every hundred that are under way:
     among hundreds of them, the few results that come between two trials teach next to nothing.
 
     ``space``: any space whose ``encode`` takes most maps (``layer_sources`` takes all). ``errors``:
