@@ -31,6 +31,8 @@ from kvsharer_exp.cli.stopping import Terminated, stops_on_sigterm
 from kvsharer_exp.cli.terminal import one_line, settle_streams
 from kvsharer_exp.measure.machine import settle
 from kvsharer_exp.model.folders import data_dir
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.text import shorten
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,6 +104,12 @@ def _run(arguments: Sequence[str]) -> int:
     sys.argv = ["kvsharer", *arguments]
     try:
         decorate(job)()
+    except (FileNotFoundError, NotADirectoryError, FileExistsError, PermissionError) as error:
+        # The job keeps its errors, so it is Hydra that finds no place for the folder of the run.
+        raise InputError(
+            f"the run folder {shorten(error.filename)} cannot be made ({error.strerror}): give "
+            "another hydra.run.dir, or run in another folder"
+        ) from error
     finally:
         sys.argv = before
     if failures:

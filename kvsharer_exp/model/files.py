@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -15,6 +16,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.text import shorten
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +48,24 @@ def file_sha256(path: Path, record: Path) -> str:
     except OSError as error:  # a read-only cache is fine, only slower
         _log.debug("%s is not remembered (%s)", path, error)
     return digest
+
+
+def make_folder(path: Path, key: str) -> None:
+    """Make a folder that the user named by ``key``, if it is not there.
+
+    Raises:
+        InputError: it cannot be made, or not be written in.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, "it is read-only")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG):
+            raise
+        raise InputError(
+            f"{key}={shorten(path)} cannot be written ({error.strerror}): give another folder"
+        ) from error
 
 
 def write_atomically(path: Path, text: str) -> None:

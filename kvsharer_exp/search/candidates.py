@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from kvsharer_exp.search.solver import solve_with_reads
 from kvsharer_exp.values.actions.base import Action
@@ -15,6 +16,7 @@ from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.actions.registry import read_action
 from kvsharer_exp.values.choice import Choice, ReadChoice
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.text import clip
 
 OWN, READ = "own", "read"
 
@@ -69,6 +71,21 @@ def smallest(candidates: Sequence[Candidate]) -> int:
     reads = [replace(read, losses=dict.fromkeys(read.losses, 0.0)) for read in reads]
     solved, _ = solve_with_reads(choices, reads, full_bytes(candidates))
     return solved.kv_bytes
+
+
+def fixed_layers(given: Any) -> dict[int, str]:
+    """The option ``fixed`` of a search of plans: by layer the text of the one action that it does.
+
+    Raises:
+        InputError: it is no mapping from the numbers of layers.
+    """
+    try:
+        return {int(layer): str(text) for layer, text in (given or {}).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"search_space.options.fixed={clip(str(given), 40)}: give layers and what they do, "
+            "like {0: own, 3: x}"
+        ) from error
 
 
 def wanted_actions(layer: int, texts: Sequence[str], fixed: Mapping[int, str]) -> list[Action]:

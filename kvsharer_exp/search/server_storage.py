@@ -14,8 +14,10 @@ import optuna
 from optuna.storages import RDBStorage
 from sqlalchemy import URL, Engine, event, make_url
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import ArgumentError
 
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.text import clip
 
 _SCHEMES = ("postgresql", "postgres")
 _DRIVER = "postgresql+psycopg"
@@ -42,18 +44,25 @@ def read_address(storage: str) -> URL:
     """The address with psycopg (version 3) as the driver, where PostgreSQL is given without one.
 
     Raises:
-        InputError: psycopg is needed, and is not installed.
+        InputError: it is no address of a database that SQLAlchemy knows, or its driver is not
+            installed.
     """
     scheme, _, rest = storage.partition("://")
-    url = make_url(f"{_DRIVER}://{rest}" if scheme in _SCHEMES else storage)
-    if url.drivername == _DRIVER:
-        try:
-            import psycopg  # noqa: F401
-        except ImportError as error:  # also where it is there, and its library is not
-            raise InputError(
-                f"study.storage={scheme}://… needs psycopg: run pip install "
-                "'kvsharer_exp[postgres]', or leave study.storage out"
-            ) from error
+    start = f"study.storage={clip(scheme, 20)}://…"
+    try:
+        url = make_url(f"{_DRIVER}://{rest}" if scheme in _SCHEMES else storage)
+        url.get_dialect().import_dbapi()
+    except ArgumentError as error:
+        raise InputError(
+            f"{start} is no database that can be opened here: give "
+            "postgresql://USER@HOST/DATABASE, or a journal file"
+        ) from error
+    except ImportError as error:  # also where it is there, and its library is not
+        is_ours = url.drivername == _DRIVER
+        way = "run pip install 'kvsharer_exp[postgres]'" if is_ours else "install it"
+        raise InputError(
+            f"{start} needs the driver {url.get_driver_name()}: {way}, or leave study.storage out"
+        ) from error
     return url
 
 

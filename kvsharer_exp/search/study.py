@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeGuard
 
 import optuna
 from optuna.storages import BaseStorage
@@ -29,6 +29,23 @@ from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.text import clip, shorten
 
 _GLANCE = 0.2  # seconds; `study_status` takes the lock for less to see whether anybody has it
+
+
+def check_storage(storage: str | None) -> None:
+    """Refuse an address that no driver here can read; nothing is connected to.
+
+    Raises:
+        InputError: it names an unknown kind of database, or one whose driver is not installed.
+    """
+    if _is_served(storage):
+        # SQLAlchemy takes a while to import, and a file does not need it.
+        from kvsharer_exp.search.server_storage import read_address
+
+        read_address(storage)
+
+
+def _is_served(storage: str | None) -> TypeGuard[str]:
+    return storage is not None and "://" in storage and not storage.startswith("sqlite")
 
 
 @contextmanager
@@ -52,11 +69,11 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder / f"{name}.lock", name) as key:
-        where = storage or str(folder / f"{name}.journal")
-        if "://" in where and not where.startswith("sqlite"):
-            with _in_server(name, where, folder, fresh, key) as store:
+        if _is_served(storage):
+            with _in_server(name, storage, folder, fresh, key) as store:
                 yield store
             return
+        where = storage or str(folder / f"{name}.journal")
         try:
             if "://" in where:
                 # A database in which two processes make Optuna's tables at once fails for one.
@@ -81,7 +98,6 @@ def _in_server(
 
     ``key``: the key of a study that is new. One that is not keeps its own, wherever it is opened.
     """
-    # SQLAlchemy takes a while to import, and a file does not need it.
     from kvsharer_exp.search.advisory_lock import AdvisoryLock, NoLock
     from kvsharer_exp.search.served_study import ServedStudy
     from kvsharer_exp.search.server_storage import (

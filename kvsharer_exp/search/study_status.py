@@ -116,6 +116,11 @@ class StudyStatus:
         return dict(Counter(result.status for result in self.results))
 
     @property
+    def n_trials(self) -> int | None:
+        """How many plans the run was told to score; None if it was not told, or is not known."""
+        return self.progress.n_trials if self.progress else None
+
+    @property
     def best(self) -> dict[int, TrialResult]:
         of_plans = any(result.sharing_map is None for result in self.results)
         return best_per_rung(self.results, bytes_rung if of_plans else num_shared)
@@ -134,9 +139,9 @@ class StudyStatus:
             return None
         if progress.until is not None:
             return max(0.0, progress.until - self.now)
-        if progress.n_trials is None or not rate:
+        if self.n_trials is None or not rate:
             return None
-        return max(0.0, 60 * (progress.n_trials - len(self.results)) / rate)
+        return max(0.0, 60 * (self.n_trials - len(self.results)) / rate)
 
     def to_dict(self) -> dict[str, Any]:
         """The status as JSON values, the fronts and plans as text."""
@@ -145,7 +150,7 @@ class StudyStatus:
             "study": self.study,
             "running": self.owner,
             "trials": self.counts,
-            "n_trials": self.progress.n_trials if self.progress else None,
+            "n_trials": self.n_trials,
             "trials_per_minute": self.per_minute,
             "seconds_left": self.seconds_left,
             "workers": [

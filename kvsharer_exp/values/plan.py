@@ -161,12 +161,19 @@ class KVPlan:
             data = read_json(text)
         except json.JSONDecodeError:
             return cls.of(SharingMap.from_json(text))  # which says what is wrong with it
-        actions = data.get("actions") if isinstance(data, dict) else None
+        held = data if isinstance(data, dict) else {}
+        actions = held.get("actions")
         if isinstance(actions, list) and all(isinstance(action, dict) for action in actions):
-            return cls(tuple(action_from_dict(action) for action in actions))
+            return cls(tuple(_from_dict(layer, action) for layer, action in enumerate(actions)))
         for key in ("plan", "kv_plan"):
-            if isinstance(data, dict) and isinstance(data.get(key), str):
-                return cls._read(data[key].strip().split("_"))
+            if isinstance(held.get(key), str):
+                return cls._read(held[key].strip().split("_"))
+        wrong = [key for key in ("plan", "kv_plan", "actions") if key in held]
+        if wrong and "kv_source_layers" not in held:
+            raise KVPlanError(
+                f"plan JSON has {clip(repr(held[wrong[0]]), 30)} as its {wrong[0]}: give what each "
+                'layer does as text, like {"plan": "0_1q4_0_3"}'
+            )
         return cls.of(SharingMap.from_json(text))
 
     def to_json(self) -> str:
@@ -230,6 +237,13 @@ class KVPlan:
 
 def _at(layer: int, text: str, why: str) -> str:
     return f"layer {layer} has {clip(text, 20)!r}: {why}"
+
+
+def _from_dict(layer: int, data: dict[str, Any]) -> Action:
+    try:
+        return action_from_dict(data)
+    except InputError as error:
+        raise KVPlanError(f"layer {layer} of the plan JSON: {error}") from error
 
 
 def _check_source(

@@ -9,6 +9,7 @@ from hydra._internal.utils import get_args
 
 from kvsharer_exp.cli.argv import _FLAGS, COMMANDS, translate
 from kvsharer_exp.cli.main import main
+from kvsharer_exp.cli.session import loaded_model
 from kvsharer_exp.values.errors import InputError
 from tests.refusals import check_refusal
 
@@ -123,7 +124,6 @@ REFUSALS = {
     "scoring.report.tasks=[wiki_clozee]": "did you mean wiki_cloze",
     "scoring.report.tasks=[wiki_cloze_search]": "wiki_cloze_search",
     "tracking.uri=sqlite:////proc/nope/x.db": "tracking",
-    "study.storage=nonsense://x": "nonsense",
     f"model.source=/{'m' * 300}": "mmm/config.json is too long for a path: give a shorter one",
     f"hydra.searchpath=[/{'m' * 300}]": "is too long for a path",
     f"hydra.run.dir=/{'m' * 300}": "is too long for a path",
@@ -139,6 +139,39 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert main(arguments) == 2
     check_refusal(capfd.readouterr().err, REFUSALS[override])
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+EARLY = {
+    "study.storage=nonsense://x": "nonsense://… is no database that can be opened here",
+    "study.storage=mysql://host/x": "mysql://… needs the driver mysqldb: install it",
+    "tracking.folder=/proc/nope": "tracking.folder=/proc/nope cannot be written (No such file",
+    "hydra.run.dir=/proc/nope": "the run folder /proc/nope cannot be made (No such file or",
+    "scoring.fitness=[kl]": "scoring.fitness=['kl'] is unknown: choose one of kl,",
+    "search_space.options.actions=[own,foo]": "foo is no action of layer 0: give own, q4",
+    "+search_space.options.fixed={1:foo}": "foo is no action of layer 1: give own, q4",
+    "+search_space.options.fixed=[own]": "fixed=['own']: give layers and what they do, like",
+}
+
+
+@pytest.mark.parametrize("override", EARLY)
+def test_what_needs_no_model_is_refused_before_one_is_loaded(
+    override: str, tmp_path: Path, monkeypatch, capfd, store
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loaded_model, "load", lambda spec: pytest.fail("a model is loaded"))
+    words = ["sweep", "model=tiny", f"hydra.run.dir={tmp_path}/run", *store]
+    words = [word for word in words if word.partition("=")[0] != override.partition("=")[0]]
+    assert main([*words, override]) == 2
+    check_refusal(capfd.readouterr().err, EARLY[override])
+
+
+def test_a_fitness_that_is_unknown_is_refused_by_every_command_that_scores(
+    tmp_path: Path, monkeypatch, capfd, store
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (["evaluate", "map=0_1_0_3"], ["export", "map=0_1_0_3", "export.path=out"]):
+        assert main([*words, "model=tiny", *store, "scoring.fitness=foo"]) == 2
+        check_refusal(capfd.readouterr().err, "scoring.fitness=foo is unknown: choose one of kl")
 
 
 MAPS = {

@@ -136,7 +136,7 @@ def test_what_is_no_text_means_nothing(text: str) -> None:
             "0_1h1",
             "layer 1 has '1h1': h keeps a budget of 1 tokens: give a whole number of at least",
         ),
-        ("0_1snap31+32", "snap keeps a prompt of 31 tokens: give a whole number of at least 32"),
+        ("0_1snap31+32", "last 32 tokens choose a budget of 31 tokens: give a whole number of at"),
         ("0_1snap0.0+32", "of 0.0 tokens: give .* or a fraction of the prompt like 0.25"),
         ("0_1snap9+0", "the number of tokens that snap observes=0: give at least 1"),
         ("0_1h9_2k1v", "layer 2 reads .* two layers, but layer 1 does not hold"),
@@ -155,6 +155,22 @@ def test_a_plan_that_breaks_a_rule_is_refused(text: str, message: str) -> None:
     if text == "0k0v_x":  # layer 0 reading itself is owning
         assert str(KVPlan.parse(text)) == "0_x"
         return
+    with pytest.raises(KVPlanError, match=message):
+        KVPlan.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"plan": 5}', "plan JSON has 5 as its plan: give what each layer does as text"),
+        ('{"kv_plan": null}', "plan JSON has None as its kv_plan: give"),
+        ('{"actions": "0_1"}', "plan JSON has '0_1' as its actions: give"),
+        ('{"actions": [{"action": "own"}, {}]}', "layer 1 of the plan JSON: it names no action"),
+        ('{"actions": [{"action": "afine"}]}', "layer 0 .*: action 'afine' is unknown"),
+        ('{"actions": [{"action": "own", "bits": 7}]}', "layer 0 of the plan JSON: 7 bits"),
+    ],
+)
+def test_json_that_holds_no_plan_is_refused_in_the_words_of_plans(text: str, message: str) -> None:
     with pytest.raises(KVPlanError, match=message):
         KVPlan.parse(text)
 

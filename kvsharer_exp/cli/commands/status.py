@@ -6,6 +6,7 @@ those that run, and else of the one that ran last.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from kvsharer_exp.reporting.plan_kinds import kv_percent, size_words
 from kvsharer_exp.search.study_status import StudyStatus, status_of, studies_in
 from kvsharer_exp.tracking.environment import environment
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.score_names import KL
 
 _SHOWN = 6  # rungs and failures
 
@@ -54,8 +56,7 @@ def _head(status: StudyStatus) -> str:
 def _counted(status: StudyStatus) -> str:
     counts = status.counts
     words = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in sorted(counts.items()))
-    wanted = status.progress.n_trials if status.progress else None
-    of = f" of {wanted}" if wanted else ""
+    of = f" of {status.n_trials}" if status.n_trials else ""
     return f"{len(status.results)}{of} plans" + (f" ({words})" if words else "")
 
 
@@ -71,11 +72,14 @@ def _lines(status: StudyStatus) -> Iterator[str]:
     for reason, count in list(status.reasons.items())[:_SHOWN]:
         yield f"  failed: {count} × {reason}"
     best = list(status.best.values())
-    step = max(1, -(-len(best) // _SHOWN))
-    for result in best[::step]:
-        score = result.score or 0.0
+    shown = best[:: max(1, -(-len(best) // _SHOWN))]
+    if len(shown) < len(best):
+        yield f"  the best of {len(shown)} of {len(best)} sizes:"
+    for result in shown:
         kept = kv_percent(result.footprint.kv_fraction, fine=True)
-        yield f"  best: {kept:>6} of KV   score {score:.4g}   {size_words(result.plan)}"
+        yield f"  best: {kept:>6} of KV   kl {result.scores[KL]:.3g}   {size_words(result.plan)}"
+    if not status.owner and len(status.results) < (status.n_trials or math.inf):
+        yield "  the command that began this study continues it"
 
 
 def _minutes(seconds: float) -> str:

@@ -47,14 +47,13 @@ from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.reporting.sweep_result import SweepResult
 from kvsharer_exp.search.coordinator import Search
 from kvsharer_exp.search.finals import Finals
-from kvsharer_exp.search.fitness import find_fitness
 from kvsharer_exp.search.front import GrowingFront, bytes_rung, kv_of, pareto_front
 from kvsharer_exp.search.paper.greedy import num_targets
 from kvsharer_exp.search.samplers import check_sampler
 from kvsharer_exp.search.seeds import PAPER, SeedFile
 from kvsharer_exp.search.spaces.registry import check_space, is_for_plans
 from kvsharer_exp.search.stages import agreements
-from kvsharer_exp.search.study import open_study
+from kvsharer_exp.search.study import check_storage, open_study
 from kvsharer_exp.search.study_store import StudyStore
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.trial import TrialResult
@@ -146,8 +145,7 @@ def _check_options(config: Config) -> SeedFile | None:
     """Refuse options that can be refused without a model; returns the file of ``study.seeds``."""
     check_space(config.search_space.kind, **config.search_space.options)
     check_sampler(config.sampler.kind, **config.sampler.options)
-    for name in config.scoring.weights:
-        find_fitness(name)
+    check_storage(config.study.storage)
     return SeedFile.read(Path(config.study.seeds)) if config.study.seeds is not None else None
 
 

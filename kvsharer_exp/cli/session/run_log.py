@@ -27,6 +27,7 @@ from kvsharer_exp.cli.session.result_file import head, write_result
 from kvsharer_exp.cli.stopping import undisturbed
 from kvsharer_exp.cli.terminal import make_console
 from kvsharer_exp.data.passages import TextParts
+from kvsharer_exp.model.files import make_folder
 from kvsharer_exp.tracking.environment import environment
 from kvsharer_exp.tracking.patience import PATIENCE, MlflowAwayError
 from kvsharer_exp.tracking.tracker import Tracker
@@ -45,7 +46,7 @@ class RunLog:
         """Open the store, and print what a first run downloads.
 
         Raises:
-            InputError: the store cannot be opened.
+            InputError: the store cannot be opened, or ``tracking.folder`` cannot be written.
         """
         self.config = config
         self.folder = Path(HydraConfig.get().runtime.output_dir)
@@ -59,6 +60,7 @@ class RunLog:
             for line in first_run(config):
                 self.console.print(line, markup=False)
         tracking = config.tracking
+        make_folder(Path(tracking.folder), "tracking.folder")
         self.tracker = Tracker.open(tracking.uri, tracking.experiment, tracking.artifacts)
         self.started = time.perf_counter()
         self.run_id = ""

@@ -23,6 +23,7 @@ from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.measure.held_out import HeldOutScorer
 from kvsharer_exp.measure.scoring import TaskScorer
 from kvsharer_exp.model.footprint import text_config
+from kvsharer_exp.search.fitness import find_fitness
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.agreement import Likelihoods
@@ -35,7 +36,11 @@ Tasks = Mapping[str, Any]
 
 
 class Scorers:
-    """The scorers of one model."""
+    """The scorers of one model.
+
+    Raises:
+        InputError: ``scoring.fitness`` names a loss that is unknown.
+    """
 
     def __init__(
         self,
@@ -45,6 +50,8 @@ class Scorers:
         windows: Windows,
         calibration: Calibration,
     ) -> None:
+        for name in config.scoring.weights:
+            find_fitness(name)
         self._config, self._say, self._loaded = config, log.say, loaded
         self._windows, self._calibration = windows, calibration
         self._tasks: tuple[Tasks, Tasks] | None = None

@@ -31,6 +31,7 @@ from kvsharer_exp.model.sharing.projections import SharingError
 from kvsharer_exp.search.candidates import (
     READ,
     Candidate,
+    fixed_layers,
     full_bytes,
     smallest,
     wanted_actions,
@@ -89,7 +90,9 @@ class PlanParts:
             errors |= {(i, Own()): 0.0 for i, of in allowed.items() if Own() in of}
             if READ in options.get("actions", ACTIONS):
                 count = int(options.get("sources", SOURCES))
-                errors |= least_reads(calibration.text.block_errors, count, seeds, _fixed(options))
+                errors |= least_reads(
+                    calibration.text.block_errors, count, seeds, fixed_layers(options.get("fixed"))
+                )
             kept = partial(_bytes, loaded, context=config.footprint.context)
             store.candidates = [
                 Candidate(i, action, error, kept(i, action), kept(i, Own()))
@@ -153,7 +156,12 @@ def errors_of(
 
 def _allowed(loaded: LoadedModel, options: dict[str, Any]) -> dict[int, list[Action]]:
     """By layer the actions but reads that the options name and the layer can do."""
-    fixed, texts = _fixed(options), options.get("actions", ACTIONS)
+    fixed, texts = fixed_layers(options.get("fixed")), options.get("actions", ACTIONS)
+    if beyond := sorted(fixed.keys() - {layer.index for layer in loaded.layers}):
+        raise InputError(
+            f"search_space.options.fixed names layer {beyond[0]}: give layers from 0 to "
+            f"{loaded.num_layers - 1}"
+        )
     found: dict[int, list[Action]] = {}
     refused: list[SharingError] = []
     for layer in loaded.layers:
@@ -190,10 +198,6 @@ def _check_keeps(allowed: dict[int, list[Action]], tokens: int) -> None:
                     "look cheaper than it is: give windows of twice what it holds, or let it hold "
                     "less"
                 )
-
-
-def _fixed(options: dict[str, Any]) -> dict[int, str]:
-    return {int(layer): str(text) for layer, text in (options.get("fixed") or {}).items()}
 
 
 def least_reads(

@@ -16,7 +16,13 @@ from typing import Any, ClassVar
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from kvsharer_exp.search.candidates import Candidate, full_bytes, priced
+from kvsharer_exp.search.candidates import (
+    Candidate,
+    fixed_layers,
+    full_bytes,
+    priced,
+    wanted_actions,
+)
 from kvsharer_exp.search.front import RUNGS
 from kvsharer_exp.search.solver import Options, solve_front_with_reads, solve_options
 from kvsharer_exp.search.spaces.base import Space
@@ -56,6 +62,9 @@ class LayerActions(Space):
             raise InputError(
                 f"search_space.options.actions={self.actions}: give a list like [own,q4,a]"
             )
+        fixed = fixed_layers(self.fixed)
+        for layer in (0, *fixed):
+            wanted_actions(layer, self.actions, fixed)
 
     @cached_property
     def at(self) -> tuple[tuple[Candidate, ...], ...]:

@@ -67,7 +67,9 @@ def action_from_dict(data: dict[str, Any]) -> Action:
         InputError: there is no action of this name, or it does not take these fields.
     """
     fields = dict(data)
-    name = str(fields.pop("action", ""))
+    if "action" not in fields:
+        raise InputError('it names no action: give one, like {"action": "drop"}')
+    name = str(fields.pop("action"))
     classes = action_classes()
     if name not in classes:
         raise InputError(

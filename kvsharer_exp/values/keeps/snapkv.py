@@ -33,7 +33,7 @@ class SnapKV(BudgetKeep):
 
     def __post_init__(self) -> None:
         at_least("the number of tokens that snap observes", self.observe, 1)
-        self.check_budget(self.observe, "snap keeps a prompt")
+        self.check_budget(self.observe, f"snap lets the last {self.observe} tokens choose a budget")
 
     @classmethod
     def read(cls, text: str) -> SnapKV | None:

@@ -1,6 +1,7 @@
 """The command ``status``: what it says of studies that run, that ended, and that are not there."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -51,6 +52,7 @@ def test_a_sweep_that_ended(tmp_path: Path, store: list[str], monkeypatch, capsy
     assert dearest["plan"] in [best["plan"] for best in found["best"]]  # it scores highest of all
     assert "ended   not running   8 of 8 plans" in said
     assert "best:" in said
+    assert "continues it" not in said
 
 
 def test_a_search_with_a_worker_that_hangs(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -81,6 +83,11 @@ def test_a_search_with_a_worker_that_hangs(tmp_path: Path, monkeypatch, capsys) 
     assert busy["seconds"] > 0.5 and len(found["workers"]) == 2
     assert f"busy for {busy['seconds']:.0f} s with {busy['plan']}" in said
     assert "failed: 2 × RuntimeError: out of memory" in said
+    assert main(["status", "tracking.folder=mlruns", "hydra.run.dir=killed"]) == 0
+    said = capsys.readouterr().out
+    assert "watched   not running   19 of 50 plans" in said
+    assert "the command that began this study continues it" in said
+    assert re.search(r"best: +[\d.]+ ?% of KV   kl \d", said)
 
 
 @pytest.mark.parametrize(
