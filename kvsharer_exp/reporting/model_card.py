@@ -77,7 +77,7 @@ def model_card(
 from transformers import AutoModelForCausalLM, AutoTokenizer  # runs {code}.py
 
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 ```
 
 or, without code from this folder, `model, tokenizer = kvsharer_exp.load_exported(folder)`. Both

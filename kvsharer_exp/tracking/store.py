@@ -161,6 +161,11 @@ def _refusal(uri: str, text: str) -> InputError:
     way = "make it reachable and writable, or give another tracking.uri"
     if re.search(r"error code 40[13]\b", text):
         way = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    if "unsupported URI" in text:
+        text, way = (
+            "no kind of store has such an address",
+            "give sqlite:///FILE or http://HOST:PORT",
+        )
     reason = re.sub(r"\(sqlite3\.\w+\)\s*|\s*[\[(](SQL:|Background).*", "", " ".join(text.split()))
     start = f"MLflow store {clip(without_password(uri), 60)} cannot be opened ("
     reason = clip(reason, _MESSAGE - len(start) - len(way) - 3)

@@ -144,6 +144,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 EARLY = {
     "study.storage=nonsense://x": "nonsense://… is no database that can be opened here",
     "study.storage=mysql://host/x": "mysql://… needs the driver mysqldb: install it",
+    "tracking.uri=foo://bar": "foo://bar cannot be opened (no kind of store has such an address)",
     "tracking.folder=/proc/nope": "tracking.folder=/proc/nope cannot be written (No such file",
     "hydra.run.dir=/proc/nope": "the run folder /proc/nope cannot be made (No such file or",
     "scoring.fitness=[kl]": "scoring.fitness=['kl'] is unknown: choose one of kl,",

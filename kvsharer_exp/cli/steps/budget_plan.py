@@ -2,8 +2,8 @@
 
 The command ``plan`` asks here when it is given a budget. The study of the sweep knows the plans
 that it scored, and what each action may be. The loss model of the search is fitted to all of its
-results, and the plan of least expected loss is solved for the budget. The answer is the better of
-the best known plan and the solved one.
+results, and the plan of least expected loss is solved for the budget. The answer is the best known
+plan, unless the solved one is better by more than predictions err.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
 from kvsharer_exp.values.text import shorten
 
 _SPACE = "layer_actions"
+_DOUBT = 0.03  # of a predicted loss, relative: about the median error of the loss model
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,7 @@ class PlanStudy:
         return min([solved, *map(kv_of, self.results)])
 
     def within(self, kv: float) -> Answer:
-        """The better of the best known plan within ``kv`` and the plan solved for ``kv``.
+        """The best known plan within ``kv``, or the plan solved for ``kv`` if it is clearly better.
 
         A budget of the full cache's bytes is answered by the full cache, if every layer may own.
 
@@ -175,7 +176,8 @@ class PlanStudy:
             raise InputError(
                 f"the plan for compression.kv={kv:g} failed when it was scored: give more"
             )
-        return min(answers, key=lambda answer: answer.loss)
+        doubt = {"known": 0.0, "predicted": _DOUBT}
+        return min(answers, key=lambda answer: answer.loss * (1 + doubt[answer.status]))
 
     @property
     def _full_is_allowed(self) -> bool:

@@ -142,12 +142,14 @@ def test_where_nothing_better_is_known_the_solved_plan_answers(
     assert size["kv_fraction"] == pytest.approx(answers[0]["kv_fraction"], abs=1e-12)
 
 
-def test_the_better_of_known_and_solved_answers(swept, plan, monkeypatch, capsys) -> None:
+def test_a_solved_plan_answers_where_it_is_clearly_better_than_the_known(
+    swept, plan, monkeypatch, capsys
+) -> None:
     kept = trials(swept).values()
     fitting = [r for r in kept if r.score is not None and r.footprint.kv_fraction <= 0.4]
     best = max(fitting, key=lambda result: result.score)
     other = KVPlan.parse("0_0_0_0_0_0")
-    for share, status in ((0.9, "predicted"), (1.1, "known")):
+    for share, status in ((0.9, "predicted"), (0.98, "known"), (1.1, "known")):
         loss = -share * best.score
         made = budget_plan.Answer(0.4, other, "predicted", 1 / 6, loss)
         monkeypatch.setattr(budget_plan.PlanStudy, "_predicted", lambda self, kv, made=made: made)
