@@ -6,7 +6,8 @@ The costs of all actions are drawn from the posterior of a `LossModel` (Thompson
 best plan of every rung of bytes under the draw is solved. In half of the draws the rung is the one
 whose loss the draw promises to lower most, as a share, in the others it is any rung that was asked
 for. Offspring of that rung keep some layers of the best plans so far, and the other layers are
-solved anew. The draw, with what was learned of whole plans, orders them.
+solved anew. The draw, with what was learned of whole plans, orders them. Where all of them are
+known, the next draw is twice as wide.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
 
 Costs = dict[tuple[int, Action], float]
+_DRAWS = 8  # of one proposal, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class PlanEvolution:
     Args:
         elites: number of plans kept per rung, >= 1.
         offspring: number of plans made per draw, >= 1; a tenth of those that maps have.
-        explore: scale of the posterior's spread in the draw, >= 0.
+        explore: scale of the posterior's spread in the draws, >= 0; half of it in the first one.
     """
 
     elites: int = 3
@@ -44,8 +46,8 @@ class PlanEvolution:
         space = memory.space
         assert isinstance(space, LayerActions)
         archive = memory.best(self.elites)
-        for attempt in range(4):
-            draw = memory.model.draw(rng, self.explore if attempt else self.explore / 2)
+        for wider in range(_DRAWS):
+            draw = memory.model.draw(rng, self.explore / 2 * 2**wider)
             priced = Priced(space, costs_of(memory, draw))
             solved = priced.solve(space.rungs) or priced.solve()
             if rng.random() < 0.5:
