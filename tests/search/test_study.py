@@ -267,9 +267,15 @@ def test_fresh_forgets(tmp_path) -> None:
         assert store.results() == []
 
 
-@pytest.mark.parametrize("url", ["sqlite:////no/such/folder/x.db", "nonsense://x"])
-def test_a_storage_that_cannot_be_opened_is_one_line(tmp_path, url: str) -> None:
-    with pytest.raises(InputError, match="study s cannot be opened") as refused:
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("sqlite:////no/such/folder/x.db", "study s cannot be opened"),
+        ("nonsense://x", "study.storage=nonsense://… is no database"),
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_one_line(tmp_path, url: str, says: str) -> None:
+    with pytest.raises(InputError, match=says) as refused:
         with open_study("s", storage=url, folder=tmp_path):
             pass
     assert "\n" not in str(refused.value)
