@@ -62,6 +62,14 @@ def test_draws_spread_where_nothing_was_seen_and_not_where_it_was() -> None:
     assert logs[place] < logs[model.terms.of(IDENTITY.share(9, 3))[0]] < 0.6  # a neighbour
 
 
+def test_sums_of_draws_are_finite_however_wide_the_draw() -> None:
+    model = LossModel(pair_terms(RANKING))
+    model.fit(SINGLES[:5], [loss(single) for single in SINGLES[:5]])
+    drawn = model.draw(np.random.default_rng(1), scale=1e4)
+    assert 0 < drawn.sum() < np.inf
+    assert (drawn > 0).all()
+
+
 def test_a_loss_in_doubt_counts_for_less() -> None:
     """Off by half: believed where it is certain; in doubt, almost as if it were not there."""
     losses = [loss(single) for single in SINGLES]

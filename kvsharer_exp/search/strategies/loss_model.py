@@ -40,6 +40,7 @@ _NOISE_SD = 0.1
 # fallen to 1/e, the standard deviation of what no other map tells, and how many of the latest maps
 # are asked.
 _REST_SD, _REST_REACH, _REST_NOISE, _REST_MAPS = 0.1, 0.5, 0.03, 1000
+_FARTHEST = 300.0  # the farthest drawn log loss from 0: sums stay finite, however wide the draw
 _TINY = 1e-9  # block errors count as at least this: two layers may hold the same KV
 # The most Gauss-Newton steps of a fit, and the change of a log loss that ends it. A fit starts at
 # the prior, so that it depends on the results only.
@@ -201,7 +202,8 @@ class LossModel:
         ``scale`` scales the spread of the draw; 0 gives the estimate.
         """
         noise = rng.standard_normal(len(self.mean))
-        return np.exp((self.mean + scale * self._root @ noise)[:-1])
+        drawn = (self.mean + scale * self._root @ noise)[:-1]
+        return np.exp(drawn.clip(-_FARTHEST, _FARTHEST))
 
 
 def alike(layers: np.ndarray) -> np.ndarray:
