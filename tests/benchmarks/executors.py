@@ -2,10 +2,11 @@
 
     python tests/benchmarks/executors.py --plans 24 --out docs/results/executors
 
-Every executor scores the same plans with one thread a worker, once all of its workers are ready:
-this process, one and two worker processes, and one Ray worker. The order is turned round and run
-again, ``--rounds`` times in all. Speed is the ratio to one worker process, and the overhead of an
-executor is its time a plan less that of this process.
+All executors stand ready at once: this process, one and two worker processes, and one Ray worker,
+with one thread a worker. Each scores the same four plans, then the next four, in an order that
+turns. So what is compared was measured within seconds, whatever else the machine does. Speed is the
+median ratio to one worker process, and the overhead of an executor the median of its time a plan
+less that of this process.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,6 +42,8 @@ from kvsharer_exp.search.execution.ray_cluster import RayCrew, cluster
 from kvsharer_exp.search.outcome import Bar
 from kvsharer_exp.values.plan import KVPlan
 
+_TOGETHER = 4  # plans, so that two workers end at about the same time
+
 
 def configured(words: Sequence[str]) -> Config:
     register(data_dir("search_spaces"))
@@ -59,15 +62,18 @@ def plans_of(num_layers: int, count: int) -> list[KVPlan]:
     return found
 
 
-def seconds_for(executor: Executor, count: int, plans: Sequence[KVPlan]) -> float:
-    """The seconds a plan once all ``count`` workers are ready, and each has scored one plan."""
+def ready(executor: Executor, count: int, plan: KVPlan) -> Executor:
+    """The executor once all ``count`` workers are ready, and each has scored a plan."""
     while executor.room < count:
         executor.wait()
-    warm = [Task(-1 - number, plans[0], Bar()) for number in range(count)]
-    left = list(enumerate(plans))
-    _finish(executor, warm)
+    _finish(executor, [Task(-1 - number, plan, Bar()) for number in range(count)])
+    return executor
+
+
+def seconds_for(executor: Executor, plans: Sequence[KVPlan]) -> float:
+    """The seconds a plan."""
     started = time.perf_counter()
-    _finish(executor, [Task(number, plan, Bar()) for number, plan in left])
+    _finish(executor, [Task(number, plan, Bar()) for number, plan in enumerate(plans)])
     return (time.perf_counter() - started) / len(plans)
 
 
@@ -85,7 +91,6 @@ def _finish(executor: Executor, tasks: list[Task]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plans", type=int, default=24)
-    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--words", nargs="*", default=["model=smollm2", "model.dtype=bfloat16"])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -122,22 +127,28 @@ def main() -> int:
         "one Ray worker": (1, ray),
     }
     measured: dict[str, list[float]] = {name: [] for name in kinds}
-    for turn in range(options.rounds):
-        order = list(kinds.items())
-        for name, (count, make) in order if turn % 2 == 0 else reversed(order):
-            with make() as executor:
-                measured[name].append(seconds_for(executor, count, plans))
-            sys.stdout.write(f"{name}: {measured[name][-1]:.3f} s a plan\n")
-            sys.stdout.flush()
-    middle = {name: median(values) for name, values in measured.items()}
+    with ExitStack() as stack:
+        executors = [
+            (name, ready(stack.enter_context(make()), count, plans[0]))
+            for name, (count, make) in kinds.items()
+        ]
+        for turn, start in enumerate(range(0, len(plans), _TOGETHER)):
+            for place in range(len(executors)):
+                name, executor = executors[(turn + place) % len(executors)]
+                seconds = seconds_for(executor, plans[start : start + _TOGETHER])
+                measured[name].append(seconds)
+                sys.stdout.write(f"{name}: {seconds:.3f} s a plan\n")
+                sys.stdout.flush()
     lines = [
         "| executor | s a plan | plans a minute / one process | overhead over local, ms a plan |",
         "| --- " * 4 + "|",
     ]
-    for name, seconds in middle.items():
-        ratio = middle["one process"] / seconds
-        overhead = "" if name == "two processes" else f"{1000 * (seconds - middle['local']):.0f}"
-        lines.append(f"| {name} | {seconds:.3f} | {ratio:.2f} | {overhead} |")
+    for name, seconds in measured.items():
+        each = list(zip(seconds, measured["one process"], measured["local"], strict=True))
+        ratio = median(one / own for own, one, _ in each)
+        more = 1000 * median(own - local for own, _, local in each)
+        overhead = "" if name == "two processes" else f"{more:.0f}"
+        lines.append(f"| {name} | {median(seconds):.3f} | {ratio:.2f} | {overhead} |")
     table = "\n".join(lines) + "\n"
     sys.stdout.write(table)
     if options.out is not None:
