@@ -63,7 +63,9 @@ def score_interval(
         return wilson(sum(items), len(items), confidence=confidence)
     if stderr is not None:
         half = NormalDist().inv_cdf((1 + confidence) / 2) * stderr
-        return Interval(value, value - half, value + half)
+        # No perplexity is below 0, and the formula of a few items may say so.
+        low = max(0.0, value - half) if ScoreName.parse(name).of_likelihoods else value - half
+        return Interval(value, low, value + half)
     if items and math.isclose(fmean(items), value, abs_tol=1e-9):
         return bootstrap(items, confidence=confidence, seed=seed)
     return None

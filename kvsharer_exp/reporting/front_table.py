@@ -56,15 +56,28 @@ def _inside(name: str, intervals: Ends) -> str | None:
 def table_notes(
     entries: Sequence[FrontEntry], full_scores: Mapping[str, float], full_intervals: Ends = NONE
 ) -> list[str]:
-    """What a reader has to know of the tasks in the table: those that cannot tell, those failed."""
+    """What a reader has to know of the tasks in the table of a front; see `task_notes`."""
+    others = [(e.scores, e.retained) for e in entries if not e.is_full]
+    return task_notes(others, full_scores, full_intervals)
+
+
+def task_notes(
+    others: Sequence[tuple[Mapping[str, float], Mapping[str, float]]],
+    full_scores: Mapping[str, float],
+    full_intervals: Ends = NONE,
+) -> list[str]:
+    """Say which tasks cannot tell plans from the full cache, and which the full cache fails.
+
+    ``others``: the scores of each plan, and what it retains of the full cache's.
+    """
     tasks = [n for n in table_columns(full_scores) if ScoreName.parse(n).is_task]
     silent, failed = [], []
     for name in tasks:
-        found = [e.scores[name] for e in entries if name in e.scores and not e.is_full]
+        found = [scores[name] for scores, _ in others if name in scores]
         low, high = full_intervals.get(name, (1.0, 0.0))
         if found and all(low <= score <= high for score in found):
             silent.append(label(name))
-        if found and not any(name in entry.retained for entry in entries):
+        if found and not any(name in kept for _, kept in others):
             failed.append(f"{label(name)} ({number(full_scores[name])})")
     notes = []
     if silent:
@@ -77,6 +90,6 @@ def table_notes(
     return notes
 
 
-def number(value: float) -> str:
-    """``value`` with three digits; the rounding noise of a zero is written as zero."""
-    return "0" if abs(value) < 1e-6 else f"{value:.3g}"
+def number(value: float, digits: int = 3) -> str:
+    """``value`` with so many digits; the rounding noise of a zero is written as zero."""
+    return "0" if abs(value) < 1e-6 else f"{value:.{digits}g}"

@@ -12,6 +12,7 @@ from typing import Any
 from kvsharer_exp.model.assets import ASSETS
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.spec import ModelSpec, model_id
+from kvsharer_exp.reporting.front_table import number
 from kvsharer_exp.reporting.markup import to_markdown
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.actions.own import Own
@@ -67,7 +68,7 @@ def model_card(
     rows = [["score", "full", word, "retained"]]
     for name, value in scores.items():
         share = f"{kept[name]:.1%}" if name in kept else ""
-        rows.append([name, f"{full[name]:.4g}", f"{value:.4g}", share])
+        rows.append([name, number(full[name], 4), number(value, 4), share])
     calibration, windows, tokens = measured.scoring
     held_out, held_out_windows, held_out_tokens = measured.held_out
     return f"""{start}
@@ -76,6 +77,7 @@ def model_card(
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer  # runs {code}.py
 
+folder = "."  # this folder
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 ```

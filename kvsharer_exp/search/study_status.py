@@ -25,7 +25,7 @@ from kvsharer_exp.search.execution.base import Worker
 from kvsharer_exp.search.front import best_per_rung, bytes_rung, num_shared
 from kvsharer_exp.search.study import owner_in
 from kvsharer_exp.search.study_store import StudyStore
-from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.errors import InputError, did_you_mean
 from kvsharer_exp.values.record import Record
 from kvsharer_exp.values.text import clip, shorten
 from kvsharer_exp.values.text_files import read_text
@@ -220,7 +220,9 @@ def _load(name: str, where: str) -> optuna.Study:
 
         return optuna.load_study(study_name=name, storage=open_storage(read_address(where)))
     if not Path(where).is_file():
-        raise InputError(f"there is no study {name} in {shorten(where)}: check study.name")
+        near = studies_in(Path(where).parent)
+        way = did_you_mean(name, near[:5]) if near else "check study.name"
+        raise InputError(f"there is no study {shorten(name, 30)} in {shorten(where, 60)}: {way}")
     return optuna.load_study(study_name=name, storage=JournalStorage(JournalFileBackend(where)))
 
 

@@ -70,6 +70,8 @@ def test_intervals_by_kind_of_score() -> None:
     assert by_error is not None
     assert (by_error.low, by_error.high) == pytest.approx((0.304, 0.696), abs=1e-3)
     assert score_interval("lm_eval/t/f1", 0.5, [], confidence=0.95) is None
+    of_few = score_interval("lm_eval/t/perplexity", 9e20, [], confidence=0.95, stderr=3e21)
+    assert of_few is not None and of_few.low == 0  # no perplexity is below 0
 
 
 def test_verdicts_are_against_the_first_arm_on_the_same_items() -> None:

@@ -19,6 +19,7 @@ from kvsharer_exp.cli.steps.engine_scores import EngineScores
 from kvsharer_exp.cli.terminal import TurningTable
 from kvsharer_exp.measure.held_out import HeldOutScores
 from kvsharer_exp.model.footprint import footprint, measured_footprint
+from kvsharer_exp.reporting.front_table import number, task_notes
 from kvsharer_exp.values.score_names import retained
 
 
@@ -64,6 +65,8 @@ def run(
     log.console.print(_table(sides, kept))
     if of_plan.intervals:
         log.console.print("In brackets: 95% intervals over windows and items.")
+    for note in task_notes([(scores, kept)], full, of_full.ends):
+        log.console.print(note)
     log.console.print(memory_words(plan, size))
     if unseen := unseen_words(plan, config.scoring.prompt_tokens or windows.held_out.shape[1]):
         log.say(f"heldout.window_tokens is too small for {unseen}")
@@ -92,7 +95,7 @@ def _table(
         cells = []
         for _, held_out, scores in sides:
             inside = held_out.intervals.get(name)
-            ends = "" if inside is None else f" ({inside.low:.3g}–{inside.high:.3g})"
-            cells.append(f"{scores[name]:.4g}{ends}")
+            ends = "" if inside is None else f" ({number(inside.low)}–{number(inside.high)})"
+            cells.append(f"{number(scores[name], 4)}{ends}")
         table.add_row(name, *cells, f"{kept[name]:.1%}" if name in kept else "")
     return table

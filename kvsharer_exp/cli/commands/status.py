@@ -21,8 +21,10 @@ from kvsharer_exp.search.study_status import StudyStatus, status_of, studies_in
 from kvsharer_exp.tracking.environment import environment
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.score_names import KL
+from kvsharer_exp.values.text import clip
 
 _SHOWN = 6  # rungs and failures
+_PLAN = 60  # characters
 
 
 def run(config: Config) -> None:
@@ -67,7 +69,8 @@ def _lines(status: StudyStatus) -> Iterator[str]:
         end = "" if left is None else f", about {_minutes(left)} to the end of the search"
         yield f"  {status.per_minute:.1f} plans a minute{end}"
     for number, worker in enumerate(status.to_dict()["workers"]):
-        doing = f" for {worker['seconds']:.0f} s with {worker['plan']}" if worker["plan"] else ""
+        plan = clip(worker["plan"], _PLAN)
+        doing = f" for {worker['seconds']:.0f} s with {plan}" if plan else ""
         yield f"  worker {number}: {worker['state']}{doing}"
     for reason, count in list(status.reasons.items())[:_SHOWN]:
         yield f"  failed: {count} × {reason}"

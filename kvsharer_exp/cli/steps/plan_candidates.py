@@ -85,8 +85,8 @@ class PlanParts:
             text = windows.scoring if len(windows.scoring) else windows.calibration
             _check_keeps(allowed, config.scoring.prompt_tokens or windows.scoring.shape[1])
             asked = {i: [a for a in of if a != Own()] for i, of in allowed.items()}
+            log.say(f"measuring the block errors of {sum(map(len, asked.values()))} actions")
             errors = errors_of(config, loaded, text[:ERROR_WINDOWS], asked, fits)
-            log.say(f"measured the block errors of {len(errors)} actions")
             errors |= {(i, Own()): 0.0 for i, of in allowed.items() if Own() in of}
             if READ in options.get("actions", ACTIONS):
                 count = int(options.get("sources", SOURCES))

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -96,7 +97,9 @@ def test_search_without_the_acceptance_test(run) -> None:
 
 
 @pytest.mark.parametrize("written", ["0_1_2_1_4_4", "[0,1,2,1,4,4]", "map.json"])
-def test_evaluate_scores_a_map_beside_the_full_cache(run, tmp_path: Path, written: str) -> None:
+def test_evaluate_scores_a_map_beside_the_full_cache(
+    run, tmp_path: Path, written: str, capsys
+) -> None:
     (tmp_path / "map.json").write_text('{"kv_source_layers": [0, 1, 2, 1, 4, 4]}')
     result = run("evaluate", f"map={written}", quick=WITH_TASKS)
     assert result["kv_source_layers"] == [0, 1, 2, 1, 4, 4]
@@ -109,6 +112,9 @@ def test_evaluate_scores_a_map_beside_the_full_cache(run, tmp_path: Path, writte
     assert size["kv_fraction"] == pytest.approx(4 / 6)
     measured = size["measured"]
     assert measured["cache_bytes"] == size["kv_bytes_per_token"] * measured["tokens"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"kl \W 0 \W", said)  # of the full cache, and no rounding noise
+    assert "The full cache fails" in said  # as a model of random weights does
 
 
 def test_sweep_gives_a_front_and_continues(run, store, capsys) -> None:

@@ -104,6 +104,15 @@ def test_studies_that_are_not_there(words, message: str, tmp_path: Path, monkeyp
     assert not (tmp_path / "mlruns").exists()
 
 
+def test_a_name_that_is_nearly_that_of_a_study(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "mlruns" / "studies"
+    folder.mkdir(parents=True)
+    (folder / "first-sweep.lock").touch()
+    assert main(["status", "study=first-swep", "hydra.run.dir=run"]) == 2
+    check_refusal(capsys.readouterr().err, "did you mean first-sweep?")
+
+
 def test_a_count_that_no_rate_can_be_made_of_is_damage(tmp_path: Path) -> None:
     """Found by ten thousand examples of tests/fuzz: it ended with an OverflowError."""
     good = {"storage": None, "began": 0.0, "written": 60.0, "known": 10**400}
