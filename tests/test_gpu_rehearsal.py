@@ -106,7 +106,7 @@ def test_the_gpu_tests_ran_and_the_numbers_are_those_predicted(folder: Path) -> 
         if part.kind == "bench":
             cell = found[part.name]
             for side in ("full", "shared"):
-                assert cell[side]["cache_bytes"] == cell["predicted_cache_bytes"][side]
+                assert cell[side]["cache_bytes"] == cell["predicted"]["kv_bytes"][side]
             assert cell["shared"]["cache_bytes"] < cell["full"]["cache_bytes"]
 
 

@@ -22,12 +22,18 @@ from kvsharer_exp.values.sharing_map import SharingMap
 
 
 def predict(
-    model: nn.Module, plan: KVPlan | SharingMap, *, batch: int, context: int
+    model: nn.Module,
+    plan: KVPlan | SharingMap,
+    *,
+    batch: int,
+    context: int,
+    new_tokens: int = 0,
 ) -> dict[str, Any]:
     """Predict from the shapes alone, for ``batch`` sequences with ``context`` cached tokens each.
 
-    ``kv_bytes`` are exact, and so are the bytes of the parameters saved: K/V projections of layers
-    that read, and attentions of stand-ins less what these have instead.
+    ``kv_bytes`` are those of a cache that holds ``new_tokens`` behind such a prompt. They are
+    exact, and so are the bytes of the parameters saved: K/V projections of layers that read, and
+    attentions of stand-ins less what these have instead.
 
     ``decode_speedup`` is the ratio of the bytes moved per step. These are the weights once, the KV
     that each attention reads (readers read KV too, stand-ins none), what the cache copies to append
@@ -40,6 +46,10 @@ def predict(
     layers, plan = attention_layers(model), KVPlan.of(plan)
     everything = KVPlan.full(plan.num_layers)
     full, kept = (batch * kv_bytes(p, layers, context) for p in (everything, plan))
+    in_the_end = {
+        side: batch * kv_bytes(p, layers, context + new_tokens, prompt=context)
+        for side, p in (("full", everything), ("shared", plan))
+    }
     hidden = text_config(model).hidden_size
     weights = _bytes(model) - _untied_embedding_bytes(model)
     saved = parameter_bytes_saved(plan, layers)
@@ -57,8 +67,8 @@ def predict(
     flops_saved = 2 * hidden * features * tokens
     flops_saved += _stand_in_flops_saved(model, plan, layers, batch, context)
     return {
-        "kv_bytes": {"full": full, "shared": kept},
-        "kv_fraction": kept / full,
+        "kv_bytes": in_the_end,
+        "kv_fraction": in_the_end["shared"] / in_the_end["full"],
         "kv_projection_flops_saved_per_token": 2 * hidden * features,
         "kv_projection_flops_saved_in_prefill": 2 * hidden * features * tokens,
         "flops_saved_in_prefill": flops_saved,

@@ -12,6 +12,7 @@ from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.cache import cache_bytes
 from kvsharer_exp.model.sharing.runtime import share_kv
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 from tests.tiny import NUM_LAYERS, hooks, some_map, tiny_model, tokens
 
@@ -151,3 +152,14 @@ def test_more_tokens_than_positions_are_refused() -> None:
     check_length(model, 256, "context")
     with pytest.raises(InputError, match=r"context is 257 tokens.*max_position_embeddings=256"):
         check_length(model, 257, "context")
+
+
+@pytest.mark.parametrize("text", ["0q4g8s4", "0snap9+4", "0h8", "0w2+6", "0q3g8snap0.5+4"])
+def test_predicted_bytes_are_measured_after_the_new_tokens_too(text: str) -> None:
+    model = tiny_model("llama")
+    plan = KVPlan.parse("_".join(text.replace("0", str(i), 1) for i in range(NUM_LAYERS)))
+    size = {"batch": 2, "context": 21, "new_tokens": 5}
+    measured, predicted = measure(model, plan, **size, repeats=1), predict(model, plan, **size)
+    for side in ("full", "shared"):
+        assert measured[side]["cache_bytes"] == predicted["kv_bytes"][side]
+    assert predicted["kv_fraction"] < 1

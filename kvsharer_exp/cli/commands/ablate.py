@@ -213,16 +213,11 @@ def _timings(
         if (row.arm, row.variant, row.draw) != (head.arm, head.variant, 0) or not row.result.found:
             continue
         for batch, (prompt, new) in product(config.bench.batch_sizes, config.ablate.lengths):
+            size = {"batch": batch, "context": prompt, "new_tokens": new}
             measured = measure(
-                loaded.model,
-                plan,
-                batch=batch,
-                context=prompt,
-                new_tokens=new,
-                repeats=config.bench.repeats,
-                seed=config.seed,
+                loaded.model, plan, **size, repeats=config.bench.repeats, seed=config.seed
             )
-            predicted = predict(loaded.model, plan.plan, batch=batch, context=prompt)
+            predicted = predict(loaded.model, plan.plan, **size)
             where = {"compression": row.result.compression, "batch": batch, "context": prompt}
             cells.append({**where, **measured, "predicted": predicted})
             log.say(f"measured batch {batch}, {prompt} + {new} tokens")

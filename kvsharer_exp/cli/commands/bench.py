@@ -49,16 +49,9 @@ def _measure(
     plans.keep(fitted)
     cells = []
     for batch, context in product(wanted.batch_sizes, wanted.contexts):
-        measured = measure(
-            loaded.model,
-            fitted,
-            batch=batch,
-            context=context,
-            new_tokens=wanted.new_tokens,
-            repeats=wanted.repeats,
-            seed=config.seed,
-        )
-        predicted = predict(loaded.model, plan, batch=batch, context=context)
+        size = {"batch": batch, "context": context, "new_tokens": wanted.new_tokens}
+        measured = measure(loaded.model, fitted, **size, repeats=wanted.repeats, seed=config.seed)
+        predicted = predict(loaded.model, plan, **size)
         cells.append({"batch": batch, "context": context, **measured, "predicted": predicted})
         log.say(f"measured batch {batch}, context {context}")
         log.log_metrics(_metrics(cells[-1]))

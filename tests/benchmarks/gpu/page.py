@@ -129,7 +129,7 @@ def _row(cell: dict[str, Any]) -> list[str]:
     start = [where, cell["decoded"], cell["plan"]]
     if "out_of_memory" in cell:
         return [*start, "out of memory", *["–"] * 6]
-    said = _both(*(mib(cell["predicted_cache_bytes"][side]) for side in ("full", "shared")))
+    said = _both(*(mib(cell["predicted"]["kv_bytes"][side]) for side in ("full", "shared")))
     sides = [cell["full"], cell["shared"]]
     memory = [mib(s["peak_memory_bytes"]["median"]) for s in sides if "peak_memory_bytes" in s]
     return [

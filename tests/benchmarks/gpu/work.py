@@ -169,15 +169,13 @@ def time_cell(
     texts = {"shared": (STEP - 1, "{source}", STEP), "q4": (0, "{layer}q4s4", 1)}
     first, text, step = texts[plan]
     what = plan_of(model.config.num_hidden_layers, first, (text,), step=step)
-    at_end = predict(model, what, batch=batch, context=context + new_tokens)
+    size = {"batch": batch, "context": context, "new_tokens": new_tokens}
+    predicted = predict(model, what, **size)
     return {
         **{"shape": shape, "dtype": dtype, "plan": plan, "actions": str(what)},
         **{"batch": batch, "context": context, "decoded": decoded},
-        "predicted": predict(model, what, batch=batch, context=context),
-        "predicted_cache_bytes": at_end["kv_bytes"],
-        **measure(
-            model, what, batch=batch, context=context, new_tokens=new_tokens, repeats=repeats
-        ),
+        "predicted": predicted,
+        **measure(model, what, **size, repeats=repeats),
     }
 
 
