@@ -243,7 +243,7 @@ def _from_dict(layer: int, data: dict[str, Any]) -> Action:
     try:
         return action_from_dict(data)
     except InputError as error:
-        raise KVPlanError(f"layer {layer} of the plan JSON: {error}") from error
+        raise KVPlanError(_at(layer, str(data), str(error))) from error
 
 
 def _check_source(

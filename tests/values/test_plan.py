@@ -165,9 +165,9 @@ def test_a_plan_that_breaks_a_rule_is_refused(text: str, message: str) -> None:
         ('{"plan": 5}', "plan JSON has 5 as its plan: give what each layer does as text"),
         ('{"kv_plan": null}', "plan JSON has None as its kv_plan: give"),
         ('{"actions": "0_1"}', "plan JSON has '0_1' as its actions: give"),
-        ('{"actions": [{"action": "own"}, {}]}', "layer 1 of the plan JSON: it names no action"),
+        ('{"actions": [{"action": "own"}, {}]}', "layer 1 has '{}': it names no action"),
         ('{"actions": [{"action": "afine"}]}', "layer 0 .*: action 'afine' is unknown"),
-        ('{"actions": [{"action": "own", "bits": 7}]}', "layer 0 of the plan JSON: 7 bits"),
+        ('{"actions": [{"action": "own", "bits": 7}]}', "layer 0 has .*: 7 bits"),
     ],
 )
 def test_json_that_holds_no_plan_is_refused_in_the_words_of_plans(text: str, message: str) -> None:
