@@ -205,6 +205,8 @@ def test_evolution_solves_learns_and_beats_random_on_the_rungs_asked(tmp_path) -
     found = searched(tmp_path, "evolution", 90, seeds=seeds)
     assert len({result.plan for result in found}) == 90
     low, high = SPACE.rungs
+    asked = [bytes_rung(r) <= high for r in found if r.origin == "sampler"]
+    assert np.mean(asked) > 0.8  # the others were drawn at random where nothing new was proposed
     first, best = (best_per_rung(part, bytes_rung) for part in (found[: len(seeds)], found))
     random = best_per_rung(searched(tmp_path, "random", 300), bytes_rung)
 
