@@ -82,11 +82,9 @@ _QUICKLY = (
     "gemma2",
     "gemma3_text",
     "qwen3",
-    "phi",
     "olmo2",
     "gpt_neox",
     "bloom",
-    "cohere",
 )
 
 

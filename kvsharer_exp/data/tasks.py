@@ -122,6 +122,23 @@ def _manager() -> Any:
     return TaskManager()
 
 
+@functools.cache
+def _task_files() -> tuple[Path, ...]:
+    """The files of lm-eval that define its tasks; some of those that others include end in none."""
+    import lm_eval
+
+    folder = Path(lm_eval.__file__).with_name("tasks")
+    return tuple(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+
+
+def _is_in_a_file(name: str) -> bool:
+    """Whether ``name`` stands anywhere in lm-eval's files: what does not is no task.
+
+    It takes a second to find out, and lm-eval's own index a quarter of a minute.
+    """
+    return any(name.encode() in path.read_bytes() for path in _task_files())
+
+
 def _find(name: str) -> tuple[Any, Any]:
     """Find the task manager that knows ``name``, and what to ask that manager for."""
     from lm_eval.tasks import TaskManager
@@ -135,8 +152,9 @@ def _find(name: str) -> tuple[Any, Any]:
         manager = TaskManager(include_path=str(_PAPER_FOLDER), include_defaults=False)
         # A group is lm-eval's way to load a task with some keys changed.
         return manager, {"group": "paper", "task": [{"task": name, **_local_copy(name)}]}
-    if name not in _manager().task_index:
-        close = near_names(name, [*PAPER_TASKS, *_manager().all_tasks])
+    if not _is_in_a_file(name) or name not in _manager().task_index:
+        theirs = (path.stem for path in _task_files() if path.suffix == ".yaml")
+        close = near_names(name, [*PAPER_TASKS, *theirs])
         hint = f"did you mean {', '.join(close)}?" if close else f"try {_ANYWHERE}"
         raise InputError(f"task {name!r} is not known: {hint}")
     return _manager(), name

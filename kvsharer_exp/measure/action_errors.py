@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from kvsharer_exp.measure.calibration import output_of, remember
+from kvsharer_exp.model.devices import input_device
 from kvsharer_exp.model.fitted_plan import Fit, FittedPlan
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.runtime import install
@@ -50,7 +51,7 @@ def action_errors(
         ]
         for index, actions in candidates.items()
     }
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    device = input_device(model)
     totals = {index: [0.0] * len(of_layer) for index, of_layer in plans.items()}
     for batch in windows.split(batch_size):
         calls: dict[int, tuple[Any, Any, Any]] = {}

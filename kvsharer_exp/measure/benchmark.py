@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from kvsharer_exp.measure.allocations import allocation_peak
+from kvsharer_exp.model.devices import input_device
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.footprint import text_config
 from kvsharer_exp.model.sharing.architectures import attention_layers
@@ -73,7 +74,7 @@ def measure(
     vocabulary = text_config(model).vocab_size
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(vocabulary, (batch, context), generator=generator)
-    ids = ids.to(model.get_input_embeddings().weight.device)  # type: ignore[operator]
+    ids = ids.to(input_device(model))
     sides: dict[str, Callable[[], Any]] = {
         "full": nullcontext,
         "shared": lambda: apply_plan(model, fitted),

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kvsharer_exp.model.devices import input_device
 from kvsharer_exp.model.sharing.architectures import attention_layers, may_share
 from kvsharer_exp.model.sharing.runtime import install
 from kvsharer_exp.values.finite import NotFiniteError
@@ -50,7 +51,7 @@ def layer_means(model: nn.Module, windows: torch.Tensor, *, batch_size: int = 8)
     """
     layers = attention_layers(model)
     identity = SharingMap.identity(len(layers))
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    device = input_device(model)
     keys: list[torch.Tensor | int] = [0] * len(layers)
     values: list[torch.Tensor | int] = [0] * len(layers)
     for batch in windows.split(batch_size):
@@ -88,7 +89,7 @@ def block_errors(
     """
     layers = attention_layers(model)
     identity = SharingMap.identity(len(layers))
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    device = input_device(model)
     totals = [[0.0 if may_share(t, s) else math.nan for s in layers] for t in layers]
     for batch in windows.split(batch_size):
         calls: dict[int, tuple[Any, Any, Any]] = {}

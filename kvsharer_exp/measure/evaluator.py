@@ -24,6 +24,7 @@ from kvsharer_exp.measure.prefix_states import LayerState, PrefixStates, kept_by
 from kvsharer_exp.measure.reference import Reference
 from kvsharer_exp.measure.window_scores import cosines, first_not_finite, losses
 from kvsharer_exp.model.actions.check import check_plan
+from kvsharer_exp.model.devices import input_device
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.exchange import Handed
@@ -72,7 +73,7 @@ class Evaluator:
             "prompt": prompt,
         }
         self._layers = attention_layers(model)
-        device = self._model.get_input_embeddings().weight.device
+        device = input_device(model)
         ends = sorted({*(cut for cut in cuts if 0 < cut < len(windows)), len(windows)})
         parts = zip([0, *ends], ends, strict=False)
         self._batches: tuple[torch.Tensor, ...] = tuple(

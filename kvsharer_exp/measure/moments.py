@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from kvsharer_exp.model.branch import Branch
+from kvsharer_exp.model.devices import device_of, input_device
 from kvsharer_exp.model.moments import Moments
 from kvsharer_exp.model.sharing.architectures import AttentionLayer
 from kvsharer_exp.values.errors import InputError
@@ -161,10 +162,10 @@ def _run(
 ) -> dict[int, Moments]:
     """Run ``windows`` through the model, and return the moments by layer."""
     size = _hidden_size(model)
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     collectors = []
     for layer, branch in chosen:
-        at = next(layer.attention.parameters()).device
+        at = device_of(layer.attention)
         home = "cpu" if at.type == "mps" else at  # MPS has no float64
         moments = Moments.zeros(size, size * len(branch.places), home)
         collectors.append(_Collector(layer, branch, moments))

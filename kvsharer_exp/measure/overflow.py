@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from kvsharer_exp.model.devices import input_device
 from kvsharer_exp.model.sharing.architectures import AttentionLayer
 from kvsharer_exp.values.finite import NotFiniteError
 
@@ -35,7 +36,7 @@ def overflow(
                 lambda module, args, output, index=layer.index: look(index, output)
             )
             undo.callback(handle.remove)
-        logits = model(tokens[None].to(model.device), use_cache=False).logits
+        logits = model(tokens[None].to(input_device(model)), use_cache=False).logits
     kind = "NaN" if logits.isnan().any() else "infinity"
     place = f"at layer {broken[0]}" if broken else "in the logits"
     return NotFiniteError(f"{kind} in window {window} {place}: try model.dtype=bfloat16 or float32")

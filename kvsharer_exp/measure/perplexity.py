@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from kvsharer_exp.measure.overflow import overflow
+from kvsharer_exp.model.devices import input_device
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.values.finite import finite
 
@@ -31,7 +32,7 @@ def window_losses(
     first = prompt or 0
     losses: list[float] = []
     for batch in windows.split(batch_size):
-        batch = batch.to(model.device)
+        batch = batch.to(input_device(model))
         logits = model(input_ids=batch, use_cache=False).logits[:, first:]
         for row, tokens in zip(logits, batch, strict=True):  # one float32 copy at a time
             lost = functional.cross_entropy(

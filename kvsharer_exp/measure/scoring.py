@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from kvsharer_exp.data.tasks import WEIGHS, check_no_generation, members, quiet_lm_eval
+from kvsharer_exp.model.devices import input_device
 from kvsharer_exp.values.agreement import Answer, Likelihoods
 from kvsharer_exp.values.errors import InputError, at_least
 from kvsharer_exp.values.finite import as_number, finite
@@ -95,6 +96,7 @@ class TaskScorer:
                 max_length=max_length,
                 prefix_token_id=_first_token(tokenizer),
             )
+        self._lm._device = input_device(model)  # HFLM takes the first weight's, which may be meta
         if likelihoods is not None:
             check_no_generation(self.tasks)
         for name, task in self.tasks.items():

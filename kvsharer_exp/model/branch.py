@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from kvsharer_exp.model.devices import input_device
 from kvsharer_exp.model.sharing.architectures import AttentionLayer
 from kvsharer_exp.model.sharing.projections import SharingError
 
@@ -89,8 +90,8 @@ def find_branches(model: nn.Module, layers: Sequence[AttentionLayer]) -> tuple[B
     It costs one forward of 8 tokens and a few calls of every block. The model is left as it was.
     """
     traces = {layer.index: _Trace() for layer in layers}
-    embeddings = model.get_input_embeddings().weight  # type: ignore[operator]
-    ids = (torch.arange(_PROBE_TOKENS, device=embeddings.device) * 7 + 3) % len(embeddings)
+    known = len(model.get_input_embeddings().weight)  # type: ignore[operator]
+    ids = (torch.arange(_PROBE_TOKENS, device=input_device(model)) * 7 + 3) % known
     with ExitStack() as undo:
         for layer in layers:
             _watch(layer, traces[layer.index], undo)

@@ -17,6 +17,7 @@ from kvsharer_exp.model.actions.sizes import (
     kv_fraction,
     parameter_bytes_saved,
 )
+from kvsharer_exp.model.devices import input_device
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.cache import cache_bytes
@@ -61,7 +62,7 @@ def measured_footprint(
     model: nn.Module, plan: FittedPlan | KVPlan | SharingMap, tokens: torch.Tensor
 ) -> MeasuredFootprint:
     """Run a prefill of ``tokens`` (batch, sequence) and count the bytes the cache then holds."""
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    device = input_device(model)
     with apply_plan(model, FittedPlan.of(plan)):
         output = model.base_model(tokens.to(device), use_cache=True)  # type: ignore[operator]
     return MeasuredFootprint(cache_bytes(output.past_key_values), tokens.numel())

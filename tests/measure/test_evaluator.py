@@ -15,7 +15,7 @@ from kvsharer_exp.model.sharing.architectures import SharingError, attention_lay
 from kvsharer_exp.model.sharing.runtime import share_kv
 from kvsharer_exp.values.scores import CandidateScores
 from kvsharer_exp.values.sharing_map import SharingMap
-from tests.tiny import ARCHITECTURES, NUM_LAYERS, hooks, some_map, tiny_model, tokens
+from tests.tiny import NUM_LAYERS, contract_architectures, hooks, some_map, tiny_model, tokens
 
 IDENTITY = SharingMap.identity(NUM_LAYERS)
 WINDOWS = tokens(batch=5, length=12)
@@ -54,7 +54,7 @@ def random_maps(model, count: int) -> list[SharingMap]:
     return maps
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", contract_architectures())
 @pytest.mark.parametrize("budget", [2 << 30, 0], ids=["states-kept", "nothing-kept"])
 def test_agrees_with_plain_evaluation(architecture: str, budget: int) -> None:
     model = tiny_model(architecture)
@@ -67,7 +67,7 @@ def test_agrees_with_plain_evaluation(architecture: str, budget: int) -> None:
         assert measured == pytest.approx(plain(model, sharing_map), rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", contract_architectures())
 def test_advancing_along_a_greedy_walk_agrees_with_plain_evaluation(architecture: str) -> None:
     model = tiny_model(architecture)
     evaluator = Evaluator(model, WINDOWS, batch_size=2)
@@ -241,7 +241,7 @@ def test_batches_end_at_the_cuts() -> None:
         evaluator.score(sharing_map, windows=slice(0, 2))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", contract_architectures())
 @pytest.mark.parametrize("budget", [2 << 30, 0], ids=["states-kept", "nothing-kept"])
 def test_maps_in_one_forward_score_as_each_alone(architecture: str, budget: int) -> None:
     model = tiny_model(architecture)

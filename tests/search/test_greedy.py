@@ -23,7 +23,7 @@ from kvsharer_exp.values.greedy import GreedyResult
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
 from kvsharer_exp.values.scores import CandidateScores
 from kvsharer_exp.values.sharing_map import SharingMap
-from tests.tiny import ARCHITECTURES, NUM_LAYERS, tiny_model, tokens
+from tests.tiny import NUM_LAYERS, contract_architectures, tiny_model, tokens
 
 WINDOWS = tokens(batch=4, length=10)
 
@@ -59,7 +59,7 @@ def plain_greedy(model, pairs, count: int, threshold: float):
     return sources, trace
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", contract_architectures())
 @pytest.mark.parametrize("order", ["dissimilar", "similar", "random"])
 def test_same_decisions_as_the_plain_algorithm(architecture: str, order: str) -> None:
     model = tiny_model(architecture)

@@ -11,6 +11,7 @@ import torch
 
 from kvsharer_exp.model.actions.base import ActionRunner
 from kvsharer_exp.model.branch import branches_of, check_stand_in
+from kvsharer_exp.model.devices import device_of
 from kvsharer_exp.model.sharing.architectures import AttentionLayer
 from kvsharer_exp.model.sharing.site import Site
 from kvsharer_exp.model.sharing.stand_in import StandIn
@@ -39,7 +40,6 @@ class StandInRunner(ActionRunner):
         held = {} if fit is None else {name: fit.tensors[name] for name in self.tensors}
         own = next(layer.attention.parameters())
         dtype = own.dtype if own.dtype.is_floating_point else torch.get_default_dtype()
-        device = "cpu" if own.is_meta else own.device
-        held = {name: tensor.to(device, dtype) for name, tensor in held.items()}
+        held = {name: tensor.to(device_of(layer.attention), dtype) for name, tensor in held.items()}
         stand_in = StandIn(layer.index, layer.cache_argument, layer.cache_position, **held)
         site.replace(stand_in, None if fit is None else fit.norm)

@@ -45,7 +45,7 @@ def inference():
 
 # Sliding layers, fused projections, partial rotation and norms of queries; the others
 # run with `make slow`.
-QUICKLY = ("llama", "gemma3_text", "qwen3", "phi", "gpt_neox")
+QUICKLY = ("llama", "gemma3_text", "qwen3", "gpt_neox")
 
 
 @pytest.fixture(
