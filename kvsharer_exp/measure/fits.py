@@ -98,8 +98,6 @@ def fit_actions(
     branches = branches_of(layers)
     plans = [FittedPlan(KVPlan.full(len(layers))) if under is None else under]
     hidden = layers[0].hidden_size
-    dtype = next(model.parameters()).dtype
-    dtype = dtype if dtype.is_floating_point else torch.float32
     made: dict[int, list[tuple[Action, Fit]]] = {layer: [] for layer in wanted}
     for which in plan_passes(branches, list(wanted), hidden, memory_bytes):
         with install(layers, plans):
@@ -110,7 +108,7 @@ def fit_actions(
             norm = None if place == ATTENTION else branches[layer].norm
             for action in wanted[layer]:
                 tensors = runner_of(action).fit(*parts)
-                held = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+                held = {name: tensor.to(layers[layer].dtype) for name, tensor in tensors.items()}
                 made[layer].append((action, Fit(held, norm)))
     held_out = windows[-held_windows(len(windows), HELD_FRACTION) :]
     errors = action_errors(model, held_out, made, batch_size=batch_size)

@@ -61,11 +61,17 @@ def check_destination(path: Path, *, overwrite: bool) -> None:
 
 
 def check_model(model: Any) -> None:
-    """Refuse a model whose class is not transformers' own.
+    """Refuse a model that cannot be exported.
 
     Raises:
-        InputError: it is such a model; its export would need code that is not ours to ship.
+        InputError: its class is not transformers' own, so that the export would need code that is
+            not ours to ship; or its weights are quantised, and an export would not load them.
     """
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise InputError(
+            "the weights of this model are quantised: load it without its quantization_config to "
+            "export it (the plan runs with both)"
+        )
     name = type(model).__name__
     if getattr(transformers, name, None) is not type(model):
         raise InputError(

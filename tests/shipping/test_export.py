@@ -215,6 +215,14 @@ def test_a_class_of_ones_own_is_refused() -> None:
         check_model(model)
 
 
+def test_quantised_weights_are_refused() -> None:
+    model = copy.deepcopy(tiny_model("llama"))
+    check_model(model)
+    model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    with pytest.raises(InputError, match="load it without its quantization_config"):
+        check_model(model)
+
+
 @pytest.fixture
 def folder(tokenizer, tmp_path: Path) -> Path:
     export("llama", tokenizer, tmp_path / "export")

@@ -23,6 +23,7 @@ from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.stored_fits import StoredFits
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.measure.fits import Fits, fit_actions, fit_plan
+from kvsharer_exp.model.devices import device_of
 from kvsharer_exp.model.fit_files import folder_of, load_fits, origin_of, save_plan
 from kvsharer_exp.model.fitted_plan import Fit, FittedPlan
 from kvsharer_exp.model.folders import cache_dir
@@ -204,9 +205,7 @@ class Plans:
 
     def _at_home(self, layer: int, fit: Fit) -> Fit:
         """``fit`` with its numbers on the device of the layer, so that no forward moves them."""
-        device = next(self._loaded.layers[layer].attention.parameters()).device
-        if device.type == "meta":
-            return fit
+        device = device_of(self._loaded.layers[layer].attention)
         return replace(fit, tensors={name: t.to(device) for name, t in fit.tensors.items()})
 
     def _with_fits(self, value: Any, plan: KVPlan) -> FittedPlan:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
-
 from kvsharer_exp.model.actions.base import ActionRunner
 from kvsharer_exp.model.branch import branches_of, check_stand_in
 from kvsharer_exp.model.devices import device_of
@@ -32,14 +30,12 @@ class StandInRunner(ActionRunner):
     def parameter_bytes(self, layer: AttentionLayer) -> int:
         held = list(layer.attention.parameters())
         saved = sum(p.numel() * p.element_size() for p in held)
-        size = held[0].element_size() if held[0].is_floating_point() else 2
-        return saved - self.parameters_needed(layer.hidden_size) * size
+        return saved - self.parameters_needed(layer.hidden_size) * layer.element_size
 
     def install(self, site: Site) -> None:
         layer, fit = site.layer, site.fit
         held = {} if fit is None else {name: fit.tensors[name] for name in self.tensors}
-        own = next(layer.attention.parameters())
-        dtype = own.dtype if own.dtype.is_floating_point else torch.get_default_dtype()
-        held = {name: tensor.to(device_of(layer.attention), dtype) for name, tensor in held.items()}
+        device = device_of(layer.attention)
+        held = {name: tensor.to(device, layer.dtype) for name, tensor in held.items()}
         stand_in = StandIn(layer.index, layer.cache_argument, layer.cache_position, **held)
         site.replace(stand_in, None if fit is None else fit.norm)

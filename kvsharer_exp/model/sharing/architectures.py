@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 
 from kvsharer_exp.model.sharing.projections import Projections, SharingError, find_projections
@@ -65,11 +66,20 @@ class AttentionLayer:
         return self.attention.get_submodule(name)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the layer computes in, its keys and values too.
+
+        Where the projections are quantised, be it to 8-bit floats, the norms of the block tell.
+        """
+        for weight in self.block.parameters():
+            if weight.dtype.is_floating_point and weight.dtype.itemsize >= 2:
+                return weight.dtype
+        return torch.get_default_dtype()
+
+    @property
     def element_size(self) -> int:
         """Bytes of one number of this layer's keys and values."""
-        # Any parameter of the attention tells; under a plan the projections are not there.
-        dtype = next(self.attention.parameters()).dtype
-        return dtype.itemsize if dtype.is_floating_point else 2  # quantised weights: 16-bit KV
+        return self.dtype.itemsize
 
     @property
     def kv_bytes_per_token(self) -> int:
