@@ -37,6 +37,7 @@ def test_owned_layers_get_lighter_with_fewer_bits_and_no_two_actions_look_alike(
     fills = [*owned, *(look_of(action).fill for action in OTHERS)]
     assert len(set(fills)) == len(fills)
     assert [look_of(action).text for action in OTHERS] == ["0", "0\n1", "x", "c", "a"]
+    assert [look_of(Own(bits)).text for bits in (16, 8, 4, 3, 2)] == ["", "8", "4", "3", "2"]
 
 
 def test_rows_are_plans_by_kv_and_cells_are_layers() -> None:
@@ -51,7 +52,7 @@ def test_rows_are_plans_by_kv_and_cells_are_layers() -> None:
     second = [look_of(action).fill for action in strips[0].plan.actions]
     assert [cell[:7] for cell in cells] == [to_hex(fill).upper() for fill in [*first, *second]]
     written = [(t.get_text(), t.get_position()) for t in axes.texts]
-    assert written == [("a", (2, 0)), ("1", (3, 0)), ("0", (1, 1)), ("x", (2, 1))]
+    assert written == [("a", (2, 0)), ("1", (3, 0)), ("0", (1, 1)), ("x", (2, 1)), ("2", (3, 1))]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["50.0% KV", "30.0% KV"]
     (legend,) = figure.legends
     assert [t.get_text() for t in legend.get_texts()] == [

@@ -20,7 +20,7 @@ from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.actions.read import Read
 from kvsharer_exp.values.actions.read_kv import ReadKV
 from kvsharer_exp.values.plan import KVPlan
-from kvsharer_exp.values.precision import BITS
+from kvsharer_exp.values.precision import BITS, FULL
 
 _WIDEST = 16.0  # inches for all cells of a row
 _DARK = "#4D4D4D"
@@ -50,8 +50,9 @@ def look_of(action: Action) -> Look:
     """How a layer that does ``action`` is drawn."""
     match action:
         case Own(bits=bits, keep=keep):
-            text = "" if keep is None else str(keep)[0]
-            tokens = "" if keep is None else f", {text}: of some tokens"
+            letter = "" if keep is None else str(keep)[0]
+            tokens = f", {letter}: of some tokens" if letter else ""
+            text = letter if bits == FULL else f"{bits}{letter}"
             return Look(_lighter(BLUE, _SHADES[bits]), text, BLACK, f"own, {bits} bits{tokens}")
         case Read(source=source):
             return Look(_lighter(YELLOW, 0.45), str(source), BLACK, "read (number: the source)")
