@@ -8,6 +8,7 @@ words into Hydra's (`argv`), composes and checks the configuration (`config`), r
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from kvsharer_exp.cli import completion
 from kvsharer_exp.cli.argv import COMMANDS, translate
 from kvsharer_exp.cli.config.compose import register, to_config
 from kvsharer_exp.cli.config.passwords import mask_passwords
-from kvsharer_exp.cli.error_line import verdict
+from kvsharer_exp.cli.error_line import is_bad_input, verdict
 from kvsharer_exp.cli.help import help_text, is_plain
 from kvsharer_exp.cli.session.parts import run_command
 from kvsharer_exp.cli.stopping import Terminated, stops_on_sigterm
@@ -84,8 +85,8 @@ def _run(arguments: Sequence[str]) -> int:
     def job(composed: DictConfig) -> None:
         # Hydra prints a line of its own about an error that leaves here, so it is kept instead, and
         # the next job of -m begins. An interrupt leaves here, and ends all of them.
+        hydra_config = HydraConfig.get()
         try:
-            hydra_config = HydraConfig.get()
             mask_passwords(Path(hydra_config.runtime.output_dir), hydra_config.output_subdir)
             if hydra_config.mode == RunMode.MULTIRUN:
                 mask_passwords(Path(hydra_config.sweep.dir))
@@ -96,6 +97,9 @@ def _run(arguments: Sequence[str]) -> int:
             if os.getpid() != here:  # a launcher runs the job elsewhere, and tells of its failure
                 raise
             failures.append(error)
+            if is_bad_input(error):
+                folder, log = Path(hydra_config.runtime.output_dir), f"{hydra_config.job.name}.log"
+                _remove_unused(folder, hydra_config.output_subdir, log)
 
     decorate: Callable[[Callable[[DictConfig], None]], Callable[[], None]] = hydra.main(
         version_base="1.3", config_path=str(data_dir("conf")), config_name="config"
@@ -115,3 +119,11 @@ def _run(arguments: Sequence[str]) -> int:
     if failures:
         raise failures[0]
     return max(codes)
+
+
+def _remove_unused(folder: Path, subdir: str | None, log: str) -> None:
+    """Remove a run folder that holds what Hydra put there, and nothing of the command's."""
+    kept = [path for path in folder.iterdir() if path.name != subdir]
+    empty = all(path.name == log and not path.stat().st_size for path in kept)
+    if empty and folder != Path.cwd():
+        shutil.rmtree(folder, ignore_errors=True)

@@ -164,6 +164,18 @@ def test_what_needs_no_model_is_refused_before_one_is_loaded(
     words = [word for word in words if word.partition("=")[0] != override.partition("=")[0]]
     assert main([*words, override]) == 2
     check_refusal(capfd.readouterr().err, EARLY[override])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_command_leaves_what_it_found(tmp_path: Path, monkeypatch, store) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").write_text("")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in ("../run", "."):
+        assert main(["sweep", "model=tiny", f"hydra.run.dir={folder}", *store, "seed=-1"]) == 2
+    assert (tmp_path / "run" / "mine").exists()
+    assert Path.cwd().exists()
 
 
 def test_a_fitness_that_is_unknown_is_refused_by_every_command_that_scores(
