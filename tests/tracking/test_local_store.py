@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from mlflow.tracking import MlflowClient
 
+from kvsharer_exp.cli.main import main
 from kvsharer_exp.tracking import store as store_module
 from kvsharer_exp.tracking.runs import Runs
 from kvsharer_exp.tracking.tracker import Tracker
@@ -107,6 +108,16 @@ def test_an_experiment_that_another_process_has_just_made_is_taken(make_store) -
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
     made = client.create_experiment("both")
     assert store_module._make_experiment(client, "both", None).experiment_id == made
+
+
+def test_the_folder_is_all_that_has_to_be_given(make_store, tmp_path: Path, monkeypatch) -> None:
+    folder = make_store("kept")
+    monkeypatch.chdir(tmp_path)
+    words = ("model=tiny", "calibration.num_windows=2", "calibration.window_tokens=16")
+    assert main(["calibrate", *words, "tracking.folder=kept", "hydra.run.dir=run", "-q"]) == 0
+    run = json.loads(Path("run/result.json").read_text())["mlflow_run_id"]
+    assert MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").get_run(run).info.status == "FINISHED"
+    assert not Path("mlruns").exists()
 
 
 def test_an_empty_file_is_no_store_yet(tmp_path: Path) -> None:

@@ -20,13 +20,14 @@ class TrackingConfig:
 
     Args:
         uri: the MLflow store, or the address of an MLflow server, without a password. Default: a
-            SQLite file in ``mlruns``.
+            SQLite file in ``folder``.
         experiment: the MLflow experiment, without a slash in a local store, where it names a
             folder. Default: ``kvsharer_exp``.
-        folder: the folder of the studies, and of a local store's artifacts. Default: ``mlruns``.
+        folder: the folder of the studies, and of a local store with its artifacts. Default:
+            ``mlruns``.
     """
 
-    uri: str = field(default="sqlite:///mlruns/mlflow.db", metadata=PATH)
+    uri: str = field(default="sqlite:///${tracking.folder}/mlflow.db", metadata=PATH)
     experiment: str = "kvsharer_exp"
     folder: str = field(default="mlruns", metadata=PATH)
 
