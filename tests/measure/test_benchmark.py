@@ -154,7 +154,7 @@ def test_more_tokens_than_positions_are_refused() -> None:
         check_length(model, 257, "context")
 
 
-@pytest.mark.parametrize("text", ["0q4g8s4", "0snap9+4", "0h8", "0w2+6", "0q3g8snap0.5+4"])
+@pytest.mark.parametrize("text", ["0q4g8s4", "0h8", "0q3g8snap0.5+4"])
 def test_predicted_bytes_are_measured_after_the_new_tokens_too(text: str) -> None:
     model = tiny_model("llama")
     plan = KVPlan.parse("_".join(text.replace("0", str(i), 1) for i in range(NUM_LAYERS)))

@@ -11,12 +11,12 @@ from kvsharer_exp.measure.ranking import DISTANCES, cka, distance_matrix, euclid
 from kvsharer_exp.model.sharing.architectures import attention_layers, may_share
 from kvsharer_exp.model.sharing.runtime import share_kv
 from kvsharer_exp.values.sharing_map import SharingMap
-from tests.tiny import ARCHITECTURES, NUM_LAYERS, hooks, tiny_model, tokens
+from tests.tiny import NUM_LAYERS, contract_architectures, hooks, tiny_model, tokens
 
 WINDOWS = tokens(batch=5, length=7)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", contract_architectures())
 def test_means_are_the_caches_averaged_window_by_window(architecture: str) -> None:
     model = tiny_model(architecture)
     means = layer_means(model, WINDOWS, batch_size=2)  # the last batch is smaller
@@ -36,7 +36,7 @@ def test_means_are_the_caches_averaged_window_by_window(architecture: str) -> No
     assert means.keys[0].shape[1] == 7
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", contract_architectures())
 def test_block_errors_are_those_of_the_whole_model_under_one_pair(architecture: str) -> None:
     """Beside the plain way: the block's output in two forwards, with and without the pair."""
     model = tiny_model(architecture)

@@ -13,7 +13,7 @@ from kvsharer_exp.model.moments import RIDGES, Moments, affine_fit, constant_fit
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.finite import NotFiniteError
-from tests.tiny import ARCHITECTURES, NUM_LAYERS, hooks, tiny_model, tokens
+from tests.tiny import NUM_LAYERS, contract_architectures, hooks, tiny_model, tokens
 
 WINDOWS = tokens(batch=8, length=7)
 EVERY = range(NUM_LAYERS)
@@ -64,7 +64,7 @@ def check_sums(moments: Moments, x: torch.Tensor, y: torch.Tensor) -> None:
     assert moments.output_square == pytest.approx((other**2).sum(), rel=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", contract_architectures())
 def test_moments_are_the_sums_over_what_the_layers_compute(architecture: str) -> None:
     model = tiny_model(architecture)
     before = hooks(model)

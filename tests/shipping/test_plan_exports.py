@@ -146,8 +146,13 @@ def test_the_weights_are_as_many_as_footprint_promises(name: str, plan: str, fol
         assert held == {f"{names[id(at[layer])]}.{part}" for part in parts}, fit
 
 
-@pytest.mark.parametrize("order", [("theirs", "theirs", "ours"), ("ours", "ours", "theirs")])
-@pytest.mark.parametrize("plan", ["everything", "halves of quantised"])
+@pytest.mark.parametrize(
+    ("plan", "order"),
+    [
+        ("everything", ("theirs", "theirs", "ours")),
+        ("halves of quantised", ("ours", "ours", "theirs")),
+    ],
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_any_number_of_rounds(name, plan, order, folders, tokenizer, tmp_path: Path) -> None:
     folder, want = folders[name, plan], expected(name, plan)["logits"]

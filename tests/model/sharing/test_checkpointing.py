@@ -14,7 +14,7 @@ from kvsharer_exp.model.sharing.architectures import SharingError, attention_lay
 from kvsharer_exp.model.sharing.exchange import Exchange, Handover
 from kvsharer_exp.model.sharing.permanent import make_shared
 from kvsharer_exp.values.sharing_map import SharingMap
-from tests.tiny import ARCHITECTURES, hooks, running, some_map, tiny_model, tokens
+from tests.tiny import contract_architectures, hooks, running, some_map, tiny_model, tokens
 
 MAP = SharingMap((0, 1, 1, 3, 0, 3))  # readers of three sources, between each other
 
@@ -66,7 +66,7 @@ def exchanges(model: PreTrainedModel) -> Iterator[Exchange]:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("form", ["context", "permanent"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", contract_architectures())
 def test_gradients_are_those_without_checkpointing(name: str, form: str, reentrant: bool) -> None:
     """Public fault 20: the recomputed forward of a target found no KV (KeyError in backward)."""
     model = trainable(name)
