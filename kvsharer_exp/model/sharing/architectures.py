@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -69,9 +70,11 @@ class AttentionLayer:
     def dtype(self) -> torch.dtype:
         """What the layer computes in, its keys and values too.
 
-        Where the projections are quantised, be it to 8-bit floats, the norms of the block tell.
+        The weights of the attention tell; where they are quantised, be it to 8-bit floats, the
+        vectors of the block do: biases, and the norms' weights.
         """
-        for weight in self.block.parameters():
+        vectors = (weight for weight in self.block.parameters() if weight.ndim == 1)
+        for weight in chain(islice(self.attention.parameters(), 1), vectors):
             if weight.dtype.is_floating_point and weight.dtype.itemsize >= 2:
                 return weight.dtype
         return torch.get_default_dtype()

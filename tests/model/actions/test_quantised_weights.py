@@ -27,10 +27,11 @@ class EightBit(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = full.in_features, full.out_features
         largest = torch.iinfo(dtype).max if dtype == torch.int8 else torch.finfo(dtype).max
-        self.scale = full.weight.abs().amax(1, keepdim=True) / largest
-        weight = full.weight / self.scale
+        scale = full.weight.abs().amax(1, keepdim=True) / largest
+        weight = full.weight / scale
         weight = weight.round() if dtype == torch.int8 else weight
         self.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+        self.scale = nn.Parameter(scale)
         self.bias = full.bias
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
