@@ -9,7 +9,8 @@ simulated time. So workers are idle while it is at work, as they would be.
 
 Quality is the best loss at each rung of bytes, as a ratio to the optimum of the made losses, which
 are sums of costs that the block errors tell roughly. More workers than one ask with knowledge that
-is staler: the regret is in the column.
+is staler: the regret is in the column. With several ``--seeds``, of the sampler and of the times of
+the plans, numbers are means over them, and the ratio has its standard deviation.
 """
 
 import argparse
@@ -20,8 +21,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -81,9 +84,9 @@ class Model:
 class Simulated:
     """Workers in simulated time (`base.Executor`), and the clock of it."""
 
-    def __init__(self, model: Model, workers: int, seconds: float) -> None:
+    def __init__(self, model: Model, workers: int, seconds: float, seed: int) -> None:
         self._model, self._workers, self._seconds = model, workers, seconds
-        self._dice = np.random.default_rng(0)
+        self._dice = np.random.default_rng(seed)
         self._running: list[tuple[float, int, Task, float]] = []
         self.now = self.busy = 0.0
         self._since = time.perf_counter()
@@ -127,12 +130,12 @@ class Simulated:
 
 
 def simulate(
-    model: Model, workers: int, n_trials: int, seconds: float, sampler: str
+    model: Model, workers: int, n_trials: int, seconds: float, sampler: str, seed: int
 ) -> dict[str, Any]:
-    executor = Simulated(model, workers, seconds)
+    executor = Simulated(model, workers, seconds, seed)
     with tempfile.TemporaryDirectory() as folder:
         with open_study("simulated", storage=None, folder=Path(folder)) as store:
-            made = make_sampler(sampler, space=model.space, seed=0)
+            made = make_sampler(sampler, space=model.space, seed=seed)
             search = Search(model.space, made, model.size)
             coordinator = Coordinator(store, search, executor, clock=executor.clock)
             found = coordinator.run(Limits(n_trials))
@@ -143,6 +146,7 @@ def simulate(
     return {
         "sampler": sampler,
         "workers": workers,
+        "seed": seed,
         "trials": len(found),
         "busy": executor.busy / (workers * executor.now),
         "could_be_busy": min(1.0, seconds / (workers * fmean(executor.coordinating))),
@@ -152,17 +156,26 @@ def simulate(
     }
 
 
+def averaged(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One row for those of several seeds."""
+    ratios = [row["ratio_to_optimum"] for row in rows]
+    means = {k: fmean(row[k] for row in rows) for k, v in rows[0].items() if isinstance(v, float)}
+    return {**rows[0], **means, "deviation": stdev(ratios) if len(rows) > 1 else None}
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "| sampler | workers | trials | busy | busy in the long run | coordinator, ms a trial "
         "| late / early | best losses / optimum |",
         "| --- " * 8 + "|",
     ]
-    for row in rows:
+    same = groupby(rows, key=itemgetter("sampler", "trials", "workers"))
+    for row in (averaged(list(seeds)) for _, seeds in same):
+        spread = "" if row["deviation"] is None else f" ± {row['deviation']:.3f}"
         lines.append(
             f"| {row['sampler']} | {row['workers']:,} | {row['trials']:,} | {row['busy']:.1%} "
             f"| {row['could_be_busy']:.1%} | {1000 * row['seconds_per_trial']:.2f} "
-            f"| {row['late_over_early']:.2f} | {row['ratio_to_optimum']:.3f} |"
+            f"| {row['late_over_early']:.2f} | {row['ratio_to_optimum']:.3f}{spread} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -173,6 +186,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, nargs="+", default=[2000])
     parser.add_argument("--seconds", type=float, default=60.0, help="of a plan, on average")
     parser.add_argument("--samplers", nargs="+", default=["random", "evolution"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -183,8 +197,8 @@ def main() -> int:
             for workers in options.workers:
                 if workers < n_trials:
                     asked = workers, n_trials, options.seconds, sampler
-                    rows.append(simulate(model, *asked))
-                    sys.stdout.write(table(rows[-1:]).splitlines()[-1] + "\n")
+                    rows += [simulate(model, *asked, seed) for seed in options.seeds]
+                    sys.stdout.write(table(rows[-len(options.seeds) :]).splitlines()[-1] + "\n")
                     sys.stdout.flush()
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
