@@ -37,9 +37,9 @@ sweep: install
 ui: install
 	$(BIN)/kvsharer ui
 
-# Three processes of one thread for two cores: some tests wait for a server or for a process of theirs.
+# Two processes of one thread: most tests keep no more than one core busy.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: install
 	$(BIN)/python -m pytest -m slow

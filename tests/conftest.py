@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from kvsharer_exp.cli.session import windows
 from kvsharer_exp.data.passages import TextParts
 from kvsharer_exp.measure.machine import settle
 
 settle()  # as the command line does, before torch
+# A machine that is busy with other tests is no fault of a test.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")

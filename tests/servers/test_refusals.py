@@ -76,6 +76,8 @@ def test_a_password_in_a_file_is_not_copied(refused, tmp_path, group: str) -> No
     folder.mkdir(parents=True)
     address = f"'postgresql://me:{SECRET}@127.0.0.1/d'"
     (folder / "mine.yaml").write_text(f"# @package _global_\n{group}: {address}}}\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").write_text("the folder of a refused command goes, but for this")
     words = (f"--config-dir={folder.parent}", "experiment=mine")
     refused(*words, names=f"{group.replace(': {', '.')} holds a password", places=[])
     assert "postgresql://me:***@" in (tmp_path / "run/.hydra/config.yaml").read_text()
