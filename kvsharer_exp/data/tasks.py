@@ -131,12 +131,13 @@ def _task_files() -> tuple[Path, ...]:
     return tuple(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
 
 
-def _is_in_a_file(name: str) -> bool:
-    """Whether ``name`` stands anywhere in lm-eval's files: what does not is no task.
+@functools.cache
+def _all_files() -> bytes:
+    """What stands in lm-eval's files: a name that does not is no task.
 
-    It takes a second to find out, and lm-eval's own index a quarter of a minute.
+    It takes a second to read, and lm-eval's own index a quarter of a minute.
     """
-    return any(name.encode() in path.read_bytes() for path in _task_files())
+    return b"\n".join(path.read_bytes() for path in _task_files())
 
 
 def _find(name: str) -> tuple[Any, Any]:
@@ -152,7 +153,7 @@ def _find(name: str) -> tuple[Any, Any]:
         manager = TaskManager(include_path=str(_PAPER_FOLDER), include_defaults=False)
         # A group is lm-eval's way to load a task with some keys changed.
         return manager, {"group": "paper", "task": [{"task": name, **_local_copy(name)}]}
-    if not _is_in_a_file(name) or name not in _manager().task_index:
+    if name.encode() not in _all_files() or name not in _manager().task_index:
         theirs = (path.stem for path in _task_files() if path.suffix == ".yaml")
         close = near_names(name, [*PAPER_TASKS, *theirs])
         hint = f"did you mean {', '.join(close)}?" if close else f"try {_ANYWHERE}"

@@ -46,7 +46,6 @@ def bench(run: Path, plan: str, options: argparse.Namespace) -> list[dict[str, A
             *(f"plan={plan}", f"bench.contexts={options.contexts}".replace(" ", "")),
             *(f"bench.new_tokens={options.new_tokens}", f"bench.repeats={options.repeats}"),
             *(f"hydra.run.dir={run}", f"tracking.folder={run.parent / 'mlruns'}", "-q"),
-            f"tracking.uri=sqlite:///{run.parent / 'mlruns' / 'mlflow.db'}",
         ]
         command = [sys.executable, "-m", "kvsharer_exp", "bench", *words, *options.words]
         subprocess.run(command, check=True)
