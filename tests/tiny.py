@@ -1,7 +1,7 @@
 """Tiny random models of many architectures: 6 layers, for contracts only."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -77,21 +77,13 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 # One of each way to be built; the others of the contract run with `make slow`.
-_QUICKLY = (
-    "llama",
-    "gemma2",
-    "gemma3_text",
-    "qwen3",
-    "olmo2",
-    "gpt_neox",
-    "bloom",
-)
+_QUICKLY = ("llama", "gemma2", "gemma3_text", "qwen3", "olmo2", "gpt_neox")
 
 
-def contract_architectures() -> list[Any]:
-    """All architectures as parameters of a fixture; those that repeat others are slow ones."""
+def contract_architectures(quickly: Sequence[str] = _QUICKLY) -> list[Any]:
+    """All architectures as parameters of a fixture; those that are not ``quickly`` are slow."""
     slow = pytest.mark.slow
-    return [n if n in _QUICKLY else pytest.param(n, marks=slow) for n in ARCHITECTURES]
+    return [n if n in quickly else pytest.param(n, marks=slow) for n in ARCHITECTURES]
 
 
 # Its eager attention adds two masks of the smallest number, which overflows in float64.

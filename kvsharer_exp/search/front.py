@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 from kvsharer_exp.values.trial import TrialResult
 
@@ -21,6 +23,29 @@ RUNGS = 64
 """Plans compete within steps of a 64th of the full cache's bytes."""
 Point = tuple[float, float]
 """(kv_fraction, score): less of the first and more of the second is better."""
+
+
+class Rungs:
+    """The steps of bytes within which plans compete: 64ths of the full cache's, cut at budgets.
+
+    Where a budget lies within a step, what keeps no more than it does not compete with what does.
+
+    Args:
+        budgets: shares of the full cache's bytes.
+
+    Attributes:
+        ends: the share that each rung holds at most, ascending; rung 0 holds nothing.
+    """
+
+    def __init__(self, budgets: Iterable[float] = ()) -> None:
+        self.ends = np.array(sorted({*(i / RUNGS for i in range(RUNGS + 1)), *budgets}))
+
+    def __call__(self, result: TrialResult) -> int:
+        return int(self.of(kv_of(result)))
+
+    def of(self, kv_fraction: Any) -> Any:
+        """The rung of a share of the bytes, or of each in an array."""
+        return np.searchsorted(self.ends, kv_fraction - 1e-9)
 
 
 def undominated(
@@ -60,9 +85,8 @@ def num_shared(result: TrialResult) -> int:
     return result.num_shared
 
 
-def bytes_rung(result: TrialResult) -> int:
-    """The rung of plans: the 64ths of the full cache's bytes that hold the plan's, rounded up."""
-    return math.ceil(kv_of(result) * RUNGS - 1e-9)
+bytes_rung = Rungs()
+"""The rung of plans where no budget is known: the 64ths of the bytes, rounded up."""
 
 
 def by_rung(

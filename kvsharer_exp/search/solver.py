@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ class Options:
 
 
 Found = tuple[tuple[Action, ...], float, int]  # the actions of a plan, its loss, its bytes
+Steps = Callable[[np.ndarray], np.ndarray]  # the step that holds each of these numbers of bytes
 
 
 def solve_all(choices: Sequence[Choice], *, step: int = 1) -> list[Solved]:
@@ -53,6 +54,7 @@ def solve_all(choices: Sequence[Choice], *, step: int = 1) -> list[Solved]:
     Raises:
         InputError: a layer has no choice, an action is given twice at a layer, or none owns.
     """
+    at_least("step", step, 1)
     layers = [
         Options(
             [choice.action for choice in of_layer],
@@ -62,18 +64,16 @@ def solve_all(choices: Sequence[Choice], *, step: int = 1) -> list[Solved]:
         )
         for of_layer in _by_layer(choices)
     ]
-    return [Solved(KVPlan(p), loss, kept) for p, loss, kept in solve_options(layers, step=step)]
+    found = solve_options(layers, lambda kept: -(-kept // step))
+    return [Solved(KVPlan(actions), loss, kept) for actions, loss, kept in found]
 
 
-def solve_options(
-    layers: Sequence[Options], *, step: int = 1, budget: float = math.inf
-) -> list[Found]:
+def solve_options(layers: Sequence[Options], steps: Steps, budget: float = math.inf) -> list[Found]:
     """Do as `solve_all` with the `Options` of each layer, within a ``budget`` of bytes.
 
     Raises:
         InputError: a layer has no options.
     """
-    at_least("step", step, 1)
     for layer, options in enumerate(layers):
         if not len(options.actions):
             raise InputError(f"layer {layer} has no choice without a read: give one")
@@ -84,7 +84,7 @@ def solve_options(
     losses = np.array([sum(float(options.losses[0]) for options in fixed)])
     owns = np.array([any(options.owns[0] for options in fixed)])
     left = budget - sum(int(options.kept.min()) for options in open_)  # whatever these layers do
-    steps: list[tuple[np.ndarray, np.ndarray]] = []  # of each state: the one before, the choice
+    chain: list[tuple[np.ndarray, np.ndarray]] = []  # of each state: the one before, the choice
     for options in open_:
         states = len(kept)
         kept = np.add.outer(options.kept, kept).ravel()
@@ -93,14 +93,14 @@ def solve_options(
         left += int(options.kept.min())
         some = np.flatnonzero(kept <= left)
         some = some[_unbeaten(kept[some], losses[some], owns[some])]
-        steps.append((some % states, some // states))
+        chain.append((some % states, some // states))
         kept, losses, owns = kept[some], losses[some], owns[some]
     ends = np.flatnonzero(owns & (kept <= left))
-    within_steps = -(-kept[ends] // step)
-    listed = np.append(within_steps[1:] != within_steps[:-1], True)[: len(ends)]
+    numbers = steps(kept[ends])
+    listed = np.append(numbers[1:] != numbers[:-1], True)[: len(ends)]
     listed[:1] = True
     ends = ends[listed]
-    made = iter(_walk_back(open_, steps, ends))
+    made = iter(_walk_back(open_, chain, ends))
     columns = [
         [options.actions[0]] * len(ends) if len(options.actions) == 1 else next(made)
         for options in layers
@@ -126,11 +126,11 @@ def _falls(values: np.ndarray) -> np.ndarray:
 
 
 def _walk_back(
-    layers: Sequence[Options], steps: list[tuple[np.ndarray, np.ndarray]], ends: np.ndarray
+    layers: Sequence[Options], chain: list[tuple[np.ndarray, np.ndarray]], ends: np.ndarray
 ) -> list[list[Action]]:
     """For each layer the actions that led to each of the states ``ends``."""
     columns: list[list[Action]] = []
-    for options, (before, chosen) in zip(reversed(layers), reversed(steps), strict=True):
+    for options, (before, chosen) in zip(reversed(layers), reversed(chain), strict=True):
         columns.append([options.actions[i] for i in chosen[ends]])
         ends = before[ends]
     return columns[::-1]

@@ -31,7 +31,7 @@ import numpy as np
 
 from kvsharer_exp.search.coordinator import Coordinator, Limits, Search
 from kvsharer_exp.search.execution.base import Done, Task
-from kvsharer_exp.search.front import best_per_rung, bytes_rung
+from kvsharer_exp.search.front import best_per_rung
 from kvsharer_exp.search.outcome import FIT, Outcome
 from kvsharer_exp.search.samplers import make_sampler
 from kvsharer_exp.search.spaces.layer_actions import LayerActions, Priced
@@ -73,7 +73,7 @@ class Model:
 
     def regret(self, results: Sequence[TrialResult]) -> float:
         """The mean over the rungs of how far the best loss is above the least, as a ratio."""
-        found, low, high = best_per_rung(results, bytes_rung), *self.space.rungs
+        found, low, high = best_per_rung(results, self.space.steps), *self.space.rungs
         ratios = []
         for rung in (r for r in self.best if low <= r <= high):
             at = [self.loss(one.plan) for step, one in found.items() if step <= rung]

@@ -7,13 +7,20 @@ import optuna
 import pytest
 from optuna.samplers import RandomSampler
 
-from kvsharer_exp.search.candidates import Candidate, smallest, wanted_actions
+from kvsharer_exp.search.candidates import (
+    Candidate,
+    full_bytes,
+    priced,
+    smallest,
+    wanted_actions,
+)
 from kvsharer_exp.search.coordinator import Search, run_search
 from kvsharer_exp.search.execution.base import Done, Task, attempt
 from kvsharer_exp.search.execution.local import LocalExecutor
-from kvsharer_exp.search.front import RUNGS, best_per_rung, bytes_rung
+from kvsharer_exp.search.front import RUNGS, Rungs, best_per_rung, bytes_rung
 from kvsharer_exp.search.outcome import FIT, Outcome, screen
 from kvsharer_exp.search.samplers import make_sampler
+from kvsharer_exp.search.solver import solve_all
 from kvsharer_exp.search.spaces.base import encoded
 from kvsharer_exp.search.spaces.layer_actions import LayerActions, Priced, repaired
 from kvsharer_exp.search.spaces.registry import make_space
@@ -28,6 +35,7 @@ from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
 from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.trial import TrialResult
 
 LAYERS = 8
 PAIRS = tuple(LayerPair(t, s, float(t - s)) for t in range(LAYERS) for s in range(t))
@@ -205,10 +213,10 @@ def test_evolution_solves_learns_and_beats_random_on_the_rungs_asked(tmp_path) -
     found = searched(tmp_path, "evolution", 90, seeds=seeds)
     assert len({result.plan for result in found}) == 90
     low, high = SPACE.rungs
-    asked = [bytes_rung(r) <= high for r in found if r.origin == "sampler"]
+    asked = [SPACE.steps(r) <= high for r in found if r.origin == "sampler"]
     assert np.mean(asked) > 0.8  # the others were drawn at random where nothing new was proposed
-    first, best = (best_per_rung(part, bytes_rung) for part in (found[: len(seeds)], found))
-    random = best_per_rung(searched(tmp_path, "random", 300), bytes_rung)
+    first, best = (best_per_rung(part, SPACE.steps) for part in (found[: len(seeds)], found))
+    random = best_per_rung(searched(tmp_path, "random", 300), SPACE.steps)
 
     def at(best: dict, rung: int) -> float:
         return max(r.score for step, r in best.items() if step <= rung)
@@ -225,7 +233,7 @@ def test_evolution_proposes_in_the_rungs_asked_also_where_most_near_plans_are_kn
     """What is drawn at random, where nothing new is proposed, is anywhere."""
     seeds = [("solved", plan) for plan in SPACE.seeds().plans]
     found = searched(tmp_path, "evolution", 200, seed=1, seeds=seeds)
-    assert all(bytes_rung(r) <= SPACE.rungs[1] for r in found if r.origin == "sampler")
+    assert all(SPACE.steps(r) <= SPACE.rungs[1] for r in found if r.origin == "sampler")
 
 
 def test_the_same_seed_gives_the_same_plans_and_a_study_goes_on(tmp_path) -> None:
@@ -307,11 +315,56 @@ def test_a_beam_goes_down_the_rungs_by_one_layer_at_a_time(tmp_path) -> None:
     assert min(map(SPACE.rung, plans)) < 32
 
 
+def kept(share: float) -> TrialResult:
+    held = Footprint(0, share, 0)
+    return TrialResult(0, {}, KVPlan.full(LAYERS), {}, held, "complete", "all", 0.0, score=-1.0)
+
+
 def test_a_rung_is_a_64th_of_the_full_caches_bytes() -> None:
-    for kept in (0, 1, 79, 80, 81, 5120):
-        result_rung = bytes_rung(type("R", (), {"footprint": Footprint(kept, kept / 5120, 0)})())
-        assert result_rung == -(-kept * RUNGS // 5120)
-    assert SPACE.rung(KVPlan.full(LAYERS)) == RUNGS
+    for held in (0, 1, 79, 80, 81, 5120):
+        assert bytes_rung(kept(held / 5120)) == -(-held * RUNGS // 5120)
+    space = space_of(candidates(), budgets=(0.25,))
+    assert space.rung(KVPlan.full(LAYERS)) == RUNGS
+    assert [space.budget(rung) for rung in (0, 1, RUNGS)] == [0, 80, 5120]
+
+
+def test_a_budget_cuts_its_rung_and_what_keeps_more_does_not_compete_with_it() -> None:
+    cut = Rungs((0.29, 0.25))
+    assert len(cut.ends) == RUNGS + 2
+    assert cut(kept(0.28125)) < cut(kept(0.285)) == cut(kept(0.29)) < cut(kept(0.291))
+    assert bytes_rung(kept(0.285)) == bytes_rung(kept(0.291))
+
+
+def test_a_budget_that_is_no_64th_is_used_up() -> None:
+    """It was rounded down to one: 15 % of the bytes were searched as 14.1 %."""
+    found = [c for c in candidates() if not isinstance(c.action, Read)]
+    costs = costs_of(found)
+    front = solve_all(priced(found, costs)[0])
+    between = [best for best in front if best.kv_bytes * RUNGS % full_bytes(found)]
+    assert len(between) > 5
+    for best in between:
+        space = space_of(found, budgets=(best.kv_bytes / full_bytes(found),))
+        rung = space.rungs[0]
+        assert space.budget(rung) == best.kv_bytes
+        assert Priced(space, costs).solve()[rung] == best.plan
+        assert Priced(space, costs).solve_within(rung, {}) == best.plan
+        assert best.plan in space.seeds().plans
+
+
+def test_the_full_cache_may_be_all_that_is_asked_for() -> None:
+    """No seed loses anything then, and none is above the bound."""
+    seeds = space_of(candidates(), budgets=(1.0,)).seeds()
+    assert seeds.plans == (KVPlan.full(LAYERS),)
+    assert seeds.gap == 0
+
+
+def test_the_smallest_plan_may_be_the_budget() -> None:
+    found = [c for c in candidates(layers=7) if c.action in (Own(), Own(2))]
+    found.append(Candidate(7, Own(3), 0.1, 130, BYTES[16]))
+    least = smallest(found) / full_bytes(found)
+    assert least * RUNGS % 1  # no 64th
+    plan = KVPlan((*[Own(2)] * 7, Own(3)))
+    assert plan in space_of(found, budgets=(least,)).seeds().plans
 
 
 def test_bytes_are_shares_of_the_full_cache_also_where_16_bits_are_no_candidate() -> None:

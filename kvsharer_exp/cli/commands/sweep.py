@@ -47,7 +47,7 @@ from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.reporting.sweep_result import SweepResult
 from kvsharer_exp.search.coordinator import Search
 from kvsharer_exp.search.finals import Finals
-from kvsharer_exp.search.front import GrowingFront, bytes_rung, kv_of, pareto_front
+from kvsharer_exp.search.front import GrowingFront, Rung, Rungs, kv_of, pareto_front
 from kvsharer_exp.search.paper.greedy import num_targets
 from kvsharer_exp.search.samplers import check_sampler
 from kvsharer_exp.search.seeds import PAPER, SeedFile
@@ -103,7 +103,8 @@ def run(
         with open_executor(config, log, scorer, identity) as executor:
             found = search_in(config, log, store, search, executor, reference)
         searched = log.seconds - began
-        front, finals = _finals(config, log, windows, scorers, store, found, searched, fitted)
+        rung = Rungs(parts.budgets) if parts else kv_of
+        front, finals = _finals(config, log, windows, scorers, store, found, searched, fitted, rung)
         log.say(f"scoring the {len(front)} of the front on report texts and tasks")
         entries = EntryMaker(config, log, loaded, scorers, store, scorer.full_tasks, fitted)
         sweep = SweepResult(
@@ -158,10 +159,12 @@ def _finals(
     found: Sequence[TrialResult],
     searched: float,
     fitted: Callable[[KVPlan], FittedPlan],
+    rung: Rung,
 ) -> tuple[list[TrialResult], dict[str, Any]]:
     """Hold the finals; returns the front and what ``result.json`` says of the finals.
 
-    ``searched``: the seconds of ``study.minutes`` that the search has spent.
+    ``searched``: the seconds of ``study.minutes`` that the search has spent. Of each ``rung`` one
+    stays.
     """
     front = pareto_front(found)
     if not front:
@@ -181,7 +184,7 @@ def _finals(
         is_over=lambda: time.monotonic() >= deadline,
         say=log.say,
         fitted=fitted,
-        rung=bytes_rung if of_plans else kv_of,
+        rung=rung,
     )
     return finals.hold(store, found, front)
 

@@ -238,7 +238,8 @@ def budgets_of(config: Config, full: int, least: float) -> tuple[float, ...]:
             )
         return (share,)
     if wanted.kv is None:
-        return tuple(share for share in DEFAULT_KV if share >= least) or (1.0,)
+        default = tuple(share for share in DEFAULT_KV if share >= least)
+        return default or tuple(sorted({least, (1 + least) / 2}))
     for share in wanted.kv:
         if share < least - CLOSE:
             raise InputError(

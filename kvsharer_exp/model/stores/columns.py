@@ -123,6 +123,42 @@ class ListedColumns(Columns):
 
 
 @dataclass(frozen=True, slots=True)
+class ColumnsAfterPrompt(Columns):
+    """The columns of a prompt, which its queries read, and then those that later queries read.
+
+    Attributes:
+        prompt: the tokens of the prompt, each with its column.
+        past: how many of them came before this forward.
+        read: (rows, query heads or 1, later queries, later columns).
+    """
+
+    prompt: int
+    past: int
+    read: torch.Tensor
+
+    def visible(
+        self, first: int = 0, end: int | None = None, columns: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        device, here = self.read.device, self.prompt - self.past
+        if columns is None:
+            columns = torch.arange(self.index.shape[1], device=device)
+        end = here + self.read.shape[2] if end is None else end
+        ours = columns < self.prompt
+        query = self.past + torch.arange(first, max(first, min(end, here)), device=device)
+        of_prompt = ours & (columns <= query[:, None])
+        later = self.read[:, :, max(first - here, 0) : max(end - here, 0)]
+        later = later.index_select(-1, (columns - self.prompt).clamp(min=0)) & ~ours
+        return torch.cat([of_prompt.expand(*later.shape[:2], -1, -1), later], 2)
+
+    def reach(self, first: int, end: int) -> torch.Tensor:
+        device, here = self.read.device, self.prompt - self.past
+        before = self.past + min(end, here) if first < here else 0
+        later = self.read[:, :, max(first - here, 0) : max(end - here, 0)]
+        later = later.flatten(0, -2).any(0).nonzero()[:, 0]
+        return torch.cat([torch.arange(before, device=device), self.prompt + later])
+
+
+@dataclass(frozen=True, slots=True)
 class RuledColumns(Columns):
     """Columns whose rule is computed from their tokens.
 

@@ -15,8 +15,7 @@ import torch
 
 from kvsharer_exp.model.sharing.projections import SharingError
 from kvsharer_exp.model.stores.base import Store
-from kvsharer_exp.model.stores.columns import Columns, ListedColumns
-from kvsharer_exp.model.stores.full import causal
+from kvsharer_exp.model.stores.columns import Columns, ColumnsAfterPrompt
 from kvsharer_exp.model.stores.weights import Queries
 
 Read = tuple[torch.Tensor, torch.Tensor, Columns]
@@ -95,17 +94,16 @@ class PromptedLayer(Store):
         """Put what the tokens after the prompt read behind the prompt, which they do not read."""
         assert self.end is not None
         end, (later_keys, later_values, columns) = self.end, after
-        later = columns.visible()
-        rows, heads, queries, count = later.shape
-        device = later.device
-        index = torch.arange(end, device=device).expand(len(columns.index), -1)
-        visible = later.new_zeros(rows, heads, end - past + queries, end + count)
-        visible[:, :, : end - past, :end] = causal(past, end - past, device)
-        visible[:, :, end - past :, end:] = later
+        index = torch.arange(end, device=keys.device).expand(len(columns.index), -1)
         return (
             torch.cat([keys[:, :, :end], later_keys], 2),
             torch.cat([values[:, :, :end], columns.values(later_values)], 2),
-            ListedColumns(torch.cat([index, columns.index], 1), visible),
+            ColumnsAfterPrompt(
+                index=torch.cat([index, columns.index], 1),
+                prompt=end,
+                past=past,
+                read=columns.visible(),
+            ),
         )
 
     def real(self, tokens: int) -> list[int]:

@@ -23,7 +23,7 @@ from kvsharer_exp.search.candidates import (
     priced,
     wanted_actions,
 )
-from kvsharer_exp.search.front import RUNGS
+from kvsharer_exp.search.front import Rungs
 from kvsharer_exp.search.solver import Options, solve_front_with_reads, solve_options
 from kvsharer_exp.search.spaces.base import Space
 from kvsharer_exp.values.actions.base import Action
@@ -80,11 +80,16 @@ class LayerActions(Space):
         return full_bytes(self.setting.candidates)
 
     @cached_property
+    def steps(self) -> Rungs:
+        """The rungs, which the budgets cut."""
+        return Rungs(self.setting.budgets)
+
+    @cached_property
     def rungs(self) -> tuple[int, int]:
         """The lowest and highest rung that is searched: what the budgets hold, and a bit above."""
         budgets = self.setting.budgets or (1.0,)
-        low = max(1, math.floor(min(budgets) * RUNGS + 1e-9))
-        return low, min(RUNGS, math.ceil((max(budgets) + 1 / 16) * RUNGS))
+        above = min(1.0, max(budgets) + 1 / 16)
+        return int(self.steps.of(min(budgets))), int(self.steps.of(above))
 
     def distributions(self) -> dict[str, BaseDistribution]:
         return {
@@ -120,16 +125,16 @@ class LayerActions(Space):
         )
 
     def rung(self, plan: KVPlan) -> int:
-        """The 64ths of the full cache's bytes that hold the plan's, as `front.bytes_rung`."""
+        """The rung that holds the bytes of ``plan``."""
         return self.rung_of(self.kv_bytes(plan))
 
     def rung_of(self, kv_bytes: int) -> int:
         """The rung that holds so many bytes."""
-        return math.ceil(kv_bytes / self.full_bytes * RUNGS - 1e-9)
+        return int(self.steps.of(kv_bytes / self.full_bytes))
 
     def budget(self, rung: int) -> int:
         """The bytes that a plan of ``rung`` may keep."""
-        return rung * self.full_bytes // RUNGS
+        return math.floor(self.steps.ends[rung] * self.full_bytes * (1 + 1e-12))
 
     @cached_property
     def places(self) -> tuple[dict[Action, int], ...]:
@@ -165,12 +170,14 @@ class LayerActions(Space):
         """
         low, high = self.rungs
         between = {round(low + (high - low) * i / 8) for i in range(9)}
-        asked = {math.floor(budget * RUNGS + 1e-9) for budget in self.setting.budgets}
-        budgets = sorted(self.budget(r) for r in between | asked if r)
+        asked = {int(self.steps.of(budget)) for budget in self.setting.budgets}
+        budgets = sorted(self.budget(r) for r in between | asked)
         errors = {(c.layer, c.action): c.error for of in self.at for c in of}
         found = solve_front_with_reads(*priced(self.setting.candidates, errors), budgets)
-        gap = max((s.loss - bound) / s.loss for s, bound in found if s.loss > 0)
-        return SolvedSeeds(tuple(dict.fromkeys(solved.plan for solved, _ in found)), gap)
+        gaps = [(s.loss - bound) / s.loss for s, bound in found if s.loss > 0]
+        return SolvedSeeds(
+            tuple(dict.fromkeys(solved.plan for solved, _ in found)), max(gaps, default=0.0)
+        )
 
 
 class Priced:
@@ -193,7 +200,8 @@ class Priced:
         With ``rungs``, the lowest and the highest, only these are made.
         """
         low, budget = (rungs[0], self._space.budget(rungs[1])) if rungs else (0, math.inf)
-        found = solve_options(self._layers, step=max(1, self._space.budget(1)), budget=budget)
+        full = self._space.full_bytes
+        found = solve_options(self._layers, lambda kept: self._space.steps.of(kept / full), budget)
         return {
             rung: self._with_reads(actions)
             for actions, _, kv_bytes in found
@@ -215,7 +223,7 @@ class Priced:
                 every.actions[of], every.kept[of], every.losses[of], every.owns[of]
             )
         budget = self._space.budget(rung)
-        found = solve_options(layers, step=max(1, budget), budget=budget)
+        found = solve_options(layers, np.zeros_like, budget)
         return self._with_reads(found[-1][0]) if found else None
 
     def _with_reads(self, alone: tuple[Action, ...]) -> KVPlan:

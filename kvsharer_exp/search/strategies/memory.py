@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from statistics import fmean, stdev
 from typing import Any
 
@@ -48,7 +48,9 @@ class Memory:
             self.model = LossModel(action_terms(space.at))
         else:
             self.model = LossModel(pair_terms(space.ranking, errors))
-        self._rung = bytes_rung if self._plans else num_shared
+        self._rung: Callable[[TrialResult], int] = bytes_rung if self._plans else num_shared
+        if isinstance(space, LayerActions):
+            self._rung = space.steps
         # Trials before this one have ended, but for the open ones; of those it says what is known.
         self._next, self._open = 0, dict[int, bool]()
         self._results: list[TrialResult] = []  # as they ended

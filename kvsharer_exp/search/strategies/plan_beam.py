@@ -15,12 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvsharer_exp.search.front import RUNGS
 from kvsharer_exp.search.spaces.layer_actions import LayerActions
 from kvsharer_exp.search.strategies.memory import Memory
 from kvsharer_exp.values.plan import KVPlan, KVPlanError
-
-_STEP = RUNGS // 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +47,9 @@ class PlanBeam:
         for parent in parents:
             for child in self._extensions(space, parent):
                 if space.rung(child) >= low:
-                    children.setdefault(space.rung(child) // _STEP, set()).add(child)
+                    children.setdefault(_sixteenth(space, child), set()).add(child)
         known = memory.known
-        tried = Counter(space.rung(plan) // _STEP for plan in known)
+        tried = Counter(_sixteenth(space, plan) for plan in known)
         for step in sorted(children, key=lambda s: (tried[s] // self.tries, -s)):
             yield from memory.ranked(children[step] - known, costs)
 
@@ -67,3 +64,7 @@ class PlanBeam:
                     continue
                 if space.kv_bytes(child) < kept and space.encode(child) is not None:
                     yield child
+
+
+def _sixteenth(space: LayerActions, plan: KVPlan) -> int:
+    return 16 * space.kv_bytes(plan) // space.full_bytes

@@ -24,7 +24,7 @@ from kvsharer_exp.values.keeps.snapkv import SnapKV
 from kvsharer_exp.values.plan import KVPlan
 from tests.model.actions.plans import fitted
 from tests.model.actions.test_plan_contract import _held, check_scores_together, stepwise
-from tests.tiny import ARCHITECTURES, hooks, tiny_model, tokens
+from tests.tiny import contract_architectures, hooks, tiny_model, tokens
 
 END = 12
 # Layers 1, 3 and 5 see all tokens in every architecture but mistral; 0, 2 and 4 slide in some.
@@ -43,17 +43,8 @@ def inference():
         yield
 
 
-# Sliding layers, fused projections, partial rotation and norms of queries; the others
-# run with `make slow`.
-QUICKLY = ("llama", "gemma3_text", "qwen3", "gpt_neox")
-
-
-@pytest.fixture(
-    params=[
-        name if name in QUICKLY else pytest.param(name, marks=pytest.mark.slow)
-        for name in ARCHITECTURES
-    ]
-)
+# Sliding layers, fused projections, partial rotation and norms of queries.
+@pytest.fixture(params=contract_architectures(("llama", "gemma3_text", "qwen3", "gpt_neox")))
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     found = tiny_model(request.param)
     if attention_layers(found)[1].window is not None:
