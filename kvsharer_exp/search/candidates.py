@@ -103,7 +103,8 @@ def wanted_actions(layer: int, texts: Sequence[str], fixed: Mapping[int, str]) -
             continue
         action: Action | None = Own() if text == OWN else None
         action = action or read_action(str(text), layer) or read_action(f"{layer}{text}", layer)
-        if action is None or action.keys_from(layer) not in (None, layer):
+        reads = action is not None and {action.keys_from(layer), action.values_from(layer)}
+        if not reads or not reads <= {None, layer}:
             raise InputError(
                 f"search_space.options: {text} is no action of layer {layer}: "
                 "give own, q4, q3s4, x, c, a or read"

@@ -94,7 +94,7 @@ class Finals:
     def _batches(self, store: StudyStore, windows: torch.Tensor) -> Iterator[Batch]:
         kept = store.finals
         for begin in range(0, len(windows), self.batch_size):
-            part = slice(begin, begin + self.batch_size)
+            part = slice(begin, min(begin + self.batch_size, len(windows)))
             yield partial(_losses, self.evaluator(windows[part]), self.fitted, part, kept)
             store.finals = kept
 
@@ -111,9 +111,9 @@ def _losses(
     Losses that are measured are kept in ``kept``.
     """
     known = kept.setdefault(result.plan.digest, [])
-    if len(known) <= part.start:
+    if len(known) < part.stop:  # those of an earlier run may end within the batch
         scores, full = evaluator.score(fitted(result.plan)), evaluator.full_scores
-        known += [a - b for a, b in zip(scores.nlls, full.nlls, strict=True)]
+        known[part] = [a - b for a, b in zip(scores.nlls, full.nlls, strict=True)]
     return known[part]
 
 

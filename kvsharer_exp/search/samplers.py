@@ -68,7 +68,8 @@ def _ours(
 ) -> BaseSampler:
     if holds_plans(space):
         strategy = _FOR_PLANS[strategy]
-        options.pop("offspring", None)  # of maps; solving a plan takes longer
+        if "offspring" in options:  # solving a plan takes longer than changing a map
+            options["offspring"] = max(1, options["offspring"] // 10)
     return MapSampler(space, strategy(**options), seed=seed, errors=errors)
 
 

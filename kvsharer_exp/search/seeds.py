@@ -20,8 +20,9 @@ from kvsharer_exp.search.paper.greedy import adjacent_pairs, num_targets, traili
 from kvsharer_exp.search.study_store import Seed
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.greedy import GreedyResult
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.ranking import DissimilarityRanking
-from kvsharer_exp.values.sharing_map import SharingMap, SharingMapError
+from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.text import shorten
 from kvsharer_exp.values.text_files import read_json, read_text, why_unreadable
 
@@ -34,15 +35,15 @@ Walk = Callable[[str, Sequence[float], int | None], list[GreedyResult]]
 
 @dataclass(frozen=True)
 class SeedFile:
-    """The maps of a file, and the id of their model; None if the file does not name it."""
+    """The maps and plans of a file, and the id of their model; None if the file names none."""
 
     path: Path
     model_id: str | None
-    maps: Sequence[SharingMap]
+    maps: Sequence[SharingMap | KVPlan]
 
     @classmethod
     def read(cls, path: Path) -> SeedFile:
-        """Read the maps of a JSON file.
+        """Read the maps, or the plans, of a JSON file.
 
         It holds a list of maps or of front entries (front.json), or an object with a ``front``
         (result.json).
@@ -69,14 +70,13 @@ class SeedFile:
         if not isinstance(held, list) or not held:
             raise InputError(f"{name} holds no maps: give a list of maps, or a sweep's result.json")
         try:
-            maps = [e["kv_source_layers"] if isinstance(e, dict) else e for e in held]
-            return cls(path, model_id, [SharingMap.parse(entry) for entry in maps])
-        except (SharingMapError, TypeError, ValueError, KeyError) as error:
+            return cls(path, model_id, list(map(_read, held)))
+        except (InputError, TypeError, ValueError, KeyError) as error:
             reason = shorten(error, 60)
             raise InputError(f"{name} holds what is no map ({reason}): give maps only") from error
 
     def seeds(self, model_id: str, layers: tuple[AttentionLayer, ...]) -> list[Seed]:
-        """The maps that share a layer, as seeds for the model of these ``layers``.
+        """All but the full cache, as seeds for the model of these ``layers``.
 
         Raises:
             InputError: the file names another model, or a map does not fit the ``layers``.
@@ -94,7 +94,16 @@ class SeedFile:
                     f"study.seeds={shorten(self.path)} holds a map that does not fit "
                     f"({shorten(str(error).partition(':')[0])}): give maps of this model"
                 ) from error
-        return [(f"seed file {self.path.name}", m) for m in self.maps if m.targets]
+        full = KVPlan.full(len(layers))
+        return [(f"seed file {self.path.name}", m) for m in self.maps if KVPlan.of(m) != full]
+
+
+def _read(entry: Any) -> SharingMap | KVPlan:
+    """The map or plan of an entry of a front, which names both where it can, or a map itself."""
+    if not isinstance(entry, dict):
+        return SharingMap.parse(entry)
+    sources = entry.get("kv_source_layers")
+    return KVPlan.parse(entry["plan"]) if sources is None else SharingMap.parse(sources)
 
 
 def make_seeds(

@@ -177,8 +177,8 @@ class ServedStudy:
         """
         self._study = self._load()  # Optuna remembers trials that the server may have lost
         held: list[FrozenTrial] = self._study.get_trials(deepcopy=False)
-        first = next((w["trial"] for w in self._spool.writes() if "trial" in w), None)
-        ours = [] if first is None else [trial_from_json(first)]
+        waiting = (write["trial"] for write in self._spool.writes() if "trial" in write)
+        ours = list(map(trial_from_json, waiting))  # the server may have gone while it took them
         if any(not _is_in(trial, ours) for trial in held[self._delivered :]):
             raise UnansweredError(
                 f"study {shorten(self.study_name)} was run by another process while its server was "

@@ -68,19 +68,25 @@ def open_study(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder / f"{name}.lock", name) as key:
+    with ExitStack() as stack:
+        key = stack.enter_context(_lock(folder / f"{name}.lock", name))
         if _is_served(storage):
-            with _in_server(name, storage, folder, fresh, key) as store:
-                yield store
+            yield stack.enter_context(_in_server(name, storage, folder, fresh, key))
             return
         where = storage or str(folder / f"{name}.journal")
         try:
+            if storage is not None:  # others may open it with a lock in another folder
+                beside = Path(f"{storage.removeprefix('sqlite:///')}.{name}.lock")
+                beside.parent.mkdir(parents=True, exist_ok=True)
+                key = stack.enter_context(_lock(beside, name))
             if "://" in where:
                 # A database in which two processes make Optuna's tables at once fails for one.
                 with locked(folder / "study.storage.open"):
                     study = _load(name, where, fresh)
             else:
                 study = _load(name, open_journal(Path(where)), fresh)
+        except InputError:
+            raise
         except Exception as error:  # every backend raises its own kinds
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise InputError(

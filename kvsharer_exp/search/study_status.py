@@ -7,6 +7,7 @@ reads it with what the study holds. Reading disturbs nobody: it keeps no lock, a
 from __future__ import annotations
 
 import fcntl
+import logging
 import threading
 import time
 from collections import Counter
@@ -30,6 +31,8 @@ from kvsharer_exp.values.record import Record
 from kvsharer_exp.values.text import clip, shorten
 from kvsharer_exp.values.text_files import read_text
 from kvsharer_exp.values.trial import TrialResult
+
+_log = logging.getLogger(__name__)
 
 _SUFFIX = ".progress.json"
 _EVERY = 2.0
@@ -76,14 +79,25 @@ class Progress(Record):
 
 @contextmanager
 def watched(folder: Path, study: str, progress: Callable[[], Progress]) -> Iterator[None]:
-    """Write what ``progress`` says while the block runs, every `_EVERY` seconds and in the end."""
-    over = threading.Event()
+    """Write what ``progress`` says while the block runs, every `_EVERY` seconds and in the end.
+
+    Where it cannot be written, as on a full disk, this is said once, and the block goes on.
+    """
+    over, told = threading.Event(), threading.Event()
+
+    def write() -> None:
+        try:
+            progress().write(folder, study)
+        except OSError as error:
+            if not told.is_set():
+                _log.warning("the progress of study %s cannot be written: %s", study, error)
+            told.set()
 
     def watch() -> None:
         while not over.wait(_EVERY):
-            progress().write(folder, study)
+            write()
 
-    progress().write(folder, study)
+    write()
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
@@ -91,7 +105,7 @@ def watched(folder: Path, study: str, progress: Callable[[], Progress]) -> Itera
     finally:
         over.set()
         thread.join()
-        progress().write(folder, study)
+        write()
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,7 @@ class StudyStore:
             self._set(_VERSION, VERSION)
             self._set(_IDENTITY, dict(identity))
             return
-        changed = [key for key, value in identity.items() if held.get(key) != value]
+        changed = [key for key in {**held, **identity} if held.get(key) != identity.get(key)]
         if changed:
             raise InputError(
                 f"study {self.name} holds scores of another {', '.join(changed)}: "

@@ -167,6 +167,15 @@ def test_what_needs_no_model_is_refused_before_one_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("kv", ["compression.kv=[0.25]", "compression.kv_gib=1"])
+def test_budgets_of_bytes_in_a_search_of_maps_are_refused(kv, tmp_path, monkeypatch, capfd) -> None:
+    """They were ignored."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", "model=tiny", "search_space=layer_sources", kv]) == 2
+    says = "compression.kv sets budgets of plans, and search_space=layer_sources holds sharing maps"
+    check_refusal(capfd.readouterr().err, says)
+
+
 def test_a_refused_command_leaves_what_it_found(tmp_path: Path, monkeypatch, store) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine").write_text("")

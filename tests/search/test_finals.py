@@ -3,10 +3,13 @@
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from kvsharer_exp.search.finals import EACH, MARGIN, Batch, finalists, race, winners
+from kvsharer_exp.model.fitted_plan import FittedPlan
+from kvsharer_exp.search.finals import EACH, MARGIN, Batch, Finals, finalists, race, winners
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import TrialResult
@@ -34,6 +37,48 @@ def batches(means: dict[int, float], spread: float = 0.01, size: int = 8) -> lis
 
     shared = [[dice.gauss(0, 1) for _ in range(size)] for _ in range(20)]
     return [batch(windows, lambda: dice.gauss(0, spread)) for windows in shared]
+
+
+class FakeStore:
+    """The losses that a study keeps."""
+
+    def __init__(self) -> None:
+        self.finals: dict[str, list[float]] = {}
+
+
+class FakeEvaluator:
+    """Its loss on a window is the window's number, plus a little for each layer that reads."""
+
+    def __init__(self, windows: torch.Tensor) -> None:
+        self.full_scores = SimpleNamespace(nlls=[0.0] * len(windows))
+        self._windows = windows[:, 0].tolist()
+
+    def score(self, fitted: FittedPlan) -> SimpleNamespace:
+        more = sum(fitted.plan.key_sources) / 1e4
+        return SimpleNamespace(nlls=[number + more for number in self._windows])
+
+
+@pytest.mark.parametrize(("before", "after"), [(8, 5), (4, 16), (5, 8)])
+def test_finals_that_were_cut_off_go_on_with_batches_of_another_size(before, after) -> None:
+    """They compared other windows, or ended in an error at every start."""
+    maps = [result(number, 0.1, 0.9) for number in range(3)]
+
+    def held(store: FakeStore, size: int, calls: int = 10_000) -> dict:
+        left = itertools.count(calls, -1)
+        finals = Finals(
+            lambda: torch.arange(30)[:, None],
+            FakeEvaluator,  # type: ignore[arg-type]
+            size,
+            is_over=lambda: next(left) <= 0,
+            say=lambda _: None,
+        )
+        front, said = finals.hold(store, maps, maps[:1])  # type: ignore[arg-type]
+        return {"front": front, **said}
+
+    resumed, anew = FakeStore(), FakeStore()
+    held(resumed, before, calls=5)
+    assert 0 < sum(map(len, resumed.finals.values())) < 90
+    assert held(resumed, after) == held(anew, after)
 
 
 def test_those_close_behind_the_front_take_part() -> None:

@@ -204,6 +204,21 @@ def test_a_second_owner_is_refused(tmp_path) -> None:
         assert store.count_trials() == 0
 
 
+@pytest.mark.parametrize("address", ["{}", "sqlite:///{}"])
+def test_a_second_owner_of_one_file_is_refused_from_any_folder(tmp_path, address: str) -> None:
+    """Each had a lock in its own folder, and both searched."""
+    storage = address.format(tmp_path / "shared" / "of_all.db")
+    with open_study("s", storage=storage, folder=tmp_path / "a") as store:
+        with pytest.raises(InputError, match=f"study s is being run by process {os.getpid()} of"):
+            with open_study("s", storage=storage, folder=tmp_path / "b"):
+                pass
+        with open_study("other", storage=storage, folder=tmp_path / "b") as other:
+            assert other.count_trials() == 0
+        key = store.key
+    with open_study("s", storage=storage, folder=tmp_path / "b") as store:
+        assert store.key == key
+
+
 def test_who_looks_at_the_lock_for_an_instant_keeps_nobody_out(tmp_path) -> None:
     with open_study("s", storage=None, folder=tmp_path):
         pass

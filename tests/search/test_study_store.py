@@ -49,6 +49,16 @@ def test_another_identity_is_refused_by_what_differs(tmp_path: Path) -> None:
             store.claim({"model": "a", "seed": 1})
 
 
+@pytest.mark.parametrize("first", [{"model": "a"}, {"model": "a", "prompt": 64}])
+def test_what_only_one_of_two_identities_names_differs_too(tmp_path: Path, first: dict) -> None:
+    """A study of prompts went on without them."""
+    second = {"model": "a"} if "prompt" in first else {"model": "a", "prompt": 64}
+    with open_study("s", storage=None, folder=tmp_path) as store:
+        store.claim(first)
+        with pytest.raises(InputError, match="study s holds scores of another prompt: "):
+            store.claim(second)
+
+
 def test_a_study_of_a_newer_version_is_refused_and_one_without_is_the_first(tmp_path: Path) -> None:
     with open_study("s", storage=None, folder=tmp_path) as store:
         study = store.study

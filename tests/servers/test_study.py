@@ -9,7 +9,9 @@ import socket
 from collections import Counter
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.storages import InMemoryStorage
 
 from kvsharer_exp.search.coordinator import Search, run_search
 from kvsharer_exp.search.execution.local import LocalExecutor
@@ -132,6 +134,39 @@ def test_a_write_whose_answer_was_lost_is_not_made_twice(
     assert len(lost) == 1
     texts, counts = held_by(database)
     assert len(texts) == 6
+    assert set(counts.values()) == {1}
+
+
+def test_a_server_that_goes_away_again_while_it_takes_what_waited(
+    tmp_path, cluster, database, monkeypatch
+) -> None:
+    """What it had taken the first time looked like the work of another process."""
+    from kvsharer_exp.search.served_study import ServedStudy
+    from kvsharer_exp.search.server_storage import StorageAwayError
+
+    inner, taken = optuna.Study.add_trial, []
+
+    def add_trial(self, trial) -> None:
+        if not isinstance(self._storage, InMemoryStorage):  # the server's
+            taken.append(trial)
+            if len(taken) == 3:
+                raise StorageAwayError("it went away again")
+        inner(self, trial)
+
+    def away(self, *_) -> None:
+        raise StorageAwayError("away")
+
+    with open_study("s", storage=database, folder=tmp_path) as store:
+        search(store, Scorer(), 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(ServedStudy, "_apply", away)
+            patch.setattr(ServedStudy, "_try_again", lambda self: None)
+            search(store, Scorer(), 7)
+        monkeypatch.setattr(optuna.Study, "add_trial", add_trial)
+        found = search(store, Scorer(), 9)
+    assert len(taken) > 7
+    texts, counts = held_by(database)
+    assert len(texts) == len(found) == 9
     assert set(counts.values()) == {1}
 
 

@@ -55,6 +55,7 @@ from kvsharer_exp.search.spaces.registry import check_space, is_for_plans
 from kvsharer_exp.search.stages import agreements
 from kvsharer_exp.search.study import check_storage, open_study
 from kvsharer_exp.search.study_store import StudyStore
+from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.trial import TrialResult
 
@@ -147,6 +148,12 @@ def _check_options(config: Config) -> SeedFile | None:
     check_space(config.search_space.kind, **config.search_space.options)
     check_sampler(config.sampler.kind, **config.sampler.options)
     check_storage(config.study.storage)
+    kind, asked = config.search_space.kind, config.compression
+    if not is_for_plans(kind) and (asked.kv or asked.kv_gib):
+        raise InputError(
+            f"compression.kv sets budgets of plans, and search_space={kind} holds sharing maps: "
+            "give compression.ratios, or search_space=layer_actions"
+        )
     return SeedFile.read(Path(config.study.seeds)) if config.study.seeds is not None else None
 
 

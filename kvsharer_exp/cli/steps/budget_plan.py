@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kvsharer_exp.cli.config.plans import FootprintConfig
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.finished_runs import finished_run, names_of, open_runs
 from kvsharer_exp.cli.steps.plan_candidates import CLOSE, budgets_of
@@ -146,12 +147,14 @@ class PlanStudy:
         """The budgets asked for, as shares of the full cache's bytes at ``context``.
 
         Raises:
-            InputError: one is below what the smallest plan keeps, or above the full cache.
+            InputError: one is below what the smallest plan keeps, or above the full cache, or the
+                sweep had another context in mind.
         """
-        if config.compression.kv_gib is not None and config.footprint.context != context:
+        given, in_gib = config.footprint.context, config.compression.kv_gib is not None
+        if given != context and (in_gib or given != FootprintConfig().context):
             raise InputError(
-                f"the sweep counted memory at footprint.context={context}, not "
-                f"{config.footprint.context}: give footprint.context={context} with kv_gib"
+                f"the sweep counted memory at footprint.context={context}, not {given}: "
+                f"give footprint.context={context}, or sweep at {given}"
             )
         return budgets_of(config, self._space.full_bytes, self.least)
 

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from kvsharer_exp.cli.config.plans import FootprintConfig
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.calibration import Calibration
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
@@ -42,7 +43,8 @@ def identity_of(
     """What must be the same for two scores to be comparable, as JSON values.
 
     It holds the model, the texts, the settings of the search and of its scores, and the seed; of a
-    search of ``plans`` also how they are fitted, and where their memory is compared.
+    search of ``plans`` also how they are fitted, and where their memory is compared. Settings that
+    came later are left out at their defaults, so that older studies go on.
     """
     compression = asdict(config.compression)
     for key in ("kv", "kv_gib"):  # a study answers any budget, so they do not change it
@@ -63,8 +65,13 @@ def identity_of(
         "search_tasks": asdict(config.scoring.search),
         "seed": config.seed,
     }
-    of_plans = {"fit": asdict(config.fit), "footprint": asdict(config.footprint)}
-    return identity | of_plans if plans else identity
+    if config.model.add_bos_token is not None:
+        identity["add_bos_token"] = config.model.add_bos_token
+    if plans:
+        identity["fit"] = asdict(config.fit)
+    if plans or config.footprint != FootprintConfig():
+        identity["footprint"] = asdict(config.footprint)
+    return identity
 
 
 def study_name(config: Config, identity: dict[str, Any]) -> str:
@@ -151,7 +158,7 @@ def say_left_out(config: Config, log: RunLog, space: SearchSpace, given: Sequenc
     if outside:
         log.say(
             f"{outside} of {len(given)} maps of study.seeds are left out: "
-            f"{config.search_space.kind} holds none such with 1 to {space.max_shared} shared layers"
+            f"{config.search_space.kind} does not hold them"
         )
 
 

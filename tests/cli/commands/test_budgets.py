@@ -191,6 +191,7 @@ def test_gib_are_shares_of_the_full_cache_of_all_sequences(swept, plan, refuse) 
     refuse(f"to {full:.3g}", f"compression.kv_gib={2 * full}", *words)
     refuse("cannot be met", f"compression.kv_gib={full / 1e6}", *words)
     refuse("give footprint.context=4096", "compression.kv_gib=1", "footprint.context=99", *words)
+    refuse("not 99: give", "compression.kv=[0.5]", "footprint.context=99", *words)
 
 
 @pytest.mark.slow

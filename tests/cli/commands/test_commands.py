@@ -14,10 +14,13 @@ from kvsharer_exp.cli.main import main
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.folders import data_dir
+from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.search import finals
 from kvsharer_exp.search.coordinator import MAX_REPEATS
+from kvsharer_exp.search.seeds import SeedFile
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
+from tests.tiny import tiny_model
 
 LAYERS = 6
 WITH_TASKS = (
@@ -263,10 +266,25 @@ def test_maps_of_a_file_are_scored_and_a_flat_front_ends_the_search(
     assert sum(again["trials"][s] for s in ("complete", "screened_out")) < 60
 
 
+def test_the_plans_of_a_front_are_seeds(tmp_path) -> None:
+    """A sweep of plans writes null for the sources of a plan that is no map."""
+    entries = [
+        {"kv_source_layers": [0, 1, 1], "plan": "0_1_1"},
+        {"kv_source_layers": None, "plan": "0_1q4_x"},
+        {"kv_source_layers": [0, 1, 2], "plan": "0_1_2"},
+    ]
+    (tmp_path / "front.json").write_text(json.dumps(entries))
+    held = SeedFile.read(tmp_path / "front.json")
+    assert [str(one) for one in held.maps] == ["0_1_1", "0_1q4_x", "0_1_2"]
+    layers = tuple(attention_layers(tiny_model("llama", num_hidden_layers=3)))
+    assert [str(one) for _, one in held.seeds("any", layers)] == ["0_1_1", "0_1q4_x"]
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         ("{", "is not JSON"),
+        ('[{"kv_source_layers": null}]', "holds what is no map"),
         ("[]", "holds no maps"),
         ("[[0, 5]]", "holds what is no map"),
         ('[{"sources": [0]}]', "holds what is no map"),

@@ -1,9 +1,12 @@
 """The command ``status``: what it says of studies that run, that ended, and that are not there."""
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,7 +14,8 @@ import pytest
 
 from kvsharer_exp.cli.commands import sweep as sweep_command
 from kvsharer_exp.cli.main import main
-from kvsharer_exp.search.study_status import Progress
+from kvsharer_exp.search import study_status
+from kvsharer_exp.search.study_status import Progress, watched
 from kvsharer_exp.values.errors import InputError
 from tests.cli.session.test_killed_sweeps import QUICK
 from tests.refusals import check_refusal
@@ -88,6 +92,33 @@ def test_a_search_with_a_worker_that_hangs(tmp_path: Path, monkeypatch, capsys) 
     assert "watched   not running   19 of 50 plans" in said
     assert "the command that began this study continues it" in said
     assert re.search(r"best: +[\d.]+ ?% of KV   kl \d", said)
+
+
+def test_a_full_disk_neither_ends_a_search_nor_hides_how_it_ended(
+    tmp_path: Path, monkeypatch, caplog
+) -> None:
+    """The thread died with a traceback, and Ctrl-C became a failure."""
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(study_status, "write_atomically", full)
+    monkeypatch.setattr(study_status, "_EVERY", 0.01)
+    asked = threading.Event()
+
+    def progress() -> Progress:
+        asked.set()
+        return Progress(None, 0.0, 1.0, 0, None, None)
+
+    with pytest.raises(KeyboardInterrupt):
+        with watched(tmp_path, "full", progress):
+            asked.clear()
+            assert asked.wait(60)
+            raise KeyboardInterrupt
+    (said,) = caplog.messages
+    assert (
+        said == "the progress of study full cannot be written: [Errno 28] No space left on device"
+    )
 
 
 @pytest.mark.parametrize(
