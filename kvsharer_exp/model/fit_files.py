@@ -11,18 +11,26 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from kvsharer_exp.model.fitted_plan import Fit, FittedPlan
+from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
-from kvsharer_exp.values.plan_files import FITS, PLAN, json_of_folder
+from kvsharer_exp.values.plan_files import (
+    FITS,
+    FRONT_FITS,
+    PLAN,
+    file_and_choice,
+    json_of_folder,
+)
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.text import clip, shorten
 
@@ -40,9 +48,11 @@ def load_plan(value: str | Path | KVPlan | SharingMap | FittedPlan) -> KVPlan | 
             fraction of the KV; ``"front.json:4"``, its map of 4 shared layers; or the folder of an
             export or of a run. MLflow run ids are left to the command line, which knows the store.
 
+    The fits of a front's plans are in the folder ``fits`` beside it, where the sweep has put them.
+
     Raises:
         InputError: there is no such plan, its fits are missing or damaged, or it has stand-ins and
-            is not a folder; those are fitted by ``fit_plan``.
+            is text; those are fitted by ``fit_plan``.
     """
     if isinstance(value, FittedPlan):
         return value
@@ -50,9 +60,12 @@ def load_plan(value: str | Path | KVPlan | SharingMap | FittedPlan) -> KVPlan | 
     plan = KVPlan.parse(value) if folder is None else KVPlan.from_json(json_of_folder(folder))
     if not any(action.fitted for action in plan.actions):
         return plan
-    if folder is None or not (folder / FITS).is_file():
-        return FittedPlan.of(plan)  # which says that the fits are missing
-    return load_fits(folder / FITS, plan)
+    if folder is not None and (folder / FITS).is_file():
+        return load_fits(folder / FITS, plan)
+    front = file_and_choice(str(value))
+    if folder is None and front is not None and (front[0].parent / FRONT_FITS).is_dir():
+        return load_each(front[0].parent / FRONT_FITS, plan)
+    return FittedPlan.of(plan)  # which says that the fits are missing
 
 
 def folder_of(value: Any) -> Path | None:
@@ -90,6 +103,41 @@ def save_fits(path: Path, fitted: FittedPlan, *, origin: Mapping[str, str]) -> N
         "origin": json.dumps(dict(origin), sort_keys=True),
     }
     write_whole(path, save(tensors, metadata))
+
+
+def fit_path(folder: Path, layer: int, action: Action) -> Path:
+    """The file of one stand-in in a ``folder`` of many."""
+    return folder / f"{layer}_{quote(action.text(layer), safe='')}.safetensors"
+
+
+def save_each(folder: Path, plans: Iterable[FittedPlan], *, origin: Mapping[str, str]) -> None:
+    """Write the fits of all stand-ins of ``plans``, each to its file, for `load_each`.
+
+    A layer's stand-in is the same in every plan that has it.
+    """
+    for fitted in plans:
+        full = KVPlan.full(fitted.plan.num_layers)
+        for layer, fit in fitted.fits.items():
+            path = fit_path(folder, layer, action := fitted.plan.actions[layer])
+            if not path.is_file():
+                folder.mkdir(exist_ok=True)
+                save_fits(
+                    path, FittedPlan(full.replace(layer, action), {layer: fit}), origin=origin
+                )
+
+
+def load_each(folder: Path, plan: KVPlan) -> FittedPlan:
+    """``plan`` with the fits of its stand-ins, each from its file.
+
+    Raises:
+        FitFileError: a file is missing or damaged, or its fit is of something else.
+    """
+    full, fits = KVPlan.full(plan.num_layers), {}
+    for layer, action in enumerate(plan.actions):
+        if action.fitted:
+            held = load_fits(fit_path(folder, layer, action), full.replace(layer, action))
+            fits[layer] = held.fits[layer]
+    return FittedPlan(plan, fits)
 
 
 def load_fits(path: Path, plan: KVPlan, *, origin: Mapping[str, str] | None = None) -> FittedPlan:

@@ -103,11 +103,15 @@ def wanted_actions(layer: int, texts: Sequence[str], fixed: Mapping[int, str]) -
             continue
         action: Action | None = Own() if text == OWN else None
         action = action or read_action(str(text), layer) or read_action(f"{layer}{text}", layer)
-        reads = action is not None and {action.keys_from(layer), action.values_from(layer)}
-        if not reads or not reads <= {None, layer}:
+        if action is None or _other_layers(layer, action):
             raise InputError(
                 f"search_space.options: {text} is no action of layer {layer}: "
                 "give own, q4, q3s4, x, c, a or read"
             )
         found.append(action)
     return list(dict.fromkeys(found))
+
+
+def _other_layers(layer: int, action: Action) -> set[int | None]:
+    """The layers whose keys or values are read at ``layer``."""
+    return {action.keys_from(layer), action.values_from(layer)} - {None, layer}

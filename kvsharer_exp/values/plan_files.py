@@ -21,6 +21,9 @@ from kvsharer_exp.values.text_files import read_json, read_text, why_unreadable
 PLAN, FITS = "plan.json", "fits.safetensors"
 """The files of a folder that keep its plan, and the numbers of the plan's stand-ins."""
 
+FRONT_FITS = "fits"
+"""The folder beside a ``front.json`` that keeps the numbers of its plans' stand-ins."""
+
 _KEYS = ("actions", "plan", "kv_plan", "kv_source_layers")
 _LIKE = '{"plan": "0_1q4_0_3"}'
 _IN_FOLDERS = (PLAN, "config.json", "result.json")  # an export's, then a run's
@@ -38,8 +41,14 @@ def json_of_text(text: str) -> str | None:
     Raises:
         PlanFileError: see `json_of_file`.
     """
-    found = re.fullmatch(r"(.+\.json)(?::([\d.]+))?", text.strip())
-    return None if found is None else json_of_file(Path(found[1]), found[2])
+    found = file_and_choice(text)
+    return None if found is None else json_of_file(*found)
+
+
+def file_and_choice(text: str) -> tuple[Path, str | None] | None:
+    """The file that ``FILE.json`` or ``FILE.json:CHOICE`` names, and the choice."""
+    found = re.fullmatch(r"(.+\.json)(?::([0-9.]+))?", text.strip())
+    return None if found is None else (Path(found[1]), found[2])
 
 
 def json_of_file(path: Path, choice: str | None = None) -> str:

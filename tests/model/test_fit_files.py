@@ -1,5 +1,6 @@
 """Fits in files come back as they were, or are refused in a line; plans load with their fits."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from kvsharer_exp import FittedPlan, KVPlan, apply_plan, fit_plan, load_plan
-from kvsharer_exp.model.fit_files import FitFileError, load_fits, origin_of, save_fits, save_plan
+from kvsharer_exp.model.fit_files import (
+    FitFileError,
+    load_fits,
+    origin_of,
+    save_each,
+    save_fits,
+    save_plan,
+)
 from kvsharer_exp.model.fitted_plan import Fit
 from kvsharer_exp.values.errors import InputError
 from tests.refusals import check_refusal
@@ -114,6 +122,27 @@ def test_a_plan_loads_from_text_a_file_a_folder_and_a_front(fitted, tmp_path: Pa
     plain.mkdir()
     save_plan(plain, FittedPlan(KVPlan.parse("0_x")), origin=ORIGIN)
     assert load_plan(plain) == KVPlan.parse("0_x")
+
+
+def test_plans_of_a_front_load_with_the_fits_beside_it(fitted, tmp_path: Path) -> None:
+    """A plan with stand-ins was refused, although the sweep had fitted them."""
+    full = KVPlan.full(PLAN.num_layers)
+    layer = max(fitted.fits)
+    alone = FittedPlan(full.replace(layer, PLAN.actions[layer]), {layer: fitted.fits[layer]})
+    front = tmp_path / "front.json"
+    plans = [(0.9, full), (0.5, alone.plan), (0.1, PLAN)]
+    entries = [{"plan": str(plan), "kv_fraction": kv, "score": kv} for kv, plan in plans]
+    front.write_text(json.dumps(entries))
+    save_each(tmp_path / "fits", [alone, FittedPlan.of(full), fitted], origin=ORIGIN)
+    assert len(list((tmp_path / "fits").iterdir())) == len(fitted.fits)
+    for choice, held in ((0.5, alone), (0.1, fitted)):
+        loaded = load_plan(f"{front}:{choice}")
+        assert isinstance(loaded, FittedPlan)
+        assert (loaded.plan, loaded.keys) == (held.plan, held.keys)
+    assert load_plan(f"{front}:0.9") == full
+    next((tmp_path / "fits").glob(f"{layer}_*")).unlink()
+    with pytest.raises(InputError, match="there are no fits at"):
+        load_plan(f"{front}:0.1")
 
 
 def test_stand_ins_without_fits_are_refused(fitted, tmp_path: Path) -> None:

@@ -382,7 +382,7 @@ def test_options_name_actions_and_fix_layers() -> None:
     texts = ["own", "q4", "q3g64s4", "x", "read"]
     assert wanted_actions(3, texts, {}) == [Own(), Own(4), Own(3, 64, 4), Drop()]
     assert wanted_actions(3, texts, {3: "a"}) == [Affine()]
-    for text in ("nope", "q5x", "0", "1k2v"):
+    for text in ("nope", "q5x", "0", "1k2v", "3k1v", "1k3v"):
         with pytest.raises(InputError, match="is no action of layer 3"):
             wanted_actions(3, [text], {})
     with pytest.raises(InputError, match="give a list like"):

@@ -43,6 +43,7 @@ from kvsharer_exp.cli.steps.sweep_setup import (
     sweep_seeds,
     sweep_space,
 )
+from kvsharer_exp.model.fit_files import save_each
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.reporting.sweep_result import SweepResult
 from kvsharer_exp.search.coordinator import Search
@@ -57,6 +58,7 @@ from kvsharer_exp.search.study import check_storage, open_study
 from kvsharer_exp.search.study_store import StudyStore
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
+from kvsharer_exp.values.plan_files import FRONT_FITS
 from kvsharer_exp.values.trial import TrialResult
 
 
@@ -130,6 +132,9 @@ def run(
         )
         sweep = replace(sweep, compare_url=mark_front(log, store, sweep))
         keep_files(log, sweep)
+        if parts:
+            fits = log.folder / FRONT_FITS
+            save_each(fits, (fitted(result.plan) for result in front), origin=plans.origin)
         _show(log, sweep)
         new = found[known_before:]
         log.finish(

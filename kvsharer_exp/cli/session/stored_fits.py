@@ -13,11 +13,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import quote
 
 from kvsharer_exp.measure.fits import Fits
 from kvsharer_exp.model.files import locked
-from kvsharer_exp.model.fit_files import FitFileError, load_fits, save_fits
+from kvsharer_exp.model.fit_files import FitFileError, fit_path, load_fits, save_fits
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.plan import KVPlan
@@ -50,7 +49,8 @@ class StoredFits:
         found: Fits = {}
         for layer, actions in wanted.items():
             for action in actions:
-                fitted = self._load(self._path(layer, action), self._full.replace(layer, action))
+                path = fit_path(self.folder, layer, action)
+                fitted = self._load(path, self._full.replace(layer, action))
                 if fitted is not None:
                     found[layer, action] = fitted.fits[layer]
         return found
@@ -59,7 +59,7 @@ class StoredFits:
         """Write ``fits``, each to its file."""
         for (layer, action), fit in fits.items():
             alone = FittedPlan(self._full.replace(layer, action), {layer: fit})
-            self._save(self._path(layer, action), alone)
+            self._save(fit_path(self.folder, layer, action), alone)
 
     def plan(self, plan: KVPlan) -> FittedPlan | None:
         """The fits of a whole plan, which depend on each other; None if they are not here."""
@@ -68,9 +68,6 @@ class StoredFits:
     def keep_plan(self, fitted: FittedPlan) -> None:
         """Write the fits of a whole plan."""
         self._save(self._plan_path(fitted.plan), fitted)
-
-    def _path(self, layer: int, action: Action) -> Path:
-        return self.folder / f"{layer}_{quote(action.text(layer), safe='')}.safetensors"
 
     def _plan_path(self, plan: KVPlan) -> Path:
         return self.folder / f"plan_{plan.digest}.safetensors"

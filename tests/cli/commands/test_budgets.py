@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kvsharer_exp import load_plan
 from kvsharer_exp.cli.main import main
 from kvsharer_exp.cli.session import loaded_model
 from kvsharer_exp.cli.steps import budget_plan
@@ -21,7 +22,7 @@ QUICK = (
     *("scoring.report.tasks=[]", "heldout.num_windows=2", "heldout.window_tokens=24"),
     *("fit.num_windows=6", "fit.window_tokens=40", "tracking.experiment=budgets"),
 )
-SWEEP = ("sweep", "study.screen_windows=[]")
+SWEEP = ("sweep", "study.screen_windows=[]", "search_space.options.actions=[own,q4,a,read]")
 MAPS = ("sweep", "search_space=layer_sources")
 
 
@@ -104,6 +105,19 @@ def test_budgets_are_answered_without_a_model(swept, plan, capsys) -> None:
         assert line.startswith(f"{answer['kv']:.4g}  {words}")
     assert "next     kvsharer evaluate model=tiny " in shown
     assert trials(swept).keys() == before.keys()  # the study is as it was
+
+
+def test_every_plan_of_a_front_loads_with_its_fits(swept) -> None:
+    folder = swept["folder"] / "plans"
+    plans = [KVPlan.parse(entry["plan"]) for entry in swept["plans"]["front"]]
+    stand_ins = {(i, a) for plan in plans for i, a in enumerate(plan.actions) if a.fitted}
+    assert len(list(folder.glob("fits/*.safetensors"))) == len(stand_ins) > 0
+    for entry, plan in zip(swept["plans"]["front"], plans, strict=True):
+        loaded = load_plan(f"{folder / 'front.json'}:{entry['kv_fraction'] + 1e-9:.12f}")
+        assert KVPlan.parse(getattr(loaded, "plan", loaded)) == plan
+        assert set(getattr(loaded, "fits", {})) == {
+            i for i, action in enumerate(plan.actions) if action.fitted
+        }
 
 
 def test_shares_are_counted_as_with_a_model(swept) -> None:
