@@ -7,6 +7,7 @@ values of the full cache if the run has them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -82,13 +83,13 @@ def _scores(
     """
     told = base.run.result.get("directions", {})
     kept = retained(scores, full, told) if base.num_shared != 0 else {}
-    shown = [name for name in (HELD_OUT_KL, *table_columns(full)) if name in scores]
-    for name in shown:
+    values = []
+    for name in (name for name in (HELD_OUT_KL, *table_columns(full)) if name in scores):
         if name in (KL, HELD_OUT_KL) and base.num_shared == 0:
             continue  # the KL of the full cache to itself is 0 by definition
         inside = (intervals or {}).get(name, {})
         low, high = inside.get("low"), inside.get("high")
-        yield replace(
+        value = replace(
             base,
             quantity=name,
             value=scores[name],
@@ -97,26 +98,32 @@ def _scores(
             retained=kept.get(name),
             mark=MARKS.get((marks or {}).get(name, ""), ""),
         )
-    of_tasks = [name for name in shown if ScoreName.parse(name).is_task]
-    yield from _task_means(base, of_tasks, scores, full)
+        values.append(value)
+        yield value
+    yield from _task_means(base, values, full)
 
 
 def _task_means(
-    base: Measured, names: Sequence[str], scores: Mapping[str, float], full: Mapping[str, float]
+    base: Measured, values: Iterable[Measured], full: Mapping[str, float]
 ) -> Iterator[Measured]:
     """Yield the mean over the tasks as the paper averages: the mean of the scores, from 0 to 100.
 
     For a map that shares layers, the percentage of the full cache's mean is yielded too. There are
-    no means for fewer than two tasks whose score is better when higher.
+    no means for fewer than two tasks whose score is better when higher. Tasks err independently.
     """
     told = base.run.result.get("directions", {})
-    names = [name for name in names if higher_is_better(name, told) and name in full]
-    if len(names) < 2:
+    tasks = [v for v in values if ScoreName.parse(v.quantity).is_task and v.quantity in full]
+    tasks = [value for value in tasks if higher_is_better(value.quantity, told)]
+    if len(tasks) < 2:
         return
-    tasks = sorted(ScoreName.parse(name).subject for name in names)
-    base = replace(base, settings={**base.settings, "tasks": tasks})
-    mean, whole = fmean(scores[n] for n in names), fmean(full[n] for n in names)
-    yield replace(base, quantity="tasks/mean", value=100 * mean)
+    names = sorted(ScoreName.parse(value.quantity).subject for value in tasks)
+    base = replace(base, settings={**base.settings, "tasks": names})
+    mean, whole = fmean(v.value for v in tasks), fmean(full[v.quantity] for v in tasks)
+    halves = [(v.high - v.low) / 2 for v in tasks if v.low is not None and v.high is not None]
+    half = math.hypot(*halves) / len(tasks)
+    known = len(halves) == len(tasks)
+    ends = {"low": 100 * (mean - half), "high": 100 * (mean + half)} if known else {}
+    yield replace(base, quantity="tasks/mean", value=100 * mean, **ends)
     if base.num_shared != 0 and whole > 0:
         yield replace(base, quantity="tasks/retained", value=100 * mean / whole)
 
@@ -229,10 +236,7 @@ def _of_ablate(run: FinishedRun) -> Iterator[Measured]:
 
 
 def _found(cell: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What an arm found at a ratio, as fields of `Measured`: shared layers, or a plan and its KV.
-
-    Arms that choose plans have one row.
-    """
+    """What an arm found at a ratio, as fields of `Measured`: shared layers, or a plan and KV."""
     plan = _plan_beyond_maps(rows[0])
     if plan:
         return {"num_shared": None, "plan": plan, "kv_fraction": rows[0]["kv_fraction"]}
@@ -241,11 +245,7 @@ def _found(cell: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[s
 
 
 def _count_shared(result: Mapping[str, Any], timing: Mapping[str, Any]) -> int:
-    """The number of layers that the map of a timing shares: what its row of the first arm found.
-
-    The ``kv_fraction`` of the timing does not tell this number, because a sliding window caps the
-    KV bytes.
-    """
+    """How many layers the map of a timing shares: what its row of the first arm found."""
     place = _place({**result["reference"], "compression": timing["compression"]})
     return next(row["found"] for row in result["rows"] if _place(row) == place)
 
@@ -283,8 +283,8 @@ def _timed(
             ("bench/tokens_per_second", "decode_tokens_per_second"),
         ):
             spread = got[key]
-            inside = {"low": spread["min"], "high": spread["max"]}
-            inside = inside if spread["min"] < spread["max"] else {}
+            low, high = spread["min"], spread["max"]
+            inside = {"low": low, "high": high} if low < high else {}
             yield replace(base, quantity=name, value=spread["median"], **inside)
         if side == "shared":
             yield replace(base, quantity="bench/decode_speedup", value=cell["speedup"]["decode"])

@@ -167,6 +167,16 @@ def test_the_mean_over_tasks_is_the_papers_only_with_all_its_tasks() -> None:
     assert values["tasks/retained"] == pytest.approx(100 * 5 / 6)
 
 
+def test_the_mean_over_tasks_has_the_interval_of_independent_tasks() -> None:
+    run = ablation(("dissimilar_tested", 8, 9.0), tasks=("piqa", "wsc"))
+    of_tasks = [v for v in measured(run) if v.num_shared == 8 and v.quantity.startswith("lm_eval")]
+    (mean,) = [v for v in measured(run) if v.num_shared == 8 and v.quantity == "tasks/mean"]
+    halves = [(v.high - v.low) / 2 for v in of_tasks]
+    half = 100 * sum(one**2 for one in halves) ** 0.5 / 2
+    assert half > 0
+    assert (mean.low, mean.high) == pytest.approx((mean.value - half, mean.value + half))
+
+
 def test_a_table_has_this_run_the_paper_the_difference_and_where_it_is_from() -> None:
     run = ablation(("dissimilar_tested", 8, 9.0), ("random_untested", 8, 20.0))
     compared = compare_with_paper(measured(run), paper_numbers())
