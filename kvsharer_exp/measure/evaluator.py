@@ -153,7 +153,7 @@ class Evaluator:
 
     def _fitted(self, plan: AnyPlan) -> FittedPlan:
         fitted = FittedPlan.of(plan)
-        check_plan(fitted.plan, self._layers)
+        check_plan(fitted, self._layers)
         return fitted
 
     def _batches_of(self, windows: slice) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from kvsharer_exp.model.fitted_plan import Fit
 from kvsharer_exp.model.moments import Moments
 from kvsharer_exp.model.sharing.architectures import AttentionLayer
 from kvsharer_exp.model.sharing.projections import SharingError
@@ -34,6 +35,9 @@ class ActionRunner:
         Raises:
             SharingError: names the layer and the reason.
         """
+
+    def check_fit(self, layer: AttentionLayer, fit: Fit) -> None:
+        """Refuse a ``fit`` that is not one of ``layer``; the errors are those of `check`."""
 
     def kv_bytes(
         self, layer: AttentionLayer, context: int, size: int, prompt: int | None = None

@@ -10,7 +10,9 @@ from typing import ClassVar
 from kvsharer_exp.model.actions.base import ActionRunner
 from kvsharer_exp.model.branch import branches_of, check_stand_in
 from kvsharer_exp.model.devices import device_of
+from kvsharer_exp.model.fitted_plan import Fit
 from kvsharer_exp.model.sharing.architectures import AttentionLayer
+from kvsharer_exp.model.sharing.projections import SharingError
 from kvsharer_exp.model.sharing.site import Site
 from kvsharer_exp.model.sharing.stand_in import StandIn
 
@@ -22,6 +24,15 @@ class StandInRunner(ActionRunner):
 
     def check(self, layer: AttentionLayer, layers: tuple[AttentionLayer, ...]) -> None:
         check_stand_in(branches_of(layers)[layer.index])
+
+    def check_fit(self, layer: AttentionLayer, fit: Fit) -> None:
+        sizes = [fit.tensors[name].numel() for name in self.tensors if name in fit.tensors]
+        whole = sum(sizes) == self.parameters_needed(layer.hidden_size)
+        if not whole or not (fit.norm is None or hasattr(layer.block, fit.norm)):
+            raise SharingError(
+                f"layer {layer.index}: its fit is one of another model: make it for this one, "
+                "with fit_plan(model, plan, windows)"
+            )
 
     def parameters_needed(self, hidden_size: int) -> int:
         """How many numbers the stand-in has."""

@@ -58,7 +58,7 @@ def make_plan(model: Model, plan: FittedPlan | KVPlan) -> Model:
     """
     layers = attention_layers(model)
     fitted = FittedPlan.of(plan)
-    check_plan(fitted.plan, layers)
+    check_plan(fitted, layers)
     refuse_if_sharing(layers)
     saved = parameter_bytes_saved(fitted.plan, layers)
     with ExitStack() as undo:

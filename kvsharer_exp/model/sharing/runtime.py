@@ -59,7 +59,7 @@ def apply_plan(
     """
     layers = attention_layers(model)
     fitted = FittedPlan.of(plan)
-    check_plan(fitted.plan, layers)
+    check_plan(fitted, layers)
     with install(layers, [fitted], prompt=prompt):
         yield model
 

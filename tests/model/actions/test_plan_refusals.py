@@ -8,6 +8,7 @@ from torch import nn
 from transformers import BloomConfig, BloomForCausalLM, DynamicCache, StaticCache
 from transformers.cache_utils import Cache, QuantizedLayer
 
+from kvsharer_exp.model.fitted_plan import Fit, FittedPlan
 from kvsharer_exp.model.sharing.architectures import SharingError, attention_layers
 from kvsharer_exp.model.sharing.permanent import make_plan
 from kvsharer_exp.model.sharing.runtime import apply_plan, share_kv
@@ -15,6 +16,7 @@ from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 from tests.model.actions.plans import PLANS, fitted
+from tests.refusals import check_refusal
 from tests.tiny import tiny_model, tokens
 
 QUANTISED = KVPlan.parse("0_1q4g8_2_3q3g8s2_4_5")
@@ -149,6 +151,25 @@ def test_a_plan_that_does_not_fit_is_refused_by_layer_and_reason() -> None:
             raise AssertionError
     with pytest.raises(InputError, match="fit_plan"):
         make_plan(copy.deepcopy(llama), KVPlan.parse("0_c_2_3_4_5"))
+
+
+def test_fits_of_another_model_are_refused_by_layer() -> None:
+    """They ended in an error of torch, or of Python, within the first forward."""
+    model, plan = tiny_model("llama"), KVPlan.parse("0_1_a_c_4_5")
+    fits = fitted(tiny_model("llama"), str(plan)).fits
+    small, none = torch.zeros(3, 3), Fit({"bias": fits[2].tensors["bias"]})
+    for layer, wrong in (
+        (2, Fit({"weight": small, "bias": small[0]})),
+        (2, none),
+        (2, Fit(fits[2].tensors, "norm_of_another")),
+        (3, Fit({"bias": small[0]})),
+    ):
+        with pytest.raises(SharingError) as error:
+            with apply_plan(model, FittedPlan(plan, {**fits, layer: wrong})):
+                pass
+        check_refusal(f"kvsharer: {error.value}", f"layer {layer}: its fit is one of another")
+    with apply_plan(model, FittedPlan(plan, fits)):
+        assert model(tokens(1)).logits.isfinite().all()
 
 
 def test_plans_do_not_stack() -> None:
