@@ -83,7 +83,7 @@ def near_names(name: str, others: Sequence[str] = ()) -> list[str]:
 
     A number in ``name`` is tried in the names of the retrieval tasks.
     """
-    number = re.search(r"_\d+", name)
+    number = re.search(r"_[0-9]+", name)
     numbered = [
         f"{kind}{number[0]}{search}"
         for search in ("", "_search")

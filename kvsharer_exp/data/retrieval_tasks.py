@@ -44,7 +44,7 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s)|[。！？]")
 _FEWEST_LINES = 4
 KEYS = tuple(f"{adjective} {noun}" for adjective, noun in product(ADJECTIVES, NOUNS))
 VALUES = range(10_000, 100_000)
-_NAME = re.compile(rf"({'|'.join(RETRIEVAL_KINDS)})(?:_(0|[1-9]\d{{0,8}}))?(_search)?")
+_NAME = re.compile(rf"({'|'.join(RETRIEVAL_KINDS)})(?:_(0|[1-9][0-9]{{0,8}}))?(_search)?")
 
 
 def token_counter(tokenizer: Any | None = None) -> Callable[[str], int]:

@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import islice
@@ -28,6 +27,7 @@ from kvsharer_exp.data.hub import offline_when_unreachable
 from kvsharer_exp.data.json_lines import broken_line
 from kvsharer_exp.data.local_tasks import LOCAL_TASKS, items_of, local_task, near_names
 from kvsharer_exp.data.passages import TextParts
+from kvsharer_exp.data.task_errors import not_loaded
 from kvsharer_exp.values.errors import InputError
 
 WEIGHS = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")
@@ -46,6 +46,7 @@ def load_tasks(
     seed: int = 0,
     tokenizer: Any | None = None,
     max_positions: int | None = None,
+    tokenizer_source: Callable[[], str | None] = lambda: None,
 ) -> dict[str, Any]:
     """Load lm-eval ``Task`` objects: made here, the paper's, lm-eval's own, or of a YAML file.
 
@@ -58,6 +59,8 @@ def load_tasks(
         tokenizer: what the length of a retrieval task (``needle_4096``) is measured with. Without
             one every word counts as 1.4 tokens.
         max_positions: the most tokens that the model can read, if known.
+        tokenizer_source: gives the folder or hub id of a tokenizer, for those of lm-eval's tasks
+            that make texts of a length (RULER).
 
     Raises:
         InputError: a name is unknown, a file is no task, data sets cannot be fetched, or a
@@ -76,7 +79,7 @@ def load_tasks(
                 )
                 tasks[name] = _in_memory(name, items, local[name].config)
                 continue
-            manager, task = _find(name)
+            manager, task = _find(name, tokenizer_source)
             try:
                 found = manager.load([task])
             except Exception as error:  # from lm-eval, datasets, the hub's clients, YAML or Jinja
@@ -86,7 +89,10 @@ def load_tasks(
             group = next(iter(found["groups"].values()), None)
             tasks |= {group.name: group} if group and group.has_aggregation else found["tasks"]
     if failed:
-        raise _not_loaded(failed) from next(iter(failed.values()))
+        way = "make the data reachable, or use wiki_cloze"
+        if failed.keys() <= set(PAPER_TASKS):
+            way = f"reach the hub, or put files into ${TASK_DATA} (fields: paper_tasks/*.yaml)"
+        raise not_loaded(failed, way) from next(iter(failed.values()))
     return tasks
 
 
@@ -116,10 +122,15 @@ def _in_memory(name: str, items: list[dict[str, Any]], config: Mapping[str, Any]
 
 
 @functools.cache
-def _manager() -> Any:
+def _manager(tokenizer: str | None) -> Any:
     from lm_eval.tasks import TaskManager
 
-    return TaskManager()
+    return TaskManager(metadata=_metadata(tokenizer))
+
+
+def _metadata(tokenizer: str | None) -> dict[str, Any]:
+    """What lm-eval hands to those of its tasks that make their texts themselves."""
+    return {} if tokenizer is None else {"tokenizer": tokenizer}
 
 
 @functools.cache
@@ -140,7 +151,7 @@ def _all_files() -> bytes:
     return b"\n".join(path.read_bytes() for path in _task_files())
 
 
-def _find(name: str) -> tuple[Any, Any]:
+def _find(name: str, tokenizer_source: Callable[[], str | None]) -> tuple[Any, Any]:
     """Find the task manager that knows ``name``, and what to ask that manager for."""
     from lm_eval.tasks import TaskManager
 
@@ -148,17 +159,21 @@ def _find(name: str) -> tuple[Any, Any]:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise InputError(f"task file {name} does not exist: give the path of a task YAML")
-        return TaskManager(include_path=str(path.parent), include_defaults=False), name
+        metadata = _metadata(tokenizer_source())
+        folder = str(path.parent)
+        return TaskManager(include_path=folder, include_defaults=False, metadata=metadata), name
     if name in PAPER_TASKS:
         manager = TaskManager(include_path=str(_PAPER_FOLDER), include_defaults=False)
         # A group is lm-eval's way to load a task with some keys changed.
         return manager, {"group": "paper", "task": [{"task": name, **_local_copy(name)}]}
-    if name.encode() not in _all_files() or name not in _manager().task_index:
-        theirs = (path.stem for path in _task_files() if path.suffix == ".yaml")
-        close = near_names(name, [*PAPER_TASKS, *theirs])
-        hint = f"did you mean {', '.join(close)}?" if close else f"try {_ANYWHERE}"
-        raise InputError(f"task {name!r} is not known: {hint}")
-    return _manager(), name
+    if name.encode() in _all_files():
+        manager = _manager(tokenizer_source())
+        if name in manager.task_index:
+            return manager, name
+    theirs = (path.stem for path in _task_files() if path.suffix == ".yaml")
+    close = near_names(name, [*PAPER_TASKS, *theirs])
+    hint = f"did you mean {', '.join(close)}?" if close else f"try {_ANYWHERE}"
+    raise InputError(f"task {name!r} is not known: {hint}")
 
 
 def _local_copy(name: str) -> dict[str, Any]:
@@ -175,24 +190,6 @@ def _local_copy(name: str) -> dict[str, Any]:
                 "test_split": "test",
             }
     return {}
-
-
-def _not_loaded(failed: Mapping[str, Exception]) -> InputError:
-    """Make an error of at most 190 characters on one line.
-
-    It names the tasks, as many as there is room for, and the reason why the first failed.
-    """
-    error = next(iter(failed.values()))
-    names = textwrap.shorten(", ".join(name[-60:] for name in failed), 110, placeholder=" …")
-    what = f"task{'s' if len(failed) > 1 else ''} {names} cannot be loaded"
-    way = "make the data reachable, or use wiki_cloze"
-    if failed.keys() <= set(PAPER_TASKS):
-        way = f"reach the hub, or put files into ${TASK_DATA} (fields: paper_tasks/*.yaml)"
-    reason = f"{type(error).__name__}: {error}"
-    if isinstance(error, InputError):
-        reason, way = str(error), "mend that line, or leave the task out"
-    room = 185 - len(what) - len(way)
-    return InputError(f"{what} ({textwrap.shorten(reason, room, placeholder=' …')}): {way}")
 
 
 def without_generation(tasks: Mapping[str, Any]) -> dict[str, Any]:

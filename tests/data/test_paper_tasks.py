@@ -27,6 +27,7 @@ from kvsharer_exp.data.tasks import PAPER_TASKS, load_tasks, members
 from kvsharer_exp.measure.scoring import TaskScorer
 from kvsharer_exp.model.folders import data_dir
 from kvsharer_exp.model.load import load_model
+from kvsharer_exp.model.spec import ModelSpec
 from kvsharer_exp.values.errors import InputError
 
 NO_TEXT = TextParts((), (), (), dict.fromkeys(PARTS, "none"))
@@ -306,7 +307,7 @@ def group(local: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
     (folder / "both.yaml").write_text(GROUP)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    monkeypatch.setattr("kvsharer_exp.data.tasks._manager", lambda: manager)
+    monkeypatch.setattr("kvsharer_exp.data.tasks._manager", lambda tokenizer: manager)
     return folder
 
 
@@ -328,7 +329,8 @@ def test_a_command_takes_groups_and_files_and_knows_their_members(group: Path) -
             search=TasksConfig([search]), report=TasksConfig([report]), allow_overlap=[allowed]
         )
         log, windows = SimpleNamespace(say=print), SimpleNamespace(texts=NO_TEXT)
-        scorers = Scorers(Config(scoring=scoring), log, None, windows, None)  # type: ignore[arg-type]
+        loaded = SimpleNamespace(spec=ModelSpec("tiny", "random:tiny"))
+        scorers = Scorers(Config(scoring=scoring), log, loaded, windows, None)  # type: ignore[arg-type]
         return tuple(list(side) for side in scorers.load_tasks())
 
     member = str(group / "one.yaml")

@@ -10,6 +10,7 @@ import pytest
 from kvsharer_exp.data.local_tasks import LOCAL_TASKS, items_of, local_task
 from kvsharer_exp.data.passages import PARTS, Passage, TextParts
 from kvsharer_exp.data.split import split_texts
+from kvsharer_exp.data.task_errors import not_loaded
 from kvsharer_exp.data.tasks import (
     check_no_generation,
     check_no_overlap,
@@ -18,7 +19,10 @@ from kvsharer_exp.data.tasks import (
     without_generation,
 )
 from kvsharer_exp.data.wiki_tasks import NUM_CHOICES, WIKI_TASKS
+from kvsharer_exp.model.load import load_model, tokenizer_source
+from kvsharer_exp.model.spec import ModelSpec
 from kvsharer_exp.values.errors import InputError
+from tests.refusals import WAY_OUT
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +155,76 @@ def test_a_task_file_that_is_none(
     assert "\n" not in str(error.value)
 
 
+MAKING = """
+task: made
+output_type: generate_until
+custom_dataset: !function made.texts
+test_split: test
+doc_to_text: "{{text}}"
+doc_to_target: "{{text}}"
+"""
+OF_A_LENGTH = """
+import datasets
+from lm_eval.tasks.ruler.common_utils import get_tokenizer, resolve_tokenizer_name
+
+def texts(**given):
+    tokens = get_tokenizer(resolve_tokenizer_name(given))("five").input_ids
+    return {"test": datasets.Dataset.from_list([{"text": str(len(tokens))}])}
+"""
+WITH_A_PACKAGE = """
+try:
+    import package_nobody_has.part
+except ImportError:
+    raise ImportError("Please install the required dependencies")
+"""
+
+
+def task_that_makes_its_texts(folder: Path, code: str) -> str:
+    (folder / "made.yaml").write_text(MAKING)
+    (folder / "made.py").write_text(code)
+    return str(folder / "made.yaml")
+
+
+def test_a_task_that_makes_texts_of_a_length_is_given_the_models_tokenizer(
+    parts: TextParts, tmp_path: Path
+) -> None:
+    name = task_that_makes_its_texts(tmp_path, OF_A_LENGTH)
+    load_model("tiny")[1].save_pretrained(tmp_path / "model")  # a token a byte
+    spec = ModelSpec("mine", str(tmp_path / "model"))
+    task = load_tasks([name], parts, tokenizer_source=lambda: tokenizer_source(spec))["made"]
+    assert [item["text"] for item in task.eval_docs] == ["4"]
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (OF_A_LENGTH, "(AssertionError: No tokenizer or pretrained provided. …): use a model of"),
+        (WITH_A_PACKAGE, "(it needs package_nobody_has): pip install package_nobody_has, or"),
+    ],
+)
+def test_what_a_task_lacks_is_named(parts: TextParts, tmp_path: Path, code: str, says: str) -> None:
+    with pytest.raises(InputError, match=re.escape(says)) as error:
+        load_tasks([task_that_makes_its_texts(tmp_path, code)], parts)
+    assert len(str(error.value)) <= 190
+    assert WAY_OUT.search(str(error.value))
+
+
+def test_however_many_tasks_fail_the_line_is_short() -> None:
+    failed: dict[str, Exception] = {f"task_{'x' * 50}_{number}": OSError() for number in range(9)}
+    for error in (ModuleNotFoundError(name="y" * 90), AssertionError("tokenizer " * 90)):
+        message = str(not_loaded({"first": error, **failed}, "never mind"))
+        assert "tasks first, task_xxx" in message
+        assert len(message) <= 190
+
+
 def test_an_unknown_task_is_answered_with_near_names(
     parts: TextParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lm_eval.tasks.TaskManager", None)  # its index takes long to read
     with pytest.raises(InputError, match=r"'wiki_clozze' is not known: did you mean wiki_cloze"):
         load_tasks(["wiki_clozze"], parts)
+    with pytest.raises(InputError, match=r"'needle_٥١٢' is not known"):
+        load_tasks(["needle_٥١٢"], parts)
     with pytest.raises(InputError, match=r"did you mean .*hellaswag"):
         load_tasks(["hellaswagg"], parts)
 

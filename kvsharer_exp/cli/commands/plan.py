@@ -21,11 +21,13 @@ from kvsharer_exp.cli.session.plan_words import (
     action_words,
     kind_of,
     memory_words,
+    unseen_lines,
     unseen_words,
 )
 from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.result_file import head, identify, tags_of, write_result
 from kvsharer_exp.cli.session.run_log import RunLog
+from kvsharer_exp.cli.session.scorers import refuse_prompted
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.steps.budget_plan import Answer, study_of, sweep_of_plans
 from kvsharer_exp.cli.terminal import TurningTable
@@ -64,14 +66,20 @@ def run(config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, plan
         return
     plan, other = plans.plan, plans.other
     plans.check()
+    text = _unseen(windows)
+    if len(text) and config.scoring.prompt_tokens is None:
+        for one in (plan, *(() if other is None else (other,))):
+            for layer, action in enumerate(one.actions):
+                refuse_prompted([action], f"the block error of layer {layer}")
     log.start(loaded.description, windows.texts, **tags_of(plan))
     fitted = plans.fitted
     plans.keep(fitted)
-    text = _unseen(windows)
     if not len(text):
         log.say("the calibration text has no window that the fits have not seen: no block errors")
-    elif unseen := unseen_words(plan, text.shape[1]):
-        log.say(f"scoring.window_tokens is too small for block errors of {unseen}")
+    else:
+        key = "scoring.window_tokens" if len(windows.scoring) else "calibration.window_tokens"
+        for line in unseen_lines(plan, key, text.shape[1], config.scoring.prompt_tokens):
+            log.say(line)
     lines = _lines(config, loaded, fitted, text)
     size = footprint(loaded.model, plan, context=config.footprint.context)
     log.console.print(f"{kind_of(plan)} {plan}")

@@ -28,7 +28,7 @@ from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.steps.executors import open_executor, require_memory
 from kvsharer_exp.cli.steps.front_lines import print_front
-from kvsharer_exp.cli.steps.plan_candidates import PlanParts, wanted
+from kvsharer_exp.cli.steps.plan_candidates import PlanParts, check_keeps, wanted
 from kvsharer_exp.cli.steps.sweep_entries import EntryMaker
 from kvsharer_exp.cli.steps.sweep_outputs import asked_of, keep_files, mark_front
 from kvsharer_exp.cli.steps.sweep_search import search_in
@@ -78,6 +78,8 @@ def run(
     windows.require("calibration", "scoring", "held_out")
     of_plans = is_for_plans(config.search_space.kind)
     scorers.require(wanted(config, loaded) if of_plans else ())
+    if of_plans:
+        check_keeps(config, loaded, windows)
     require_memory(config, loaded)
     given = seed_file.seeds(loaded.description["id"], loaded.layers) if seed_file else []
     identity = identity_of(config, loaded, windows, plans=of_plans)

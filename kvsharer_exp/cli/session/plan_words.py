@@ -14,6 +14,8 @@ from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.actions.read import Read
 from kvsharer_exp.values.actions.read_kv import ReadKV
 from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.keeps.base import Keep
+from kvsharer_exp.values.keeps.snapkv import SnapKV
 from kvsharer_exp.values.plan import KVPlan
 
 
@@ -75,10 +77,35 @@ def memory_words(plan: KVPlan, size: Footprint) -> str:
     )
 
 
-def unseen_words(plan: KVPlan, tokens: int) -> str:
-    """What a text of ``tokens`` tokens cannot tell of the plan; empty if it can tell all."""
-    keeps = {action.keep for action in plan.actions if isinstance(action, Own) and action.keep}
-    whole = sorted(str(keep) for keep in keeps if keep.held(tokens) >= tokens)
+def unseen_words(plan: KVPlan, tokens: int, prompt: int | None = None) -> str:
+    """What a text of ``tokens`` tokens cannot tell of the plan; empty if it can tell all.
+
+    The first ``prompt`` of them are a prompt, None: all.
+    """
+    return _all_held(_keeps(plan), tokens, prompt)
+
+
+def unseen_lines(plan: KVPlan, key: str, tokens: int, prompt: int | None) -> list[str]:
+    """A line for each key that gives a text too small to tell what the plan loses.
+
+    ``key`` gives windows of so many ``tokens``, whose last one reads all others, and
+    ``scoring.prompt_tokens`` their ``prompt``, None: they have none.
+    """
+    keeps = _keeps(plan)
+    once: set[Keep] = {
+        keep for keep in keeps if isinstance(keep, SnapKV)
+    }  # what follows a prompt stays
+    asked = ((key, keeps - once, tokens - 1), ("scoring.prompt_tokens", once, prompt or tokens))
+    words = ((name, _all_held(some, size, prompt)) for name, some, size in asked)
+    return [f"{name} is too small for {unseen}" for name, unseen in words if unseen]
+
+
+def _keeps(plan: KVPlan) -> set[Keep]:
+    return {action.keep for action in plan.actions if isinstance(action, Own) and action.keep}
+
+
+def _all_held(keeps: set[Keep], tokens: int, prompt: int | None) -> str:
+    whole = sorted(str(keep) for keep in keeps if keep.held(tokens, prompt) >= tokens)
     if not whole:
         return ""
     return f"{', '.join(whole)}: all of {tokens:,} tokens are held, so nothing is saved or lost"

@@ -23,6 +23,7 @@ from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.measure.held_out import HeldOutScorer
 from kvsharer_exp.measure.scoring import TaskScorer
 from kvsharer_exp.model.footprint import text_config
+from kvsharer_exp.model.load import tokenizer_source
 from kvsharer_exp.search.fitness import find_fitness
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.actions.own import Own
@@ -73,7 +74,13 @@ class Scorers:
         allowed = scoring.allow_overlap
         check_no_overlap(scoring.search.tasks, scoring.report.tasks, allowed)
         search, report = (
-            load_tasks(names, self._windows.texts, seed=self._config.seed, **self._measure(names))
+            load_tasks(
+                names,
+                self._windows.texts,
+                seed=self._config.seed,
+                tokenizer_source=lambda: tokenizer_source(self._loaded.spec),
+                **self._measure(names),
+            )
             if names
             else {}
             for names in (scoring.search.tasks, scoring.report.tasks)
@@ -115,7 +122,7 @@ class Scorers:
         for scorer in (self.search_tasks, self.report_tasks):
             for name, task in ({} if scorer is None else scorer.tasks).items():
                 if task.OUTPUT_TYPE != "generate_until":
-                    _refuse_prompted(actions, f"task {name}")
+                    refuse_prompted(actions, f"task {name}")
 
     def check(self, actions: Iterable[Action]) -> None:
         """Refuse windows longer than the model can read, and ``actions`` that they tell nothing of.
@@ -128,7 +135,7 @@ class Scorers:
             tokens = getattr(self._config, group).window_tokens
             check_length(self._loaded.model, tokens, f"{group}.window_tokens")
         if self._config.scoring.prompt_tokens is None:
-            _refuse_prompted(actions, "scoring of all tokens")
+            refuse_prompted(actions, "scoring of all tokens")
 
     @property
     def directions(self) -> dict[str, bool]:
@@ -155,15 +162,9 @@ class Scorers:
             seed=self._config.seed,
         )
 
-    @property
-    def fitness_windows(self) -> torch.Tensor:
-        """The scoring windows; where the text has none, the calibration windows."""
-        windows = self._windows.scoring
-        return windows if len(windows) else self._windows.calibration
-
     @cached_property
     def fitness(self) -> Evaluator:
-        """Scores maps on `fitness_windows`, which the search optimises on.
+        """Scores maps on `Windows.fitness`, which the search optimises on.
 
         If the text has fewer windows than are asked for, those it has are used. The evaluator has
         the memory that the acceptance test leaves.
@@ -177,7 +178,7 @@ class Scorers:
             )
         return Evaluator(
             self._loaded.model,
-            self.fitness_windows,
+            self._windows.fitness,
             batch_size=scoring.batch_size,
             cuts=self._config.study.screen_windows,
             memory_budget=max(0, scoring.memory_budget - self._calibration.text.kept_bytes),
@@ -228,7 +229,12 @@ class Scorers:
         )
 
 
-def _refuse_prompted(actions: Iterable[Action], what: str) -> None:
+def refuse_prompted(actions: Iterable[Action], what: str) -> None:
+    """Refuse those of ``actions`` that choose at the end of a prompt, for ``what`` has none.
+
+    Raises:
+        InputError: names the keep of the first such action.
+    """
     for action in actions:
         keep = action.keep if isinstance(action, Own) else None
         if keep is not None and keep.prompted:

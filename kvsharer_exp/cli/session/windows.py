@@ -63,6 +63,11 @@ class Windows:
             )
         return found
 
+    @property
+    def fitness(self) -> torch.Tensor:
+        """What maps are scored on: `scoring`, and where the text has none, `calibration`."""
+        return self.scoring if len(self.scoring) else self.calibration
+
     @cached_property
     def finals(self) -> torch.Tensor:
         """The windows after the scoring windows in the calibration text.
@@ -93,7 +98,7 @@ class Windows:
         """Those of ``windows`` that hold no text of the `fit` windows."""
         return without_runs_of(windows, self.fit)
 
-    def require(self, *kinds: Literal["calibration", "scoring", "held_out"]) -> None:
+    def require(self, *kinds: Literal["calibration", "scoring", "fitness", "held_out"]) -> None:
         """Cut these windows now, so that too little text is refused before model time is spent.
 
         Raises:

@@ -82,11 +82,9 @@ class PlanParts:
         allowed = _allowed(loaded, options)
         fits = plans.fits(fitted_among(allowed))
         if store.candidates is None:
-            text = windows.scoring if len(windows.scoring) else windows.calibration
-            _check_keeps(allowed, config.scoring.prompt_tokens or windows.scoring.shape[1])
             asked = {i: [a for a in of if a != Own()] for i, of in allowed.items()}
             log.say(f"measuring the block errors of {sum(map(len, asked.values()))} actions")
-            errors = errors_of(config, loaded, text[:ERROR_WINDOWS], asked, fits)
+            errors = errors_of(config, loaded, windows.fitness[:ERROR_WINDOWS], asked, fits)
             errors |= {(i, Own()): 0.0 for i, of in allowed.items() if Own() in of}
             if READ in options.get("actions", ACTIONS):
                 count = int(options.get("sources", SOURCES))
@@ -185,19 +183,21 @@ def _allowed(loaded: LoadedModel, options: dict[str, Any]) -> dict[int, list[Act
     return found
 
 
-def _check_keeps(allowed: dict[int, list[Action]], tokens: int) -> None:
-    """Refuse keeps that hold half of the ``tokens`` of a scoring window or prompt.
+def check_keeps(config: Config, loaded: LoadedModel, windows: Windows) -> None:
+    """Refuse keeps that hold more than half of the tokens of a scoring window or prompt.
 
     What they lose at a longer context would not be seen.
+
+    Raises:
+        InputError: a keep does.
     """
-    for actions in allowed.values():
-        for action in actions:
-            if isinstance(action, Own) and action.keep and 2 * action.keep.held(tokens) > tokens:
-                raise InputError(
-                    f"{action.keep} holds most of the {tokens} tokens that are scored, so it would "
-                    "look cheaper than it is: give windows of twice what it holds, or let it hold "
-                    "less"
-                )
+    tokens = config.scoring.prompt_tokens or windows.fitness.shape[1]
+    for action in sorted(wanted(config, loaded), key=str):
+        if isinstance(action, Own) and action.keep and 2 * action.keep.held(tokens) > tokens:
+            raise InputError(
+                f"{action.keep} holds most of the {tokens} tokens that are scored, so it would "
+                "look cheaper than it is: give windows of twice what it holds, or let it hold less"
+            )
 
 
 def least_reads(

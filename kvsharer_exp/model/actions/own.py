@@ -44,9 +44,10 @@ class OwnRunner(ActionRunner):
         if keep is None or window is None:
             return
         if keep.prompted:
+            shorter = Window(min(4, window // 4), max(1, window // 2))
             raise SharingError(
                 f"layer {layer.index} cannot keep {keep}: its own window of {window} tokens lets "
-                "go of the prompt already; give it a shorter window like w4+60, or all tokens"
+                f"go of the prompt; give a window like {shorter}, or all tokens"
             )
         if isinstance(keep, Window) and not keep.is_within(window):
             raise SharingError(

@@ -13,6 +13,8 @@ import torch
 
 from kvsharer_exp.values.precision import Precision
 
+_LARGEST = torch.finfo(torch.float16).max
+
 
 class Quantised(NamedTuple):
     """Codes (…, n) in uint8, packed or not, with scale and minimum (…) in float16."""
@@ -23,10 +25,13 @@ class Quantised(NamedTuple):
 
 
 def quantise(numbers: torch.Tensor, bits: int) -> Quantised:
-    """Code ``numbers`` (…, n) in ``bits`` each; they are taken in float32."""
+    """Code ``numbers`` (…, n) in ``bits`` each; they are taken in float32.
+
+    Where float16 does not reach their minimum or scale, they become the nearest that can be read.
+    """
     numbers = numbers.float()
-    minimum = numbers.amin(-1)
-    scale = ((numbers.amax(-1) - minimum) / (2**bits - 1)).half()
+    minimum = numbers.amin(-1).clamp(-_LARGEST, _LARGEST)
+    scale = ((numbers.amax(-1) - minimum) / (2**bits - 1)).clamp(0, _LARGEST).half()
     minimum = minimum.half()
     step = scale.float().unsqueeze(-1)
     codes = (numbers - minimum.float().unsqueeze(-1)) / torch.where(step == 0, 1, step)
@@ -36,7 +41,10 @@ def quantise(numbers: torch.Tensor, bits: int) -> Quantised:
 def dequantise(stored: Quantised, dtype: torch.dtype) -> torch.Tensor:
     """The numbers (…, n) that unpacked codes stand for, computed in float32."""
     codes, scale, minimum = stored
-    return (codes * scale.float().unsqueeze(-1)).add_(minimum.float().unsqueeze(-1)).to(dtype)
+    numbers = (codes * scale.float().unsqueeze(-1)).add_(minimum.float().unsqueeze(-1))
+    if dtype == torch.float16:  # a rounded scale may go past its end
+        numbers.clamp_(-_LARGEST, _LARGEST)
+    return numbers.to(dtype)
 
 
 def code_tokens(numbers: torch.Tensor, precision: Precision, *, packed: bool) -> Quantised:

@@ -137,7 +137,9 @@ class HeavyLayer(PromptedLayer):
         assert self.scores is not None
         held, count = self.scores.shape[2], queries.states.shape[2]
         new = self.scores.new_zeros(*self.scores.shape[:2], count)
-        scores = torch.cat([self.scores, new], 2)
+        tokens = past + torch.arange(count, device=new.device)
+        padding = tokens < self.padding[:, None]  # it may go on after the prompt
+        scores = torch.cat([self.scores, new.masked_fill(padding[:, None], -torch.inf)], 2)
         visible = torch.zeros(
             *scores.shape[:2], count, held + count, dtype=torch.bool, device=scores.device
         )

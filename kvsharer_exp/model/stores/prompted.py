@@ -113,12 +113,12 @@ class PromptedLayer(Store):
     def index_after(self, held: int, first: int, count: int) -> torch.Tensor:
         """The tokens (1, held + count) for which the model's mask is right.
 
-        For the ``held`` columns it is the prompt's last token: every later one may read it, as it
-        may read those. The others are the ``count`` tokens from ``first`` on.
+        For the ``held`` columns it is the token before ``first``: every later one may read it, as
+        it may read those, and it is padding only in rows that hold nothing. The others are the
+        ``count`` tokens from ``first`` on.
         """
-        assert self.end is not None
         device = self.padding.device
-        last = torch.full((held,), self.end - 1, device=device)
+        last = torch.full((held,), first - 1, device=device)
         return torch.cat([last, first + torch.arange(count, device=device)])[None]
 
     def holds_all(self, total: int) -> bool:

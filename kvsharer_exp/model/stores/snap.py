@@ -84,6 +84,8 @@ class SnapLayer(PromptedLayer):
         scores = torch.full(keys.shape[:3], -torch.inf, device=keys.device)
         for rows, pad in self.rows():
             last = min(self._keep.observe, end - pad)
+            if last <= 0:
+                continue  # no token of this row's text has come
             tail = replace(queries, states=self._tail[rows, :, -last:])
             hidden = ~causal(end - pad - last, last, keys.device)
             seen = weights(tail, keys[rows, :, pad:], hidden).mean((2, 3))
@@ -101,7 +103,12 @@ class SnapLayer(PromptedLayer):
 
     def lay_out_after(self, past: int, queries: int) -> Columns | None:
         assert self._held is not None and self.end is not None
-        columns = self._held.prepare(queries, None, self.padding.device)
+        pads = self._held.pads
+        if pads is not None:  # padding may go on after the prompt
+            beyond = self.padding - self.end
+            prompt = self.end if self._chosen is None else self._chosen
+            pads = torch.where(beyond > 0, prompt + beyond, pads)
+        columns = self._held.prepare(queries, pads, self.padding.device)
         if self._chosen is None or columns is None:
             return None
         index = self.index_after(self._chosen, self.end, past + queries - self.end)

@@ -14,7 +14,7 @@ from kvsharer_exp.values.keeps.registry import keep_from_dict, read_keep
 from kvsharer_exp.values.precision import FULL, Precision
 from kvsharer_exp.values.text import clip
 
-_TEXT = re.compile(r"(\d+)((?:q\d+(?:g\d+)?(?:s\d+)?)?)(.*)")
+_TEXT = re.compile(r"([0-9]+)((?:q[0-9]+(?:g[0-9]+)?(?:s[0-9]+)?)?)(.*)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ class Read(Action):
 
     @classmethod
     def read(cls, text: str, layer: int) -> Read | None:
-        return cls(int(text)) if text.isdecimal() and int(text) != layer else None
+        is_number = text.isascii() and text.isdecimal()
+        return cls(int(text)) if is_number and int(text) != layer else None
 
     def text(self, layer: int) -> str:
         return str(self.source)

@@ -28,7 +28,7 @@ class ReadKV(Action):
 
     @classmethod
     def read(cls, text: str, layer: int) -> ReadKV | None:
-        found = re.fullmatch(r"(\d+)k(\d+)v", text)
+        found = re.fullmatch(r"([0-9]+)k([0-9]+)v", text)
         return None if found is None else cls(int(found[1]), int(found[2]))
 
     def text(self, layer: int) -> str:

@@ -9,7 +9,7 @@ from kvsharer_exp.values.keeps.base import Keep
 from kvsharer_exp.values.text import clip
 
 Budget = int | float
-TEXT = r"(\d+|0\.\d{1,4})"
+TEXT = r"([0-9]+|0\.[0-9]{1,4})"
 """A number of tokens, or a fraction with a decimal point."""
 
 

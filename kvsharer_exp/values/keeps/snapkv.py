@@ -37,7 +37,7 @@ class SnapKV(BudgetKeep):
 
     @classmethod
     def read(cls, text: str) -> SnapKV | None:
-        parts = re.fullmatch(rf"snap{TEXT}\+(\d+)", text)
+        parts = re.fullmatch(rf"snap{TEXT}\+([0-9]+)", text)
         return None if parts is None else cls(read_budget(parts[1]), int(parts[2]))
 
     def __str__(self) -> str:

@@ -41,7 +41,7 @@ class Window(Keep):
 
     @classmethod
     def read(cls, text: str) -> Window | None:
-        found = re.fullmatch(r"w(\d+)\+(\d+)", text)
+        found = re.fullmatch(r"w([0-9]+)\+([0-9]+)", text)
         return None if found is None else cls(int(found[1]), int(found[2]))
 
     def __str__(self) -> str:

@@ -13,6 +13,7 @@ from kvsharer_exp.cli.argv import translate
 from kvsharer_exp.cli.config.compose import register, to_config
 from kvsharer_exp.cli.main import main
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.steps.sweep_worker import WorkerLog
 from kvsharer_exp.model.folders import data_dir
@@ -25,11 +26,18 @@ LONG = (
     "scoring.report.tasks=[]",
 )
 PLAN = "0_1h20_2q4snap24+8_3_x_1"
+NO_ROOM = [
+    *("scoring=recall", "scoring.prompt_tokens=40", "scoring.window_tokens=128"),
+    *("heldout.window_tokens=128", "heldout.num_windows=2", "scoring.report.tasks=[]"),
+    "map=0_1_0_3_4_5",
+]
+SHORT = ["calibration.path=short.txt", "map=0_1_0_3_4_5", "scoring.report.tasks=[]"]
 
 
 def test_evaluate_scores_the_continuation(tmp_path: Path, monkeypatch, store, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["model=tiny", *LONG, *store, "evaluate", f"plan={PLAN}", "hydra.run.dir=run"]) == 0
+    assert "is too small for" not in capsys.readouterr().out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     register(data_dir("search_spaces"))
     with initialize_config_dir(str(data_dir("conf")), version_base="1.3"):
@@ -76,6 +84,15 @@ def test_a_sweep_mixes_all_keeps(tmp_path: Path, monkeypatch, store) -> None:
     [
         (["evaluate", f"plan={PLAN}"], "h20 is chosen when a prompt has ended"),
         (["export", f"plan={PLAN}"], "h20 is chosen when a prompt has ended"),
+        (["plan", f"plan={PLAN}"], "h20 is chosen when a prompt has ended, and the block error of"),
+        (
+            ["plan", "plan=0_1_2_3_4_5", "compare=0_1_2_3h9_4_5"],
+            "the block error of layer 3 has no",
+        ),
+        (["evaluate", *NO_ROOM], "scoring.prompt_tokens=40 has no room for"),
+        (["export", *NO_ROOM], "scoring.prompt_tokens=40 has no room for"),
+        (["evaluate", *SHORT], "text gives 0 windows of 64 tokens"),
+        ([*LONG, "evaluate", *SHORT], "no window of scoring.window_tokens=128: give longer"),
         (
             ["sweep", "search_space.options.actions=[own,snap9+4,read]"],
             "snap9+4 is chosen when a prompt",
@@ -98,8 +115,12 @@ def test_a_sweep_mixes_all_keeps(tmp_path: Path, monkeypatch, store) -> None:
         ),
     ],
 )
-def test_refusals(words, message: str, tmp_path: Path, monkeypatch, store, capfd) -> None:
+def test_refusals_come_before_a_run_starts(
+    words, message: str, tmp_path: Path, monkeypatch, store, capfd
+) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(RunLog, "start", None)
+    (tmp_path / "short.txt").write_text("A text of one line.")
     assert main(["model=tiny", *store, "--quiet", "hydra.run.dir=run", *words]) == 2
     check_refusal(capfd.readouterr().err, message)
 

@@ -238,6 +238,25 @@ def test_plan_prints_layers_totals_and_differences(run, capsys) -> None:
     assert "The two plans are the same." in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("command", "keep", "line"),
+    [
+        ("evaluate", "w2+30", "heldout.window_tokens is too small for w2+30: all of 23 tokens"),
+        ("plan", "w2+30", "scoring.window_tokens is too small for w2+30: all of 31 tokens"),
+        ("bench", "w2+60", "bench.contexts=40 is too small for w2+60: all of 42 tokens"),
+        ("bench", "h42", "bench.contexts=40 is too small for h42: all of 42 tokens"),
+    ],
+)
+def test_a_keep_that_holds_all_of_the_text_is_said_to_save_nothing(
+    run, capsys, command: str, keep: str, line: str
+) -> None:
+    run(command, f"plan=0_1{keep}_2_3_4_5")
+    assert line in " ".join(capsys.readouterr().out.split())
+    small = "h20" if keep[0] == "h" else "w2+9"
+    run(command, f"plan=0_1{small}_2_3_4_5")
+    assert "is too small for" not in " ".join(capsys.readouterr().out.split())
+
+
 REFUSED = {
     "evaluate": "no map given",
     "evaluate map=0_1_0_3_4_5 plan=0_1_0_3_4_5": "both given",

@@ -6,7 +6,13 @@ from pathlib import Path
 import torch
 
 from kvsharer_exp import KVPlan
-from kvsharer_exp.cli.session.plan_words import action_words, counted, memory_words
+from kvsharer_exp.cli.session.plan_words import (
+    action_words,
+    counted,
+    memory_words,
+    unseen_lines,
+    unseen_words,
+)
 from kvsharer_exp.cli.session.stored_fits import StoredFits
 from kvsharer_exp.cli.session.windows import without_runs_of
 from kvsharer_exp.model.fitted_plan import Fit
@@ -61,3 +67,26 @@ def test_every_action_has_words() -> None:
     assert counted(plan) == "3 of 8 layers shared, 1 quantised, 3 without attention"
     assert "5 bytes of parameters more" in memory_words(plan, Footprint(10.5, 0.5, -5))
     assert "10.5 KV bytes per token (50.0% of full)" in memory_words(plan, Footprint(10.5, 0.5, 1))
+
+
+def test_a_text_that_is_too_small_for_a_keep_is_told_with_its_key() -> None:
+    def keys(keep: str, tokens: int = 2048, prompt: int | None = 1920) -> list[str]:
+        lines = unseen_lines(KVPlan.parse(f"0_1{keep}"), "heldout.window_tokens", tokens, prompt)
+        assert all(f"is too small for {keep}: all of" in line for line in lines)
+        return [line.split()[0] for line in lines]
+
+    # Tokens go while the prompt is continued.
+    assert not any(map(keys, ("w4+1950", "w4+2043", "h2000", "h2046", "h0.9", "snap1919+32")))
+    for keep in ("w4+2044", "h2047"):
+        assert keys(keep) == ["heldout.window_tokens"]
+    assert keys("snap1920+32") == ["scoring.prompt_tokens"]
+    assert keys("w4+20", 24, None) == ["heldout.window_tokens"]
+    assert not keys("w4+19", 24, None)
+    both = KVPlan.parse("0_1w4+2044_2snap1920+32_3h9")
+    assert unseen_lines(both, "heldout.window_tokens", 2048, 1920) == [
+        "heldout.window_tokens is too small for w4+2044: all of 2,047 tokens are held, so nothing "
+        "is saved or lost",
+        "scoring.prompt_tokens is too small for snap1920+32: all of 1,920 tokens are held, so "
+        "nothing is saved or lost",
+    ]
+    assert unseen_words(both, 1000) and not unseen_words(KVPlan.parse("0_1snap40+8"), 42, 41)

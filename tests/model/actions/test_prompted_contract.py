@@ -1,6 +1,7 @@
 """The contract of keeps that choose when a prompt has ended, over architectures × plans."""
 
 import copy
+import re
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from kvsharer_exp.measure.evaluator import Evaluator
+from kvsharer_exp.model.actions.own import OwnRunner
 from kvsharer_exp.model.actions.sizes import kv_bytes
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.footprint import footprint
@@ -20,6 +22,7 @@ from kvsharer_exp.model.sharing.runtime import apply_plan
 from kvsharer_exp.model.stores.base import Store
 from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.keeps.h2o import H2O
+from kvsharer_exp.values.keeps.registry import read_keep
 from kvsharer_exp.values.keeps.snapkv import SnapKV
 from kvsharer_exp.values.plan import KVPlan
 from tests.model.actions.plans import fitted
@@ -198,7 +201,23 @@ def test_refusals_name_the_layer_and_a_way_out() -> None:
         llama(tokens(), use_cache=False)
     for text in ("0_1h5_2_3_4_5", "0_1snap4+2_2_3_4_5"):
         with (
-            pytest.raises(SharingError, match=r"layer 1 .*window of 8 tokens.*w4\+60"),
+            pytest.raises(SharingError, match=r"layer 1 .*window of 8 tokens.*w2\+4"),
             apply_plan(sliding, KVPlan.parse(text)),
         ):
             pass
+    with apply_plan(sliding, KVPlan.parse("0_1w2+4_2_3_4_5")):  # what the refusal offers
+        sliding(tokens())
+
+
+@pytest.mark.parametrize("window", [2, 3, 8, 60, 64, 4096])
+def test_the_window_that_a_refusal_offers_is_taken(window: int) -> None:
+    model = tiny_model("mistral", sliding_window=window)
+    layers = attention_layers(model)
+    with pytest.raises(SharingError) as refused:
+        OwnRunner(Own(keep=H2O(5))).check(layers[1], layers)
+    offered = re.search(r"like (\S+),", str(refused.value))
+    assert offered is not None
+    keep = read_keep(offered[1])
+    assert keep is not None
+    OwnRunner(Own(keep=keep)).check(layers[1], layers)
+    assert keep.held(window - 1) < window - 1

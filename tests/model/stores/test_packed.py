@@ -30,6 +30,20 @@ def test_numbers_come_back_within_half_a_step_of_rounded_scales(bits: int) -> No
     assert torch.equal(again, dequantise(quantise(numbers, bits), torch.float32))
 
 
+@pytest.mark.parametrize("bits", BITS[:-1])
+def test_numbers_that_float16_does_not_reach_stay_finite_and_near(bits: int) -> None:
+    largest = torch.finfo(torch.float16).max
+    near = torch.tensor([[1e5] * 8, [-3.0, 1e5, *[0.0] * 6], [-1e5, *[5e4] * 7], [-1e5] * 8])
+    read = dequantise(quantise(near.bfloat16(), bits), torch.bfloat16).float()
+    step = (near.amax(-1) - near.amin(-1).clamp(-largest, largest)).clamp(0) / (2**bits - 1)
+    error = (read - near.clamp(min=-largest)).abs().amax(-1)
+    assert (error <= 0.5 * step + 1e-2 * near.abs().amax(-1)).all()
+    extreme = torch.tensor([[3e38, -3e38, *[0.0] * 6], [-3e38] * 8])
+    assert dequantise(quantise(extreme, bits), torch.float32).isfinite().all()
+    ends = torch.tensor([[-100.0, *[largest] * 7], [-largest, *[largest] * 7]]).half()
+    assert dequantise(quantise(ends, bits), torch.float16).isfinite().all()
+
+
 def test_a_channel_that_never_changes_is_exact() -> None:
     numbers = torch.full((2, 8), 0.25)
     assert torch.equal(dequantise(quantise(numbers, 2), torch.float32), numbers)

@@ -30,13 +30,14 @@ class Case:
         self.number = number
         # At least five tokens are to be chosen from: fewer would tie, for SnapKV smooths over five.
         self.end, self.total = number(12, 18), number(19, 26)
-        self.pads = [0, number(0, 3), number(0, 3)]
-        shape = (3, HEADS, self.total, DIM)
+        # The text of the last row begins when the prompt has ended.
+        self.pads = [0, number(0, 3), number(0, 3), number(self.end, self.total - 1)]
+        shape = (4, HEADS, self.total, DIM)
         self.keys = torch.randn(shape, generator=draw, dtype=torch.float64)
-        shape = (3, HEADS * GROUP, self.total, DIM)
+        shape = (4, HEADS * GROUP, self.total, DIM)
         self.queries = torch.randn(shape, generator=draw, dtype=torch.float64) * 2
         tags = torch.arange(self.total, dtype=torch.float64)
-        self.values = tags[None, None, :, None].expand(3, HEADS, self.total, DIM)
+        self.values = tags[None, None, :, None].expand(4, HEADS, self.total, DIM)
 
     def run(self, keep: Keep, *, cached: bool) -> dict[tuple[int, int, int], list[int]]:
         """What each row, KV head and token after the prompt reads."""
@@ -45,14 +46,16 @@ class Case:
         while seen < self.total:
             count = min(self.number(1, 9), self.total - seen) if cached else self.total
             part = slice(seen, seen + count)
-            columns = store.prepare(count, torch.tensor(self.pads), CPU)
+            # The mask of a forward tells of no padding that is still to come.
+            pads = torch.tensor(self.pads).clamp(max=seen + count)
+            columns = store.prepare(count, pads, CPU)
             keys, values = store.update(self.keys[:, :, part], self.values[:, :, part])
             other = store.watch(Queries(self.queries[:, :, part], SCALING), keys, values)
             if other is not None:
                 keys, values, columns = other
             for row, pad in enumerate(self.pads):
                 for head in range(HEADS):
-                    for token in range(max(self.end, seen), seen + count):
+                    for token in range(max(self.end, pad, seen), seen + count):
                         shown = values[row, head, :, 0].int()
                         if columns is None:
                             mine = [t for t in shown.tolist() if pad <= t <= token]
@@ -72,7 +75,7 @@ class Case:
             for head in range(HEADS):
                 keys = self.keys[row, head, pad:]
                 queries = self.queries[row, head * GROUP : (head + 1) * GROUP, pad:]
-                end = self.end - pad
+                end = max(0, self.end - pad)
                 if isinstance(keep, SnapKV):
                     number = keep.chosen(end)
                     kept = snap_positions(
@@ -88,7 +91,7 @@ class Case:
                         for t in range(end, len(keys))
                     ]
                 for step, tokens_read in enumerate(steps):
-                    read[row, head, self.end + step] = [t + pad for t in tokens_read]
+                    read[row, head, pad + end + step] = [t + pad for t in tokens_read]
         return read
 
 
@@ -202,3 +205,23 @@ def stepwise(model: PreTrainedModel, ids: torch.Tensor, end: int) -> torch.Tenso
     cache = DynamicCache(config=model.config)
     parts = ids.split([end, *[1] * (ids.shape[1] - end)], dim=1)
     return torch.cat([model(part, past_key_values=cache).logits for part in parts], 1)
+
+
+@pytest.mark.parametrize("text", ["0_1snap6+2_2_3_0_1", "0_1h3_2_3h4_0_1"])
+def test_a_row_that_begins_after_the_prompt_reads_its_own_tokens_only(text: str) -> None:
+    model, plan, end, pad = tiny_model("llama"), KVPlan.parse(text), 12, 14
+    ids = tokens(2, 20)
+    mask = torch.ones_like(ids)
+    mask[1, :pad] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.inference_mode(), apply_plan(model, plan, prompt=end):
+        known = {"attention_mask": mask, "position_ids": positions}
+        one_shot = model(ids, use_cache=False, **known).logits
+        cache, parts = DynamicCache(config=model.config), []
+        for first, last in ((0, 5), (5, 12), (12, 13), (13, 17), (17, 18), (18, 20)):
+            known = {"attention_mask": mask[:, :last], "position_ids": positions[:, first:last]}
+            parts.append(model(ids[:, first:last], past_key_values=cache, **known).logits)
+    with torch.inference_mode(), apply_plan(model, plan, prompt=1):
+        alone = stepwise(model, ids[1:, pad:], 1)[0]
+    for logits in (one_shot, torch.cat(parts, 1)):
+        torch.testing.assert_close(logits[1, pad:], alone, rtol=0, atol=1e-9)
