@@ -92,9 +92,8 @@ def unseen_lines(plan: KVPlan, key: str, tokens: int, prompt: int | None) -> lis
     ``scoring.prompt_tokens`` their ``prompt``, None: they have none.
     """
     keeps = _keeps(plan)
-    once: set[Keep] = {
-        keep for keep in keeps if isinstance(keep, SnapKV)
-    }  # what follows a prompt stays
+    # SnapKV chooses once: what follows the prompt stays.
+    once: set[Keep] = {keep for keep in keeps if isinstance(keep, SnapKV)}
     asked = ((key, keeps - once, tokens - 1), ("scoring.prompt_tokens", once, prompt or tokens))
     words = ((name, _all_held(some, size, prompt)) for name, some, size in asked)
     return [f"{name} is too small for {unseen}" for name, unseen in words if unseen]
