@@ -81,6 +81,7 @@ class StagedScorer:
         self._fitness = fitness
         self.screens = [count for count in screen_windows if count < evaluator.num_windows]
         self._ahead: dict[KVPlan, CandidateScores] = {}
+        self._looks_ahead = True
         self._fitted = fitted
         # Tasks cost too much for the first stages. If nothing else counts, KL stands for them.
         cheap = [(w, parts[n].loss) for n, w in fitness.items() if parts[n].loss is not None]
@@ -92,21 +93,25 @@ class StagedScorer:
     def look_ahead(self, maps: Sequence[KVPlan]) -> None:
         """Measure the first stage of all ``maps`` in one forward, before each of them is scored.
 
-        Raises:
-            InputError: they need more memory than the device has.
+        If memory runs out, the log says so, and from then on each map is scored alone.
         """
-        if not self.screens:
+        if not self.screens or not self._looks_ahead:
             return
         try:
             measured = self._evaluator.score_together(
                 [self._fitted(plan) for plan in maps], windows=slice(self.screens[0])
             )
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                f"{len(maps)} maps in one forward need more memory than there is: "
-                "lower scoring.maps_per_forward"
-            ) from error
         except NotFiniteError:  # which of them it is shows when each is scored alone
+            return
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            self._looks_ahead = False
+            _log.warning(
+                "memory ran out with %d maps in one forward: from here on one map in each "
+                "(lower scoring.maps_per_forward)",
+                len(maps),
+            )
             return
         self._ahead = dict(zip(maps, measured, strict=True))
 

@@ -23,8 +23,8 @@ def make_score(settings: str) -> Any:
 
     - ``log``: a file to which each plan is added before it is scored;
     - ``seconds``: how long a plan takes;
-    - ``slow``, ``dies``, ``dies_once``, ``hangs``, ``fails``, ``overflows``: numbers of trials, by
-      the order in the log, that do so;
+    - ``slow``, ``dies``, ``dies_once``, ``breaks_once``, ``hangs``, ``fails``, ``overflows``: the
+      numbers of trials, by the order in the log, that do so; one that breaks ends the device too;
     - ``refuses``: whether the worker refuses to start; ``crashes``: whether it fails to.
     """
     told = json.loads(settings)
@@ -33,6 +33,7 @@ def make_score(settings: str) -> Any:
     if told.get("crashes"):
         raise KeyError("a typo")
     log = Path(told["log"])
+    broken: list[int] = []
 
     def score(plan: KVPlan, bar: Bar) -> Outcome:
         with log.open("a+") as file:
@@ -45,6 +46,12 @@ def make_score(settings: str) -> Any:
             len(before) == order and order in told.get("dies_once", ())
         ):
             os.kill(os.getpid(), signal.SIGKILL)
+        if len(before) == order and order in told.get("breaks_once", ()):
+            broken.append(order)
+        if broken:
+            raise RuntimeError(
+                "CUDA error: device-side assert triggered\nCompile with TORCH_USE_X."
+            )
         if order in told.get("hangs", ()):
             time.sleep(1000)
         if order in told.get("fails", ()):

@@ -14,13 +14,15 @@ import psutil
 import pytest
 
 from kvsharer_exp.search.coordinator import run_search
-from kvsharer_exp.search.execution import worker
-from kvsharer_exp.search.execution.base import Executor
+from kvsharer_exp.search.execution import processes, worker
+from kvsharer_exp.search.execution.base import DeviceLostError, Executor, Task, attempt
 from kvsharer_exp.search.execution.local import LocalExecutor
-from kvsharer_exp.search.execution.pool import Pool
+from kvsharer_exp.search.execution.pool import Lost, Pool, Ready
 from kvsharer_exp.search.execution.ray_cluster import RayCrew, cluster
+from kvsharer_exp.search.outcome import Bar, Outcome
 from kvsharer_exp.search.study import open_study
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.trial import TrialResult
 from tests.search import cheap
 from tests.search.cheap_scores import make_score
@@ -119,6 +121,114 @@ def test_a_plan_that_fails_costs_no_worker(crew, tmp_path: Path) -> None:
         found = searched(tmp_path, pool, 3)
     assert found[1].reason == "RuntimeError: out of memory"
     assert not said
+
+
+def test_a_worker_that_loses_its_device_ends_and_its_plan_is_scored_again(crew, tmp_path) -> None:
+    """After such an error CUDA fails whatever the process asks of it."""
+    said: list[str] = []
+    with Pool(crew(tmp_path, breaks_once=[1]), 1, say=said.append) as pool:
+        found = searched(tmp_path, pool, 4)
+    assert {r.status for r in found} == {"complete"}
+    (line,) = said
+    assert "DeviceLostError: CUDA error: device-side assert triggered: run again" in line
+    assert line.endswith("its plan is scored again")
+
+
+def test_this_process_ends_the_run_when_it_loses_the_device(tmp_path: Path) -> None:
+    lost = "^CUDA error: device-side assert triggered: run again, "
+    with pytest.raises(DeviceLostError, match=lost):
+        searched(tmp_path, local(tmp_path, breaks_once=[1]), 4)
+    assert len((tmp_path / "local.txt").read_text().split()) == 2
+    found = searched(tmp_path, local(tmp_path), 4)  # run again
+    assert {r.status for r in found} == {"complete"}
+
+
+class AcceleratorError(RuntimeError):
+    """As torch has it; its text need not name CUDA."""
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (AcceleratorError("an illegal memory access was encountered"), True),
+        (RuntimeError("CUDA error: unspecified launch failure"), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), False),
+        (AcceleratorError("CUDA error: out of memory"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), False),
+    ],
+)
+def test_a_device_without_memory_is_not_lost(error: RuntimeError, is_lost: bool) -> None:
+    def score(plan: KVPlan, bar: Bar) -> Outcome:
+        raise error
+
+    task = Task(0, KVPlan.full(3), Bar())
+    if is_lost:
+        with pytest.raises(DeviceLostError):
+            attempt(score, task)
+    else:
+        assert attempt(score, task).outcome.status == "failed"
+
+
+def test_a_worker_whose_log_is_gone_is_replaced_too(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def on_result(result: TrialResult) -> None:
+        (tmp_path / "workers" / "worker-0.log").unlink(missing_ok=True)
+
+    with Pool(cheap.crew(tmp_path, dies_once=[1]), 1, say=said.append) as pool:
+        found = searched(tmp_path, pool, 3, on_result=on_result)
+    assert {r.status for r in found} == {"complete"}
+    assert "worker-0.log is gone): its plan is scored again" in said[0]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_loss_is_told_even_where_nobody_can_say_how_it_came(tmp_path, monkeypatch) -> None:
+    def fault(code: int, log: Path) -> str:
+        raise PermissionError(log)
+
+    monkeypatch.setattr(processes, "_how_it_ended", fault)
+    with Pool(cheap.crew(tmp_path, dies=[1]), 1) as pool:
+        found = searched(tmp_path, pool, 3)
+    assert [r.status for r in found] == ["complete", "failed", "complete"]
+    assert found[1].reason == "nobody could read what it says"
+
+
+SHELLS = {
+    r"printf '\377\n'; cat": "it says what is no outcome: ",
+    "exec 1>&-; cat > /dev/null": "it says no more, and does not end",
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_worker_that_only_babbles_or_is_mute_is_lost(shell: str, tmp_path, monkeypatch) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{shell}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(processes, "_PATIENCE", 0.2)
+    crew = cheap.crew(tmp_path)
+    started = crew.start(0)
+    try:
+        ((worker, news),) = crew.news(20)
+    finally:
+        crew.stop(started)
+    assert worker is started
+    assert isinstance(news, Lost) and news.reason.startswith(SHELLS[shell])
+
+
+def test_a_process_that_cannot_be_killed_keeps_nobody(tmp_path: Path, monkeypatch, caplog) -> None:
+    """One that sleeps in the system, as of a file server that is gone."""
+    monkeypatch.setattr(processes, "_PATIENCE", 0.2)
+    crew = cheap.crew(tmp_path, seconds=1000)
+    worker = crew.start(0)
+    assert crew.news(60) == [(worker, Ready())]
+    crew.send(worker, Task(0, KVPlan.full(3), Bar()))
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.process, "kill", lambda: None)
+        crew.stop(worker)
+    assert "worker 0 was killed and does not end: it is left alone" in caplog.text
+    crew.stop(worker)
+    assert worker.process.poll() is not None
 
 
 def test_a_worker_that_refuses_or_cannot_start_ends_the_run(crew, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,9 +14,10 @@ from ray.cluster_utils import Cluster
 
 from kvsharer_exp.search.coordinator import run_search
 from kvsharer_exp.search.execution.pool import Pool
-from kvsharer_exp.search.execution.ray_cluster import RayCrew, cluster
+from kvsharer_exp.search.execution.ray_cluster import RayCrew, cluster, fitting
 from kvsharer_exp.search.study import open_study
 from kvsharer_exp.values.errors import InputError
+from tests.refusals import check_refusal
 from tests.search import cheap
 
 
@@ -36,7 +38,9 @@ def test_a_node_that_goes_away_costs_its_plan_one_more_turn(tmp_path: Path) -> N
         on_sigterm = signal.getsignal(signal.SIGTERM)
         with cluster(nodes.address) as resources:
             assert signal.getsignal(signal.SIGTERM) == on_sigterm
-            assert resources["CPU"] == 2
+            assert [node["CPU"] for node in resources] == [1, 1]
+            assert fitting(resources, num_cpus=0.5, num_gpus=0) == 4
+            assert fitting(resources, num_cpus=2, num_gpus=0) == 0
             settings = json.dumps({"log": str(tmp_path / "scored.txt"), "seconds": 1})
             crew = RayCrew(cheap.MAKE, settings, num_cpus=1, num_gpus=0)
             with Pool(crew, 2, say=said.append) as pool:
@@ -59,6 +63,49 @@ def test_an_address_where_nobody_listens_is_refused(address: str) -> None:
     with pytest.raises(InputError, match=f"no Ray cluster listens at executor.address={address}"):
         with cluster(address):
             pass
+
+
+VERSIONS = "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.11.7"
+FAILURES = {
+    "answers": (
+        RuntimeError(VERSIONS),
+        r"^the Ray cluster at executor\.address={} refuses \(Version",
+    ),
+    "auto": (ConnectionError("Could not find one"), "^no Ray cluster listens at .*=auto"),
+    # Where a start takes too long, Ray's error has no type of its own.
+    "local": (
+        Exception("The node timed out.\nMore"),
+        r"^Ray does not start here \(The node timed out",
+    ),
+}
+
+
+@pytest.mark.parametrize("where", FAILURES)
+def test_a_ray_that_fails_says_why_in_a_line(where: str, monkeypatch) -> None:
+    error, line = FAILURES[where]
+
+    def init(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        answers = f"127.0.0.1:{server.getsockname()[1]}"
+        address = answers if where == "answers" else where
+        with pytest.raises(InputError, match=line.format(answers)) as refused:
+            with cluster(address):
+                pass
+    check_refusal(f"kvsharer: {refused.value}", "Ray")
+
+
+def test_a_worker_fits_on_one_node_or_not_at_all() -> None:
+    four = [{"CPU": 8.0, "GPU": 1.0}] * 4
+    assert fitting(four, num_cpus=1, num_gpus=4) == 0
+    assert fitting(four, num_cpus=1, num_gpus=1) == 4
+    assert fitting(four, num_cpus=3, num_gpus=0) == 8
+    shared = [{"CPU": 1.0, "GPU": 3.0}, {"GPU": 9.0}, {}]
+    assert fitting(shared, num_cpus=0.1, num_gpus=0.3) == 9  # three on each GPU
+    assert fitting(shared, num_cpus=0.2, num_gpus=0.3) == 5
+    assert fitting([], num_cpus=1, num_gpus=0) == 0
 
 
 _LISTENING = """

@@ -163,13 +163,44 @@ def test_maps_looked_ahead_at_score_as_without_in_fewer_forwards() -> None:
     assert forwards.count(False) - forwards.count(True) == 2
 
 
-def test_looking_ahead_at_more_than_fits_names_the_setting(evaluator: Evaluator, monkeypatch):
-    def full(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+    ids=["cuda", "cpu"],
+)
+def test_maps_that_do_not_fit_together_are_scored_one_by_one_from_then_on(
+    error: RuntimeError, monkeypatch, caplog
+) -> None:
+    staged = scorer(Evaluator(tiny_model("llama"), WINDOWS, batch_size=2))
+    expected, inner, tried = [staged(m, Bar()) for m in MAPS[:3]], evaluator_module.forward, []
+
+    def small(model, ids, logits, first):
+        tried.append(len(ids))
+        if len(ids) > 2:
+            raise error
+        return inner(model, ids, logits, first)
+
+    monkeypatch.setattr(evaluator_module, "forward", small)
+    staged.look_ahead(MAPS[:3])
+    staged.look_ahead(MAPS[:3])
+    assert tried == [6]  # it was tried once
+    assert [staged(m, Bar()).score for m in MAPS[:3]] == pytest.approx([e.score for e in expected])
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(
+        "memory ran out with 3 maps in one forward: from here on one map in each"
+    )
+
+
+def test_other_faults_of_looking_ahead_are_told(evaluator: Evaluator, monkeypatch) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise RuntimeError("a kernel refuses")
 
     staged = scorer(evaluator)
-    monkeypatch.setattr(evaluator, "score_together", full)
-    with pytest.raises(InputError, match=r"^3 maps in one forward .* scoring\.maps_per_forward$"):
+    monkeypatch.setattr(evaluator, "score_together", fault)
+    with pytest.raises(RuntimeError, match="a kernel refuses"):
         staged.look_ahead(MAPS[:3])
 
 

@@ -5,7 +5,6 @@ The command ``sweep`` searches inside `open_executor`; the workers end with the 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 import psutil
 import torch
 
+from kvsharer_exp.cli.config.executor import LOADING_SECONDS
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.run_log import RunLog
@@ -52,21 +52,23 @@ def open_executor(
         folder = log.folder / "workers"
         crew = ProcessCrew(MAKE, settings, folder=folder, environments=_environments(count))
         log.say(f"{count} worker processes, which log to {folder}")
-        with Pool(crew, count, trial_timeout=wanted.trial_timeout, say=log.say) as pool:
+        limit = wanted.trial_timeout
+        loading = None if limit is None else max(limit, LOADING_SECONDS)
+        with Pool(crew, count, trial_timeout=limit, start_timeout=loading, say=log.say) as pool:
             yield pool
         return
-    from kvsharer_exp.search.execution.ray_cluster import RayCrew, cluster
+    from kvsharer_exp.search.execution.ray_cluster import RayCrew, cluster, fitting
 
-    with cluster(wanted.address) as resources:
-        gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 0.0)
-        num_gpus = wanted.num_gpus if wanted.num_gpus is not None else float(gpus > 0)
-        fitting = min(gpus / num_gpus if num_gpus else math.inf, cpus / wanted.num_cpus)
-        if fitting < 1:
+    with cluster(wanted.address) as nodes:
+        has_gpus = any(node.get("GPU") for node in nodes)
+        num_gpus = wanted.num_gpus if wanted.num_gpus is not None else float(has_gpus)
+        fits = fitting(nodes, num_cpus=wanted.num_cpus, num_gpus=num_gpus)
+        if not fits:
             raise InputError(
-                f"the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs, too few for one worker: "
-                "lower executor.num_cpus or executor.num_gpus"
+                f"no node of the Ray cluster ({len(nodes)} in all) has {wanted.num_cpus:g} CPUs "
+                f"and {num_gpus:g} GPUs, one worker's: lower executor.num_cpus or executor.num_gpus"
             )
-        count = wanted.num_workers or int(fitting)
+        count = wanted.num_workers or fits
         ray_crew = RayCrew(MAKE, settings, num_cpus=wanted.num_cpus, num_gpus=num_gpus)
         log.say(f"{count} Ray workers of {wanted.num_cpus:g} CPUs and {num_gpus:g} GPUs each")
         with Pool(ray_crew, count, trial_timeout=wanted.trial_timeout, say=log.say) as pool:
@@ -83,10 +85,13 @@ def _gpus() -> list[str]:
 
 
 def _environments(count: int) -> list[dict[str, str]]:
-    """What each of ``count`` workers finds in its environment: its GPU, or its share of threads."""
+    """What each of ``count`` workers finds in its environment: its GPU, or its share of threads.
+
+    The GPUs take turns. The first one comes last, for this process has its own model there.
+    """
     gpus = _gpus()
     if gpus:
-        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus]
+        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in reversed(gpus)]
     threads = max(1, torch.get_num_threads() // count)
     return [{"OMP_NUM_THREADS": str(threads)}]
 
@@ -105,15 +110,14 @@ def require_memory(config: Config, loaded: LoadedModel) -> None:
         return
     count = _num_processes(config)
     model = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-    gpus = _gpus()
-    if gpus:
-        free = [torch.cuda.mem_get_info(index)[0] for index in range(len(gpus))]
-        fitting = sum(int(bytes_ // (model + _BESIDE_MODEL)) for bytes_ in free)
-    else:
-        fitting = int(psutil.virtual_memory().available // (model + _BESIDE_MODEL))
-    if count > fitting:
+    need, gpus = model + _BESIDE_MODEL, _gpus()
+    free = [torch.cuda.mem_get_info(index)[0] for index in reversed(range(len(gpus)))]
+    free = free or [psutil.virtual_memory().available]
+    # The devices take turns, and the first that would have one too many ends the round.
+    fits = min(turn + len(free) * int(bytes_ // need) for turn, bytes_ in enumerate(free))
+    if count > fits:
+        way = f"give at most {fits}" if fits else "leave executor out"
         raise InputError(
-            f"executor.num_workers={count}: each needs {(model + _BESIDE_MODEL) / 2**30:.1f} GiB, "
-            f"and there is memory for {fitting}: give at most {max(1, fitting)}, or use a smaller "
-            "model.dtype"
+            f"executor.num_workers={count}: each needs {need / 2**30:.1f} GiB, and there is memory "
+            f"for {fits}: {way}, or use a smaller model.dtype"
         )

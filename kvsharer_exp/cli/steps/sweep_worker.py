@@ -7,7 +7,9 @@ model, text or fits are not those of the sweep refuses to work.
 from __future__ import annotations
 
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import OmegaConf
@@ -37,17 +39,23 @@ class WorkerLog:
 
 
 def settings_of(config: Config, identity: dict[str, Any]) -> str:
-    """The text that `make_score` takes, of a sweep with this configuration and identity."""
-    return json.dumps({"config": to_yaml(config), "identity": digest_of(identity)})
+    """The text that `make_score` takes, of a sweep with this configuration and identity.
+
+    Paths stay as they were typed, for the identity is made of them; the folder says what they mean.
+    """
+    identity_digest, folder = digest_of(identity), str(Path.cwd())
+    return json.dumps({"config": to_yaml(config), "identity": identity_digest, "folder": folder})
 
 
 def make_score(settings: str) -> StagedScorer:
-    """Load model, text and fits.
+    """Load model, text and fits; relative paths are those of the sweep's folder, if it is here.
 
     Raises:
         InputError: they are not those of the sweep.
     """
     given = json.loads(settings)
+    if Path(given["folder"]).is_dir():
+        os.chdir(given["folder"])
     config = to_config(OmegaConf.create(given["config"]))
     log = cast(RunLog, WorkerLog())
     loaded = LoadedModel(config, log)

@@ -15,6 +15,9 @@ from typing import Protocol
 from kvsharer_exp.search.outcome import Bar, Outcome
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.record import Record
+from kvsharer_exp.values.text import clip
+
+_OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")  # as CUDA and cuBLAS say it
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +78,38 @@ class Executor(Protocol):
         """Give back the tasks that nobody has begun."""
 
 
+class DeviceLostError(Exception):
+    """From here on the device fails whatever this process asks of it; a new process may use it."""
+
+
 def attempt(score: Score, task: Task) -> Done:
     """Score the plan of ``task``.
 
     A ``RuntimeError`` or an ``ArithmeticError`` makes a failed outcome with its reason: memory ran
     out, a kernel refused, or a score is not finite. Any other exception is a fault of ours.
+
+    Raises:
+        DeviceLostError: the plans that come next would fail too, whatever they are.
     """
     started = time.perf_counter()
     try:
         outcome = score(task.plan, task.bar)
     except (RuntimeError, ArithmeticError) as error:
+        if _loses_device(error):
+            first = clip(str(error).strip().partition("\n")[0], 80)
+            raise DeviceLostError(f"{first}: run again, only a new process can go on") from error
         outcome = failed(f"{type(error).__name__}: {error}")
     return Done(task.number, outcome, time.perf_counter() - started)
+
+
+def _loses_device(error: Exception) -> bool:
+    """Whether CUDA refuses all further work of this process; not so where memory ran out.
+
+    Known by the name and the text, so that nobody who starts workers has to import torch.
+    """
+    text = str(error)
+    is_cuda = type(error).__name__ == "AcceleratorError" or "CUDA error" in text
+    return is_cuda and not any(sign in text for sign in _OUT_OF_MEMORY)
 
 
 def failed(reason: str) -> Outcome:

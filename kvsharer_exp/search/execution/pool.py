@@ -3,7 +3,8 @@
 A `Crew` starts, feeds and ends the workers: `ProcessCrew` on this machine, `RayCrew` in a cluster.
 The `Pool` knows which worker has which task. A task whose worker is lost goes to another one, and a
 new worker is started; it counts as free once it says that it is ready. A plan that loses
-`ATTEMPTS` workers fails with the reason of the last loss.
+`ATTEMPTS` workers fails with the reason of the last loss. A place where so many workers in a row do
+not start is given up, and the run ends when none is left.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ class Crew(Protocol):
 
 @dataclass(eq=False, slots=True)
 class _Place:
-    """The place of one worker: who works there, on what since when, and what came before."""
+    """The place of one worker: who works there, on what, and what came before.
+
+    ``since`` is when the worker was started, and then when it was given its task.
+    """
 
     number: int
     worker: Any
@@ -71,6 +75,7 @@ class Pool:
     Args:
         count: the number of workers.
         trial_timeout: the seconds that a plan may take; the worker is lost then. None: any time.
+        start_timeout: the seconds that a worker may take until it is ready. None: any time.
         say: is told of each worker that is lost.
         clock: gives the time in seconds.
     """
@@ -81,10 +86,12 @@ class Pool:
         count: int,
         *,
         trial_timeout: float | None = None,
+        start_timeout: float | None = None,
         say: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._crew, self._count, self._timeout = crew, count, trial_timeout
+        self._crew, self._count = crew, count
+        self._trial_timeout, self._start_timeout = trial_timeout, start_timeout
         self._say, self._clock = say, clock
         self._places: list[_Place] = []
         self._again: list[Task] = []  # lost their worker
@@ -93,7 +100,8 @@ class Pool:
     def __enter__(self) -> Pool:
         try:
             for number in range(self._count):
-                self._places.append(_Place(number, self._crew.start(number)))
+                worker = self._crew.start(number)
+                self._places.append(_Place(number, worker, since=self._clock()))
         except BaseException:
             self._stop()
             raise
@@ -140,10 +148,13 @@ class Pool:
                 done.append(news)
             else:
                 done += self._lose(place, news)
-        for place in self._places:
-            if place.task and self._timeout and self._clock() - place.since >= self._timeout:
-                reason = f"no result after executor.trial_timeout={self._timeout:g} seconds"
-                done += self._lose(place, Lost(reason))
+        for place in list(self._places):
+            limit = self._limit(place)
+            if limit is not None and self._clock() - place.since >= limit:
+                late = (
+                    "no result after executor.trial_timeout=" if place.task else "not ready after "
+                )
+                done += self._lose(place, Lost(f"{late}{limit:g} seconds"))
         return done
 
     def _free(self) -> list[_Place]:
@@ -163,12 +174,13 @@ class Pool:
         self._crew.stop(place.worker)
         if loss.error is not None:
             raise loss.error
-        task, done = place.task, []
+        task, then = place.task, "a new one is started"
+        done: list[Done] = []
         if task is None:
             place.failed_starts += 1
             if place.failed_starts == ATTEMPTS:
-                raise RuntimeError(f"worker {place.number} does not start: {loss.reason}")
-            self._say(f"worker {place.number} is lost ({loss.reason}): a new one is started")
+                self._give_up(place, loss.reason)
+                return done
         else:
             self._losses[task.number] = self._losses.get(task.number, 0) + 1
             if self._losses[task.number] == ATTEMPTS:
@@ -178,16 +190,34 @@ class Pool:
             else:
                 self._again.append(task)
                 then = "its plan is scored again"
-            self._say(f"worker {place.number} is lost ({loss.reason}): {then}")
-        place.worker, place.is_ready, place.task = self._crew.start(place.number), False, None
+        self._say(f"worker {place.number} is lost ({loss.reason}): {then}")
+        place.worker, place.since = self._crew.start(place.number), self._clock()
+        place.is_ready, place.task, place.last = False, None, None
         return done
 
+    def _give_up(self, place: _Place, reason: str) -> None:
+        """Go on without this place.
+
+        Raises:
+            RuntimeError: it was the last one.
+        """
+        self._places.remove(place)
+        if not self._places:
+            raise RuntimeError(f"worker {place.number} does not start: {reason}")
+        left = f"{len(self._places)} of {self._count}"
+        self._say(f"worker {place.number} does not start ({reason}): the sweep goes on with {left}")
+
+    def _limit(self, place: _Place) -> float | None:
+        """The seconds that the worker may take for what it does now; None if any time."""
+        if place.task:
+            return self._trial_timeout
+        return None if place.is_ready else self._start_timeout
+
     def _seconds_left(self) -> float | None:
-        """The seconds until the first plan takes too long; None if none may."""
-        begun = [place.since for place in self._places if place.task]
-        if not self._timeout or not begun:
-            return None
-        return max(0.0, min(begun) + self._timeout - self._clock())
+        """The seconds until the first worker takes too long; None if none may."""
+        limits = [(place.since, self._limit(place)) for place in self._places]
+        ends = [since + limit for since, limit in limits if limit is not None]
+        return max(0.0, min(ends) - self._clock()) if ends else None
 
     def _stop(self) -> None:
         for place in self._places:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import subprocess
@@ -17,6 +18,9 @@ from kvsharer_exp.search.execution.base import Done, Task
 from kvsharer_exp.search.execution.pool import Lost, News, Ready
 from kvsharer_exp.values.errors import MALFORMED, InputError
 from kvsharer_exp.values.text import clip
+
+_log = logging.getLogger(__name__)
+_PATIENCE = 10.0  # seconds that a process has to end
 
 
 @dataclass(eq=False, slots=True)
@@ -61,6 +65,7 @@ class ProcessCrew:
                 stderr=errors,
                 text=True,
                 encoding="utf-8",
+                errors="replace",
                 env={**os.environ, **extra},
             )
         worker = _Worker(number, process, log)
@@ -74,7 +79,10 @@ class ProcessCrew:
     def stop(self, worker: _Worker) -> None:
         self._stopped.add(worker)
         worker.process.kill()
-        worker.process.wait()
+        try:
+            worker.process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:  # it is in a call that the system does not interrupt
+            _log.warning("worker %d was killed and does not end: it is left alone", worker.number)
         assert worker.process.stdin is not None
         try:
             worker.process.stdin.close()
@@ -100,7 +108,15 @@ class ProcessCrew:
             return
 
     def _listen(self, worker: _Worker) -> None:
-        """Pass on what a worker says, and in the end that it is gone."""
+        """Pass on what a worker says, and in the end that it is gone, whatever goes wrong here."""
+        loss = Lost("nobody could read what it says")
+        try:
+            loss = self._hear(worker)
+        finally:
+            self._news.put((worker, loss))
+
+    def _hear(self, worker: _Worker) -> Lost:
+        """Pass on what a worker says; returns why it says no more."""
         assert worker.process.stdout is not None
         error: Exception | None = None
         with worker.process.stdout as lines:
@@ -109,23 +125,24 @@ class ProcessCrew:
                     said = json.loads(line)
                     done = Done.from_dict(said["done"]) if "done" in said else None
                 except MALFORMED as wrong:
-                    reason = f"it says what is no outcome: {clip(str(wrong), 80)}"
-                    self._news.put((worker, Lost(reason)))
-                    return
+                    return Lost(f"it says what is no outcome: {clip(str(wrong), 80)}")
                 if done is not None:
                     self._news.put((worker, done))
                 elif "refused" in said:
                     error = InputError(said["refused"])
                 else:
                     self._news.put((worker, Ready()))
-        code = worker.process.wait()
-        if worker in self._stopped:
-            return
-        self._news.put((worker, Lost(_how_it_ended(code, worker.log), error)))
+        try:
+            code = worker.process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            return Lost("it says no more, and does not end", error)
+        return Lost(_how_it_ended(code, worker.log), error)
 
 
 def _how_it_ended(code: int, log: Path) -> str:
     """In words, from the exit code and the last line of the log."""
     ended = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    if not log.is_file():
+        return f"{ended}, and {log} is gone"
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return f"{ended}, see {log}" + (f": {lines[-1][:120]}" if lines and code > 0 else "")

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from kvsharer_exp.search.execution.base import Done, Task, attempt
 from kvsharer_exp.search.execution.pool import Lost, News, Ready
 from kvsharer_exp.search.execution.worker import make_score
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.text import clip
 
 # Without it Ray uses the loopback interface only. That is the default on Windows and macOS, and the
 # variable works anywhere: https://github.com/ray-project/ray/issues/18730
@@ -91,14 +92,14 @@ class RayCrew:
 
 
 @contextmanager
-def cluster(address: str | None) -> Iterator[dict[str, float]]:
-    """Connect to the cluster at ``address``, or start one here; gives its resources by name.
+def cluster(address: str | None) -> Iterator[list[dict[str, float]]]:
+    """Connect to the cluster at ``address``, or start one here; gives each node's resources.
 
     Without an address the one of the variable ``RAY_ADDRESS`` counts. A cluster that is started
     here listens on the loopback interface only, if ``ray`` was not imported before.
 
     Raises:
-        InputError: Ray is not installed, or no cluster listens there.
+        InputError: Ray is not installed, no cluster listens there, or Ray fails; then it says why.
     """
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     if where == "local":
@@ -117,15 +118,31 @@ def cluster(address: str | None) -> Iterator[dict[str, float]]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR, **own)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise _unreachable(where) from error
+    except Exception as error:  # of many types: where a start takes too long, it has no other
+        raise _failure(where, error) from error
     finally:
         if on_sigterm is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts its own in its place
     try:
-        yield ray.cluster_resources()
+        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         ray.shutdown()
+
+
+def fitting(nodes: Sequence[Mapping[str, float]], *, num_cpus: float, num_gpus: float) -> int:
+    """How many workers of so many CPUs and GPUs fit on ``nodes``, each within one of them.
+
+    A share of a GPU is one of a single GPU. Ray counts in units of 1/10000.
+    """
+    cpu, gpu = round(1e4 * num_cpus), round(1e4 * num_gpus)
+
+    def fit(node: Mapping[str, float]) -> int:
+        by_cpu, gpus = round(1e4 * node.get("CPU", 0.0)) // cpu, int(node.get("GPU", 0.0))
+        if not gpu:
+            return by_cpu
+        return min(by_cpu, gpus * (10_000 // gpu) if gpu < 10_000 else 10_000 * gpus // gpu)
+
+    return sum(map(fit, nodes))
 
 
 def _check_listens(where: str) -> None:
@@ -134,6 +151,19 @@ def _check_listens(where: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, ValueError) as error:
         raise _unreachable(where) from error
+
+
+def _failure(where: str, error: Exception) -> InputError:
+    """What to say of an ``error`` of ``ray.init``: here, or where somebody listens."""
+    said = clip((str(error).strip() or type(error).__name__).partition("\n")[0], 70)
+    if where == "local":
+        return InputError(f"Ray does not start here ({said}): try again, or use another executor")
+    if where == "auto" and isinstance(error, ConnectionError):
+        return _unreachable(where)
+    return InputError(
+        f"the Ray cluster at executor.address={where} refuses ({said}): check that Ray and Python "
+        "are of one version"
+    )
 
 
 def _unreachable(where: str) -> InputError:

@@ -2,7 +2,8 @@
 
 `ProcessCrew` starts it as ``python -m kvsharer_exp.search.execution.worker``. The first line of the
 input says how to make the scorer. What else is printed here goes to standard error, which is the
-worker's log. The process ends with its input, so it outlives no coordinator, however that ends.
+worker's log. The process ends with its input, so it outlives no coordinator, however that ends. It
+also ends when it loses its device (`base.DeviceLostError`).
 """
 
 from __future__ import annotations

@@ -6,14 +6,34 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
+import torch
+from hydra import compose, initialize_config_dir
 
+from kvsharer_exp.cli.argv import translate
 from kvsharer_exp.cli.commands import sweep as sweep_command
+from kvsharer_exp.cli.config.compose import register, to_config
+from kvsharer_exp.cli.config.executor import ExecutorConfig
+from kvsharer_exp.cli.config.model import ModelConfig
+from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.main import main
+from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.windows import Windows
+from kvsharer_exp.cli.steps import executors, sweep_worker
+from kvsharer_exp.cli.steps.sweep_setup import identity_of
+from kvsharer_exp.model.folders import data_dir
+from kvsharer_exp.search.execution import ray_cluster
+from kvsharer_exp.search.outcome import Bar
 from kvsharer_exp.search.study import open_study
+from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.plan import KVPlan
 from tests.cli.session.test_killed_sweeps import QUICK
 from tests.refusals import check_refusal
 from tests.search import cheap
@@ -46,7 +66,11 @@ REFUSALS = {
     "executor=processes executor.address=h:1": "executor.address is for a Ray cluster",
     "executor=processes executor.num_workers=0": "executor.num_workers=0: give at least 1",
     "executor=ray executor.num_cpus=0": "executor.num_cpus=0: give CPUs above 0",
-    "executor=ray executor.num_gpus=-1": "executor.num_gpus=-1: give at least 0",
+    "executor=ray executor.num_cpus=0.00001": "executor.num_cpus=1e-05: give CPUs above 0",
+    "executor=ray executor.num_gpus=-1": "executor.num_gpus=-1: give 0, a share of at least",
+    "executor=ray executor.num_gpus=0.00001": "executor.num_gpus=1e-05: give 0",
+    "executor=ray executor.num_gpus=1.5": "executor.num_gpus=1.5: give 0, a share",
+    "executor=processes executor.trial_timeout=1e12": "executor.trial_timeout=1e+12: give seconds",
     "executor=ray executor.trial_timeout=0": "executor.trial_timeout=0: give seconds above 0",
     "executor=processes scoring.maps_per_forward=2": "scoring.maps_per_forward=2: a worker takes",
     "executor=proceses": "did you mean processes",
@@ -76,6 +100,99 @@ def test_more_workers_than_memory_are_refused_before_the_search(
     assert main(["sweep", *QUICK, *store, *words, "hydra.run.dir=run"]) == 2
     check_refusal(capsys.readouterr().err, "executor.num_workers=3: each needs 1.0 GiB")
     assert not (tmp_path / "run" / "workers").exists()
+
+
+def config(**wanted: Any) -> Config:
+    return Config(
+        command="sweep",
+        model=ModelConfig(name="tiny", source="random:tiny"),
+        executor=ExecutorConfig(**wanted),
+    )
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("free", "fits"),
+    [([0.5, 2.5, 3.5], 2), ([1.5, 2.5, 3.5], 5), ([2.5, 9.5], 5), ([1.5, 0.5], 0), ([3.5], 3)],
+)
+def test_the_workers_that_are_accepted_fit_on_the_gpus_they_get(
+    free: list[float], fits: int, monkeypatch
+) -> None:
+    """GPU 0 also holds the model of this process. Each worker needs a little more than 1 GiB."""
+    names = [str(index) for index in range(len(free))]
+    monkeypatch.setattr(executors, "_gpus", lambda: names)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (free[index] * GIB, 99 * GIB))
+    loaded: Any = SimpleNamespace(model=torch.nn.Linear(8, 8))
+    places = executors._environments(fits)
+    given = Counter(
+        int(places[number % len(places)]["CUDA_VISIBLE_DEVICES"]) for number in range(fits)
+    )
+    assert all(count < free[index] for index, count in given.items())
+    if fits:
+        executors.require_memory(config(name="processes", num_workers=fits), loaded)
+    with pytest.raises(InputError, match=f"there is memory for {fits}: ") as refused:
+        executors.require_memory(config(name="processes", num_workers=fits + 1), loaded)
+    check_refusal(f"kvsharer: {refused.value}", "use a smaller model.dtype")
+    assert ("give at most" in str(refused.value)) == (fits > 0)
+
+
+@pytest.mark.parametrize(("trial", "start"), [(None, None), (5.0, 3600.0), (7200.0, 7200.0)])
+def test_a_worker_process_has_an_hour_to_load_or_as_long_as_a_plan(
+    trial: float | None, start: float | None, tmp_path: Path, monkeypatch
+) -> None:
+    limits: list[tuple[Any, Any]] = []
+
+    @contextmanager
+    def pool(*_: object, trial_timeout: object, start_timeout: object, **__: object):
+        limits.append((trial_timeout, start_timeout))
+        yield
+
+    monkeypatch.setattr(executors, "Pool", pool)
+    log: Any = SimpleNamespace(folder=tmp_path, say=lambda text: None)
+    asked = config(name="processes", trial_timeout=trial)
+    with executors.open_executor(asked, log, None, {}):  # type: ignore[arg-type]
+        assert limits == [(trial, start)]
+
+
+def test_a_cluster_whose_nodes_are_too_small_is_refused(tmp_path: Path, monkeypatch) -> None:
+    """Together they have the GPUs; Ray would wait for one node that has them all."""
+
+    @contextmanager
+    def cluster(address: str | None):
+        yield [{"CPU": 8.0, "GPU": 1.0}] * 4
+
+    monkeypatch.setattr(ray_cluster, "cluster", cluster)
+    log: Any = SimpleNamespace(folder=tmp_path, say=lambda text: None)
+    asked = config(name="ray", num_gpus=4.0)
+    with pytest.raises(InputError) as refused:
+        with executors.open_executor(asked, log, None, {}):  # type: ignore[arg-type]
+            pass
+    names = "no node of the Ray cluster (4 in all) has 1 CPUs and 4 GPUs"
+    check_refusal(f"kvsharer: {refused.value}", names)
+
+
+def test_a_worker_in_another_folder_reads_the_files_of_the_sweeps(tmp_path, monkeypatch) -> None:
+    """An actor of Ray works where Ray was started."""
+    lines = [
+        f"The {n}th day of the year was {n % 7} hours long and {n} miles wide." for n in range(999)
+    ]
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mine.txt").write_text("\n".join(lines))
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    register(data_dir("search_spaces"))
+    words = [*QUICK, "calibration.path=mine.txt", "heldout.path=mine.txt"]
+    with initialize_config_dir(str(data_dir("conf")), version_base="1.3"):
+        asked = to_config(compose("config", translate(["sweep", *words])))
+    log: Any = sweep_worker.WorkerLog()
+    loaded = LoadedModel(asked, log)
+    identity = identity_of(asked, loaded, Windows(asked, loaded), plans=True)
+    settings = sweep_worker.settings_of(asked, identity)
+    monkeypatch.chdir(tmp_path / "there")
+    score = sweep_worker.make_score(settings)
+    assert score(KVPlan.full(loaded.num_layers), Bar()).status == "complete"
 
 
 STOPPED = """
