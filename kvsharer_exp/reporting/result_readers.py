@@ -120,10 +120,9 @@ def _task_means(
     base = replace(base, settings={**base.settings, "tasks": names})
     mean, whole = fmean(v.value for v in tasks), fmean(full[v.quantity] for v in tasks)
     halves = [(v.high - v.low) / 2 for v in tasks if v.low is not None and v.high is not None]
-    half = math.hypot(*halves) / len(tasks)
-    known = len(halves) == len(tasks)
-    ends = {"low": 100 * (mean - half), "high": 100 * (mean + half)} if known else {}
-    yield replace(base, quantity="tasks/mean", value=100 * mean, **ends)
+    half = math.hypot(*halves) / len(tasks) if len(halves) == len(tasks) else None
+    low, high = (None, None) if half is None else (100 * (mean - half), 100 * (mean + half))
+    yield replace(base, quantity="tasks/mean", value=100 * mean, low=low, high=high)
     if base.num_shared != 0 and whole > 0:
         yield replace(base, quantity="tasks/retained", value=100 * mean / whole)
 

@@ -77,7 +77,8 @@ def open_study(
         try:
             if storage is not None:  # others may open it with a lock in another folder
                 beside = Path(f"{storage.removeprefix('sqlite:///')}.{name}.lock")
-                beside.parent.mkdir(parents=True, exist_ok=True)
+                if "://" not in storage:
+                    beside.parent.mkdir(parents=True, exist_ok=True)
                 key = stack.enter_context(_lock(beside, name))
             if "://" in where:
                 # A database in which two processes make Optuna's tables at once fails for one.

@@ -207,6 +207,7 @@ def test_a_second_owner_is_refused(tmp_path) -> None:
 @pytest.mark.parametrize("address", ["{}", "sqlite:///{}"])
 def test_a_second_owner_of_one_file_is_refused_from_any_folder(tmp_path, address: str) -> None:
     """Each had a lock in its own folder, and both searched."""
+    (tmp_path / "shared").mkdir()
     storage = address.format(tmp_path / "shared" / "of_all.db")
     with open_study("s", storage=storage, folder=tmp_path / "a") as store:
         with pytest.raises(InputError, match=f"study s is being run by process {os.getpid()} of"):
