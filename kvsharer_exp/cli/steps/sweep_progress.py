@@ -7,7 +7,7 @@ with a later result, in the end, or at the next start of the study, which has it
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -23,6 +23,7 @@ from kvsharer_exp.search.spaces.registry import is_for_plans
 from kvsharer_exp.search.study_store import StudyStore
 from kvsharer_exp.tracking.patience import PATIENCE, MlflowAwayError
 from kvsharer_exp.values.score_names import KL
+from kvsharer_exp.values.text import clip
 from kvsharer_exp.values.trial import TrialResult
 
 
@@ -158,7 +159,10 @@ class SweepProgress:
         best = self._best.best
         losses = [f"{step}: {-(best[step].score or 0.0):.2g}" for step in self._shown()]
         stopped = sum(result.status == "screened_out" for result in self._found)
-        words = [f"hv {volume:.3f}", *losses, f"{stopped} screened out"]
+        failures = Counter(r.reason for r in self._found if r.status == "failed")
+        failed = [f"{count} × {clip(reason, 24)}" for reason, count in failures.most_common(2)]
+        words = [f"hv {volume:.3f}", *losses, f"{stopped} screened out", *failed]
+        words.append(f"{self._rate():.1f}/min")
         minutes = self._config.search_minutes
         workers = self._executor.workers
         if len(workers) > 1:

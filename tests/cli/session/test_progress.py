@@ -1,0 +1,48 @@
+"""The line that a sweep shows on a terminal while it searches."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from kvsharer_exp.cli.steps.sweep_progress import SweepProgress
+from kvsharer_exp.search.execution.base import Worker
+from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.plan import KVPlan
+from kvsharer_exp.values.trial import TrialResult
+
+SCORED = TrialResult(
+    *(0, {}, KVPlan.parse("0_1q4_x"), {"kl": 0.25}, Footprint(1, 0.4, 0), "complete", "all", 1.0),
+    score=-0.25,
+)
+
+
+@pytest.fixture
+def progress(monkeypatch: pytest.MonkeyPatch) -> Any:
+    study = SimpleNamespace(n_trials=40, minutes=None, patience=None)
+    kind = SimpleNamespace(kind="layer_actions")
+    config = SimpleNamespace(study=study, search_space=kind, quiet=False, search_minutes=3.0)
+    log = SimpleNamespace(console=Console(width=120), seconds=0.0)
+    store = SimpleNamespace(results=list)
+    busy = Worker("busy", "0_1q4_x", 1.0)
+    executor = SimpleNamespace(workers=(busy, busy, Worker("free")))
+    made = SweepProgress(config, log, store, (1.0, -2.0), executor)  # type: ignore[arg-type]
+    monkeypatch.setattr(made, "_keep", lambda *_: None)
+    log.say = lambda line: None
+    made.log = log
+    return made
+
+
+def test_it_names_rate_workers_failures_and_what_is_left(progress) -> None:
+    lost = replace(SCORED, status="failed", score=None, reason="RuntimeError: out of memory")
+    beaten = replace(SCORED, status="screened_out", score=None, reason="beaten")
+    for number, result in enumerate((SCORED, lost, beaten, lost, replace(lost, reason="NaN"))):
+        progress.log.seconds += 12.0
+        progress.add(replace(result, number=number))
+    (task,) = progress._bar.tasks
+    assert task.fields["state"] == (
+        "hv 1.050 · 26: 0.25 · 1 screened out · 2 × RuntimeError: out of me… · 1 × NaN · 5.0/min · "
+        "2/3 workers busy · 2 min"
+    )
