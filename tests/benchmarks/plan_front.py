@@ -91,7 +91,8 @@ def table(rows: list[dict]) -> str:
 
 def spread(values: list[float]) -> str:
     """Mean ± standard deviation of one value a seed, and the largest of them."""
-    if len(values) < 2 or any(map(math.isnan, values)):
+    values = [value for value in values if not math.isnan(value)]
+    if len(values) < 2:
         return "–"
     middle, apart = statistics.fmean(values), statistics.stdev(values)
     return f"{middle:.3f} ± {apart:.3f}, {max(values):.3f}"
