@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kvsharer_exp.model.stores.columns import Columns
+from kvsharer_exp.model.stores.columns import Columns, ColumnsAfterPrompt
 from kvsharer_exp.model.stores.registry import make_store
 from kvsharer_exp.values.actions.own import Own
 
@@ -59,3 +59,23 @@ def test_a_block_leaves_out_what_none_of_its_queries_reads(text: str, most: int)
     assert max(widths) <= most
     if "w" not in text:  # causal: what comes later is left out as well
         assert sum(widths) < 0.6 * 32 * 1024
+
+
+def test_the_columns_of_a_prompt_are_a_rule_and_hold_no_mask_of_it() -> None:
+    """A mask of the whole prompt was kept for every layer, beside KV a tenth of its size."""
+    prompt, past, later, count = 300, 40, 8, 20
+    read = torch.rand(2, 4, later, count, generator=torch.Generator().manual_seed(0)) < 0.5
+    columns = ColumnsAfterPrompt(
+        index=torch.arange(prompt + count).expand(2, -1), prompt=prompt, past=past, read=read
+    )
+    here = prompt - past
+    whole = torch.zeros(2, 4, here + later, prompt + count, dtype=torch.bool)
+    whole[:, :, :here, :prompt] = torch.arange(prompt) <= past + torch.arange(here)[:, None]
+    whole[:, :, here:, prompt:] = read
+    assert torch.equal(columns.visible(), whole)
+    for first, end in ((0, 64), (64, here), (here - 3, here + 5), (here, here + later)):
+        reach = columns.reach(first, end)
+        assert torch.equal(columns.visible(first, end, reach), whole[:, :, first:end, reach])
+        rest = torch.ones(prompt + count, dtype=torch.bool).index_fill(0, reach, False)
+        assert not whole[:, :, first:end, rest].any()
+    assert sum(tensor.numel() for tensor in columns.tensors) < 3 * (prompt + count) + read.numel()
