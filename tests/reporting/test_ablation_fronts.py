@@ -68,3 +68,13 @@ def test_a_panel_for_each_setting() -> None:
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     assert list(lines["quantised"].get_xdata()) == [0.25, 0.5]
     assert save_png(figure).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("kept", [(0.5, 0.733), (0.26, 0.3), (0.03, 0.9)])
+def test_the_axis_of_bytes_has_numbers(kept: tuple[float, float]) -> None:
+    cells = [cell(arm, share, 0.1) for arm in ("read", "quantised") for share in kept]
+    figure = fronts_figure(fronts(cells), title="tiny")
+    figure.canvas.draw()
+    low, high = figure.axes[0].get_xlim()
+    ticks = [tick for tick in figure.axes[0].get_xticks() if low <= tick <= high]
+    assert len(ticks) >= 3

@@ -79,6 +79,8 @@ def arms_figure(
 
 def fronts_figure(fronts: Fronts, *, title: str) -> Any:
     """Draw the points (KV fraction, KL) of every arm, least KV first; a panel for each setting."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, panels = empty(3.9 * len(fronts) + 2.0, 4.2, panels=len(fronts))
     panels = panels if len(fronts) > 1 else [panels]
     names = list(dict.fromkeys(arm for arms in fronts.values() for arm in arms))
@@ -88,6 +90,9 @@ def fronts_figure(fronts: Fronts, *, title: str) -> Any:
             kept, kls = [point[0] for point in points], [point[1] for point in points]
             axes.plot(kept, kls, label=name.replace("_", " "), linewidth=1.2, **_style(index))
         axes.set_xscale("log", base=2)
+        low, high = axes.get_xlim()
+        if high < 4 * low:  # with ticks at powers of two, two of them at most
+            axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
         log_scale(axes, [kl for points in arms.values() for _, kl in points])
         axes.set(xlabel="share of the full cache's bytes", title=setting)
