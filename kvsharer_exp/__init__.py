@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kvsharer_exp.measure.fits import fit_plan as fit_plan
-    from kvsharer_exp.model.fit_files import load_plan as load_plan
     from kvsharer_exp.model.fitted_plan import FittedPlan as FittedPlan
     from kvsharer_exp.model.load import load_model as load_model
     from kvsharer_exp.model.sharing.permanent import make_plan as make_plan
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from kvsharer_exp.model.sharing.runtime import apply_plan as apply_plan
     from kvsharer_exp.model.sharing.runtime import share_kv as share_kv
     from kvsharer_exp.shipping.export import load_exported as load_exported
+    from kvsharer_exp.tracking.run_plans import load_plan as load_plan
     from kvsharer_exp.values.plan import KVPlan as KVPlan
     from kvsharer_exp.values.sharing_map import SharingMap as SharingMap
 
@@ -33,7 +33,7 @@ _PUBLIC = {
     "fit_plan": "kvsharer_exp.measure.fits",
     "load_exported": "kvsharer_exp.shipping.export",
     "load_model": "kvsharer_exp.model.load",
-    "load_plan": "kvsharer_exp.model.fit_files",
+    "load_plan": "kvsharer_exp.tracking.run_plans",
     "make_plan": "kvsharer_exp.model.sharing.permanent",
     "make_shared": "kvsharer_exp.model.sharing.permanent",
     "share_kv": "kvsharer_exp.model.sharing.runtime",

@@ -202,7 +202,7 @@ def test_imports_of_a_package_are_rewritten_wherever_they_stand(tmp_path, monkey
     ):
         assert line in text.splitlines()
     assert code.files["kvplan_of_some_actions_helper.py"].startswith("# ours\nimport math\n")
-    assert "from .kvplan_of_some_actions_runner import Runner as _OtherRunner0" in code.imported()
+    assert "from .kvplan_of_some_actions_runner import Runner as _Runner" in code.imported()
 
 
 def test_an_action_may_run_by_a_runner_of_ours(tmp_path, monkeypatch) -> None:

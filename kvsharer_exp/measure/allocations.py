@@ -1,4 +1,4 @@
-"""Count how much memory some forwards have allocated at once; `benchmark` asks it of a prefill.
+"""Count how much memory some forwards have allocated at once; `benchmark` asks it.
 
 The memory of a process does not tell: it holds what malloc keeps, and the peak of an earlier run.
 """

@@ -68,7 +68,9 @@ def measure(
     ``speedup`` is a ratio of medians over the ``repeats`` rounds, above 1 where shared is faster.
     ``kv_projection_calls`` is how often the key and value projections that the plan does without
     ran in one warm-up, counted by hooks. ``prefill_peak_bytes`` is the most memory that the prefill
-    of the warm-up had allocated at once, the cache that it fills among it.
+    of the warm-up had allocated at once, the cache that it fills among it. ``decode_peak_bytes`` is
+    the most that one of its steps had allocated at once beside what was there before: what is
+    written out of a quantised cache, and copies of the cache.
     """
     fitted = FittedPlan.of(plan)
     vocabulary = text_config(model).vocab_size
@@ -85,7 +87,7 @@ def measure(
     rounds = [_round(model, ids, turns[i % 2], new_tokens) for i in range(repeats)]
     sums = {side: _summary([one[side] for one in rounds]) for side in sides}
     for side in sides:
-        for counted in ("kv_projection_calls", "prefill_peak_bytes"):
+        for counted in ("kv_projection_calls", "prefill_peak_bytes", "decode_peak_bytes"):
             sums[side][counted] = warm_up[side][counted]
     full, shared = sums["full"], sums["shared"]
     prefill, decode = "prefill_seconds", "decode_tokens_per_second"
@@ -135,8 +137,8 @@ def _round(
     """Run a prefill of ``prompt`` (batch, context) on each side, then greedy steps in turn.
 
     There are ``new_tokens`` steps, and each side has its own cache. Memory is measured after the
-    prefill. On CUDA it is the peak of the prefill, without what the other side holds. On the CPU
-    it is the memory of the whole process.
+    prefill. On CUDA it is the peak of the prefill, without what the other side holds. On the CPU it
+    is the memory of the whole process. With ``ran`` the peak of every forward is counted too.
     """
     # Like `generate`, compute the logits of the last position only.
     keep = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -150,7 +152,7 @@ def _round(
     calls = dict.fromkeys(sides, 0)
     for step in range(new_tokens + 1):
         for side, way in sides.items():
-            counts = step == 0 and (cuda or ran is not None)
+            counts = ran is not None or (step == 0 and cuda)
             peak: AbstractContextManager[list[int]] = (
                 allocation_peak(prompt.device) if counts else nullcontext([])
             )
@@ -167,8 +169,9 @@ def _round(
                 memory[side] = {"peak_memory_bytes": start + peaks[0]}
             elif step == 0:
                 memory[side] = {"resident_bytes": _resident_bytes()}
-            if step == 0 and ran is not None:
-                memory[side]["prefill_peak_bytes"] = peaks[0]
+            if ran is not None:
+                phase = "decode_peak_bytes" if step else "prefill_peak_bytes"
+                memory[side][phase] = max(memory[side].get(phase, 0), peaks[0])
             del output
     return {
         side: {

@@ -1,9 +1,12 @@
-"""Keep the fits of a plan in a file, and load plans with their fits.
+"""Keep the fits of plans in files.
 
 The commands keep fits in the cache folder and in the folder of a run, and an export ships them.
 Such a file is a safetensors file, so it can hold nothing but numbers. Its metadata has the plan,
 the place and the fingerprint of every fit, and the ``origin``: on which model and text, and how,
 the fits were made. Nothing of it is believed: the numbers are hashed again when they are read.
+
+The weights of an export hold the numbers already. There the file is JSON, with the same metadata
+and the names of the numbers among the weights.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,87 +25,55 @@ from safetensors.torch import save
 
 from kvsharer_exp.model.fitted_plan import Fit, FittedPlan
 from kvsharer_exp.values.actions.base import Action
-from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.errors import MALFORMED, InputError
 from kvsharer_exp.values.plan import KVPlan
-from kvsharer_exp.values.plan_files import (
-    FITS,
-    FRONT_FITS,
-    PLAN,
-    file_and_choice,
-    json_of_folder,
-)
-from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.plan_files import FITS, PLAN
 from kvsharer_exp.values.text import clip, shorten
+from kvsharer_exp.values.text_files import read_json, read_text
+
+_NAMES = "names"
 
 
 class FitFileError(InputError):
     """A file of fits cannot be used; the message names the file, the reason and the way out."""
 
 
-def load_plan(value: str | Path | KVPlan | SharingMap | FittedPlan) -> KVPlan | FittedPlan:
-    """Load a plan: from text, a file or a folder, with its fits if it has any.
-
-    Args:
-        value: the text of a plan without stand-ins that need fits (``"0_1q4_0_x"``); the path of a
-            ``.json``; ``"front.json:0.25"``, the best plan of a front that keeps at most this
-            fraction of the KV; ``"front.json:4"``, its map of 4 shared layers; or the folder of an
-            export or of a run. MLflow run ids are left to the command line, which knows the store.
-
-    The fits of a front's plans are in the folder ``fits`` beside it, where the sweep has put them.
-
-    Raises:
-        InputError: there is no such plan, its fits are missing or damaged, or it has stand-ins and
-            is text; those are fitted by ``fit_plan``.
-    """
-    if isinstance(value, FittedPlan):
-        return value
-    folder = folder_of(value)
-    plan = KVPlan.parse(value) if folder is None else KVPlan.from_json(json_of_folder(folder))
-    if not any(action.fitted for action in plan.actions):
-        return plan
-    if folder is not None and (folder / FITS).is_file():
-        return load_fits(folder / FITS, plan)
-    front = file_and_choice(str(value))
-    if folder is None and front is not None and (front[0].parent / FRONT_FITS).is_dir():
-        return load_each(front[0].parent / FRONT_FITS, plan)
-    return FittedPlan.of(plan)  # which says that the fits are missing
-
-
-def folder_of(value: Any) -> Path | None:
-    """The folder that ``value`` names; None if it names none."""
-    if isinstance(value, Path) or (isinstance(value, str) and 0 < len(value) < 4096):
-        path = Path(value).expanduser()
-        try:
-            return path if path.is_dir() else None
-        except (OSError, ValueError):  # too long a name, or a zero byte: text of some other kind
-            return None
-    return None
-
-
-def save_plan(folder: Path, fitted: FittedPlan, *, origin: Mapping[str, str]) -> None:
-    """Write ``plan.json``, and ``fits.safetensors`` where there are fits, for `load_plan`."""
+def save_plan(folder: Path, fitted: FittedPlan) -> None:
+    """Write ``plan.json``, and ``fits.safetensors`` where there are fits, for `read_plan`."""
     if fitted.fits:
-        save_fits(folder / FITS, fitted, origin=origin)
+        save_fits(folder / FITS, fitted)
     write_whole(folder / PLAN, (fitted.plan.to_json() + "\n").encode())
 
 
-def save_fits(path: Path, fitted: FittedPlan, *, origin: Mapping[str, str]) -> None:
-    """Write the fits of ``fitted`` to ``path``, whole or not at all.
-
-    ``origin``: what the fits depend on, such as the fingerprints of model and text.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-    about: dict[str, dict[str, Any]] = {}
-    for layer, fit in sorted(fitted.fits.items()):
-        for name, tensor in fit.tensors.items():
-            tensors[f"{layer}.{name}"] = tensor.detach().cpu().contiguous()
-        about[str(layer)] = {"fingerprint": fit.fingerprint, "norm": fit.norm, "error": fit.error}
-    metadata = {
-        "plan": str(fitted.plan),
-        "fits": json.dumps(about),
-        "origin": json.dumps(dict(origin), sort_keys=True),
+def save_fits(path: Path, fitted: FittedPlan) -> None:
+    """Write the fits of ``fitted`` and their origin to ``path``, whole or not at all."""
+    tensors = {
+        f"{layer}.{name}": tensor.detach().cpu().contiguous()
+        for layer, fit in sorted(fitted.fits.items())
+        for name, tensor in fit.tensors.items()
     }
-    write_whole(path, save(tensors, metadata))
+    write_whole(path, save(tensors, _about(fitted)))
+
+
+def name_fits(path: Path, fitted: FittedPlan, names: Mapping[str, str]) -> None:
+    """Write a file for `load_fits` that names the numbers among the weights in the same folder.
+
+    ``names``: the name that each number of a fit (``5.bias``) has there.
+    """
+    about = {**_about(fitted), _NAMES: dict(names)}
+    write_whole(path, (json.dumps(about, indent=2) + "\n").encode())
+
+
+def _about(fitted: FittedPlan) -> dict[str, str]:
+    fits = {
+        str(layer): {"fingerprint": fit.fingerprint, "norm": fit.norm, "error": fit.error}
+        for layer, fit in sorted(fitted.fits.items())
+    }
+    return {
+        "plan": str(fitted.plan),
+        "fits": json.dumps(fits),
+        "origin": json.dumps(dict(fitted.origin), sort_keys=True),
+    }
 
 
 def fit_path(folder: Path, layer: int, action: Action) -> Path:
@@ -110,20 +81,35 @@ def fit_path(folder: Path, layer: int, action: Action) -> Path:
     return folder / f"{layer}_{quote(action.text(layer), safe='')}.safetensors"
 
 
+def save_fit(
+    folder: Path, layer: int, action: Action, fit: Fit, num_layers: int, origin: Mapping[str, str]
+) -> None:
+    """Write the fit of one stand-in to its file in a ``folder`` of many."""
+    alone = KVPlan.full(num_layers).replace(layer, action)
+    save_fits(fit_path(folder, layer, action), FittedPlan(alone, {layer: fit}, origin))
+
+
+def load_fit(
+    folder: Path, layer: int, action: Action, num_layers: int, origin: Mapping[str, str]
+) -> FittedPlan:
+    """The plan of one stand-in alone that `save_fit` wrote; see `load_fits`."""
+    alone = KVPlan.full(num_layers).replace(layer, action)
+    return load_fits(fit_path(folder, layer, action), alone, origin=origin)
+
+
 def save_each(folder: Path, plans: Iterable[FittedPlan], *, origin: Mapping[str, str]) -> None:
     """Write the fits of all stand-ins of ``plans``, each to its file, for `load_each`.
 
     A layer's stand-in is the same in every plan that has it.
     """
-    for fitted in plans:
-        full = KVPlan.full(fitted.plan.num_layers)
-        for layer, fit in fitted.fits.items():
-            path = fit_path(folder, layer, action := fitted.plan.actions[layer])
-            if not path.is_file():
-                folder.mkdir(exist_ok=True)
-                save_fits(
-                    path, FittedPlan(full.replace(layer, action), {layer: fit}), origin=origin
-                )
+    each = {
+        (layer, fitted.plan.actions[layer]): (fit, fitted.plan.num_layers)
+        for fitted in plans
+        for layer, fit in fitted.fits.items()
+    }
+    for (layer, action), (fit, num_layers) in each.items():
+        folder.mkdir(exist_ok=True)
+        save_fit(folder, layer, action, fit, num_layers, origin)
 
 
 def load_each(folder: Path, plan: KVPlan) -> FittedPlan:
@@ -132,26 +118,27 @@ def load_each(folder: Path, plan: KVPlan) -> FittedPlan:
     Raises:
         FitFileError: a file is missing or damaged, or its fit is of something else.
     """
-    full, fits = KVPlan.full(plan.num_layers), {}
+    fits: dict[int, Fit] = {}
+    origin: Mapping[str, str] = {}
     for layer, action in enumerate(plan.actions):
         if action.fitted:
-            held = load_fits(fit_path(folder, layer, action), full.replace(layer, action))
-            fits[layer] = held.fits[layer]
-    return FittedPlan(plan, fits)
+            one = load_fit(folder, layer, action, plan.num_layers, origin)
+            fits[layer], origin = one.fits[layer], one.origin
+    return FittedPlan(plan, fits, origin)
 
 
 def load_fits(path: Path, plan: KVPlan, *, origin: Mapping[str, str] | None = None) -> FittedPlan:
-    """Read back what `save_fits` wrote for ``plan``.
+    """Read back what `save_fits` or `name_fits` wrote for ``plan``.
 
-    ``origin``: what has to be in the file's origin; what is not named here is not compared.
+    ``origin``: see `check_origin`.
 
     Raises:
         FitFileError: the file is missing or damaged, or its fits are of another plan or origin.
     """
-    metadata, tensors = _read(path)
+    metadata, tensors = _read_names(path) if path.suffix == ".json" else _read(path)
     try:
         text, about = metadata["plan"], json.loads(metadata["fits"])
-        made_from = json.loads(metadata["origin"])
+        made_from = dict(json.loads(metadata["origin"]))
         fits = {
             int(layer): Fit(
                 {
@@ -175,25 +162,32 @@ def load_fits(path: Path, plan: KVPlan, *, origin: Mapping[str, str] | None = No
             f"the fits in {shorten(path, 40)} are of the plan {clip(text, 24)}, not of "
             f"{clip(str(plan), 24)}: give that plan, or fit again"
         )
-    for key, value in (origin or {}).items():
-        if made_from.get(key) != value:
-            raise FitFileError(
-                f"the fits in {shorten(path, 40)} are of {key} {clip(str(made_from.get(key)), 24)},"
-                f" not {clip(value, 24)}: use that {key}, or give the plan as text to fit it again"
-            )
-    return FittedPlan(plan, fits)
+    check_origin(made_from, origin or {}, f"in {shorten(path, 40)}")
+    return FittedPlan(plan, fits, made_from)
 
 
-def origin_of(path: Path) -> dict[str, str]:
-    """The origin of the fits in a file.
+def check_origin(made_from: Mapping[str, str], origin: Mapping[str, str], where: str) -> None:
+    """Refuse fits that were not made from ``origin``; what is not named there is not compared.
 
     Raises:
-        FitFileError: the file is missing or damaged.
+        FitFileError: they were made from something else.
     """
-    try:
-        return dict(json.loads(_read(path)[0]["origin"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, "its metadata are not those of fits") from error
+    for key, value in origin.items():
+        if made_from.get(key) != value:
+            raise FitFileError(
+                f"the fits {where} are of {key} {clip(str(made_from.get(key)), 24)},"
+                f" not {clip(value, 24)}: use that {key}, or give the plan as text to fit it again"
+            )
+
+
+def read_tensors(folder: Path, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Those tensors of ``names`` that the weights in ``folder`` hold."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")) if names else ():
+        with safe_open(path, "pt") as weights:
+            for name in set(names) & set(weights.keys()):
+                found[name] = weights.get_tensor(name)
+    return found
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -217,6 +211,17 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
         ) from error
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise _damaged(path, "it is no safetensors file") from error
+
+
+def _read_names(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What `name_fits` wrote, and the numbers that it names."""
+    try:
+        about = read_json(read_text(path))
+        names = {str(name): str(place) for name, place in about[_NAMES].items()}
+        held = read_tensors(path.parent, set(names.values()))
+        return about, {name: held[place] for name, place in names.items()}
+    except (*MALFORMED, OSError, SafetensorError) as error:
+        raise _damaged(path, "it does not name numbers of the weights beside it") from error
 
 
 def _damaged(path: Path, why: str) -> FitFileError:

@@ -45,12 +45,15 @@ class Fit:
 class FittedPlan:
     """``plan`` with a `Fit` for each of its layers that needs one.
 
+    ``origin``: on which model and text, and how, the fits were made, as files of fits hold it.
+
     Raises:
         InputError: a fit is missing.
     """
 
     plan: KVPlan
     fits: Mapping[int, Fit] = field(default_factory=dict)
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         missing = [i for i, a in enumerate(self.plan.actions) if a.fitted and i not in self.fits]

@@ -11,19 +11,22 @@ from typing import Any
 ROWS_PER_CELL = 4
 """The rows of each cell in `cells_table`."""
 
+_PEAKS = {"prefill_peak_bytes": "prefill peak", "decode_peak_bytes": "decode peak"}
+
 
 def cells_table(cells: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Header and four rows for each cell of ``bench``.
 
     Two rows have the medians of full and shared, with the lowest and the highest value in brackets.
     The third says how many times better shared is, and the fourth what was predicted. The peak of
-    the prefill is the most that it had allocated at once, the cache among it.
+    the prefill is the most that it had allocated at once, the cache among it. That of a decode step
+    is without the cache that was there before it.
     """
     memory = "peak_memory_bytes"
     label = "peak"
     if memory not in cells[0]["full"]:
         memory, label = "resident_bytes", "RSS"
-    rows = [["batch×ctx", "", "cache", "prefill peak", label, "prefill s", "tokens/s"]]
+    rows = [["batch×ctx", "", "cache", *_PEAKS.values(), label, "prefill s", "tokens/s"]]
     for cell in cells:
         where = f"{cell['batch']}×{cell['context']}"
         for side in ("full", "shared"):
@@ -33,7 +36,7 @@ def cells_table(cells: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                     where,
                     side,
                     mib(got["cache_bytes"]),
-                    mib(got["prefill_peak_bytes"]) if "prefill_peak_bytes" in got else "–",
+                    *(mib(got[peak]) if peak in got else "–" for peak in _PEAKS),
                     mib(got[memory]["median"]),
                     _spread(got["prefill_seconds"], 3),
                     _spread(got["decode_tokens_per_second"], 2),
@@ -44,9 +47,9 @@ def cells_table(cells: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         said, faster = cell["predicted"], cell["speedup"]
         measured = [f"×{faster['prefill']:.3f}", f"×{faster['decode']:.3f}"]
         by_shapes = [f"×{said['prefill_speedup']:.3f}", f"×{said['decode_speedup']:.3f}"]
-        rows.append(["", "better", f"×{smaller:.3f}", "", "", *measured])
+        rows.append(["", "better", f"×{smaller:.3f}", "", "", "", *measured])
         fewer = f"×{1 / said['kv_fraction']:.3f}"
-        rows.append(["", "predicted", fewer, "", "", *by_shapes])
+        rows.append(["", "predicted", fewer, "", "", "", *by_shapes])
     return rows
 
 

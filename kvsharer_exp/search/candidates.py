@@ -18,7 +18,7 @@ from kvsharer_exp.values.choice import Choice, ReadChoice
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.text import clip
 
-OWN, READ = "own", "read"
+OWN, READ, HALVES = "own", "read", "halves"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,8 @@ def priced(
 ) -> tuple[list[Choice], list[ReadChoice]]:
     """What each layer may do, at these ``costs``; a read costs as `plan_terms` has it.
 
-    A layer that reads a quantised owner also loses what it would lose by these bits itself.
+    A layer that reads a quantised owner also loses what it would lose by these bits itself. The
+    integer program knows reads of one source: keys of one layer and values of another are left out.
     """
     owns: dict[int, list[Action]] = {c.layer: [] for c in candidates}
     for c in candidates:
@@ -58,9 +59,9 @@ def priced(
         loss, source = costs[layer, action], action.keys_from(layer)
         if source is None or source == layer:
             choices.append(Choice(layer, action, loss, candidate.kv_bytes))
-            continue
-        losses = {own: loss + costs.get((layer, own), 0.0) for own in owns[source]}
-        reads.append(ReadChoice(layer, source, losses))
+        elif action.values_from(layer) == source:
+            losses = {own: loss + costs.get((layer, own), 0.0) for own in owns[source]}
+            reads.append(ReadChoice(layer, source, losses))
     return choices, reads
 
 
@@ -89,24 +90,25 @@ def fixed_layers(given: Any) -> dict[int, str]:
 
 
 def wanted_actions(layer: int, texts: Sequence[str], fixed: Mapping[int, str]) -> list[Action]:
-    """The actions that ``texts`` name at ``layer``; ``read`` names no source and is left out.
+    """The actions that ``texts`` name at ``layer``.
 
     A text is that of a plan without the layer: ``own``, ``q4s4``, ``x``, ``c``, ``a``. A layer in
-    ``fixed`` has the one action that is named there.
+    ``fixed`` has the one action that is named there. ``read`` and ``halves`` name no source, and
+    are left out.
 
     Raises:
         InputError: a text means no action.
     """
     found = []
     for text in [fixed[layer]] if layer in fixed else texts:
-        if text == READ:
+        if text in (READ, HALVES):
             continue
         action: Action | None = Own() if text == OWN else None
         action = action or read_action(str(text), layer) or read_action(f"{layer}{text}", layer)
         if action is None or _other_layers(layer, action):
             raise InputError(
                 f"search_space.options: {text} is no action of layer {layer}: "
-                "give own, q4, q3s4, x, c, a or read"
+                "give own, q4, q3s4, x, c, a, read or halves"
             )
         found.append(action)
     return list(dict.fromkeys(found))

@@ -12,20 +12,29 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from kvsharer_exp.model.fit_files import name_fits, read_tensors
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.load import quiet_transformers
 from kvsharer_exp.model.sharing.permanent import make_plan
 from kvsharer_exp.shipping.plan_code import plan_files
 from kvsharer_exp.shipping.shipped_code import others_of, ship_code
-from kvsharer_exp.shipping.stored import fill_fused, read_fits, read_plan, stock_config
+from kvsharer_exp.shipping.stored import (
+    fill_fused,
+    read_fits,
+    read_plan,
+    stand_in_tensors,
+    stock_config,
+)
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
+from kvsharer_exp.values.plan_files import EXPORT_FITS
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.text import shorten
 
@@ -113,6 +122,7 @@ def write_export(
     check_model(model)
     fitted = FittedPlan.of(plan)
     check_actions(fitted.plan)
+    places = stand_in_tensors(model, fitted.plan) if fitted.fits else {}
     make_plan(model, fitted)
     ship_code(model, fitted)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,10 +140,24 @@ def write_export(
         text = fitted.plan.to_json() + "\n"
         (folder / plan_file(fitted.plan)).write_text(text, encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
+        if fitted.fits:
+            _name_fits(folder, fitted, places)
         if path.is_dir() and any(path.iterdir()):
             os.replace(path, Path(partial) / "old")
         os.replace(folder, path)
     return sum(weights.stat().st_size for weights in path.glob("*.safetensors"))
+
+
+def _name_fits(folder: Path, fitted: FittedPlan, places: dict[int, dict[str, str]]) -> None:
+    """Say which of the weights in ``folder`` are the fits, for `read_plan`."""
+    held_at = {i: parts for i, parts in places.items() if i in fitted.fits}
+    names = {f"{i}.{part}": name for i, parts in held_at.items() for part, name in parts.items()}
+    held = read_tensors(folder, set(names.values()))
+    fits = {
+        i: replace(fitted.fits[i], tensors={part: held[name] for part, name in parts.items()})
+        for i, parts in held_at.items()
+    }
+    name_fits(folder / EXPORT_FITS, replace(fitted, fits=fits), names)
 
 
 def load_exported(folder: str | Path) -> tuple[Any, Any]:

@@ -17,11 +17,12 @@ from itertools import takewhile
 from typing import Any
 
 from kvsharer_exp.values.actions.base import Action
+from kvsharer_exp.values.actions.registry import OURS
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.text import clip
 
-_OURS = "kvsharer_exp"
-_EXTEND = f"{_OURS}.extend"
+_PACKAGE = "kvsharer_exp"
+_EXTEND = f"{_PACKAGE}.extend"
 
 
 class ForeignCode:
@@ -54,8 +55,11 @@ class ForeignCode:
         return self._imports(names, "_Other") + (f"OURS = (*OURS{more})\n" if more else "")
 
     def imported(self) -> str:
-        """Lines for the end of the main file: transformers copies modules that are imported."""
-        return self._imports(map(_runner, self._classes), "_OtherRunner")
+        """Lines for the end of the main file: the runners of our actions and of these.
+
+        A plan finds them by name, and transformers copies modules that are imported.
+        """
+        return self._imports(map(_runner, (*OURS, *self._classes)), "_Runner")
 
     def flat(self, module: str) -> str:
         """The name that ``module`` has in the folder of an export."""
@@ -148,7 +152,7 @@ class _Rewriter(ast.NodeTransformer):
 
 
 def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] == _OURS
+    return module.partition(".")[0] == _PACKAGE
 
 
 def _runner(kind: type[Action]) -> tuple[str, str]:

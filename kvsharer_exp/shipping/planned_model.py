@@ -20,13 +20,6 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM as StockForCausalLM  # the class of this model
 
-# The plan finds what runs its actions by name. transformers copies modules that are imported.
-from kvsharer_exp.model.actions.affine import AffineRunner
-from kvsharer_exp.model.actions.constant import ConstantRunner
-from kvsharer_exp.model.actions.drop import DropRunner
-from kvsharer_exp.model.actions.own import OwnRunner
-from kvsharer_exp.model.actions.read import ReadRunner
-from kvsharer_exp.model.actions.read_kv import ReadKVRunner
 from kvsharer_exp.model.actions.registry import runner_of
 from kvsharer_exp.model.actions.stand_in import StandInRunner
 from kvsharer_exp.model.fitted_plan import Fit, FittedPlan
@@ -36,8 +29,6 @@ from kvsharer_exp.model.sharing.exchange import EachThread
 from kvsharer_exp.model.sharing.projections import QueryRows, SharingError
 from kvsharer_exp.shipping.exported_config import REFUSAL, KVSharedConfig
 from kvsharer_exp.values.plan import KVPlan
-
-RUNNERS = (OwnRunner, ReadRunner, ReadKVRunner, DropRunner, ConstantRunner, AffineRunner)
 
 
 class KVPlanForCausalLM(StockForCausalLM):

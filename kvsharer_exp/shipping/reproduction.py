@@ -21,7 +21,8 @@ _LEFT_OUT = {
     *("notes", "where_from", *_SURROUNDINGS),
     # A clock or the rest of the machine decides these; keys with "seconds" are left out as well.
     *("decode_tokens_per_second", "resident_bytes", "peak_memory_bytes", "speedup"),
-    *("prefill_peak_bytes", "tokens_per_second", "ratios", "preemptions", "load_averages"),
+    *("prefill_peak_bytes", "decode_peak_bytes", "tokens_per_second", "ratios", "preemptions"),
+    "load_averages",
 }
 
 

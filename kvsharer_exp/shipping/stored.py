@@ -7,17 +7,17 @@ fused projections.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from kvsharer_exp.model.actions.check import check_plan
 from kvsharer_exp.model.actions.registry import runner_of
 from kvsharer_exp.model.actions.stand_in import StandInRunner
+from kvsharer_exp.model.fit_files import read_tensors
 from kvsharer_exp.model.fitted_plan import Fit, FittedPlan
 from kvsharer_exp.model.sharing.architectures import AttentionLayer, attention_layers
 from kvsharer_exp.model.sharing.projections import QueryRows
@@ -88,6 +88,18 @@ def _norms(held: object) -> dict[int, str]:
     return {int(layer): name for layer, name in held.items()}
 
 
+def stand_in_tensors(model: Any, plan: KVPlan) -> dict[int, dict[str, str]]:
+    """By layer, the names that the numbers of its stand-in have among the weights of ``model``."""
+    places = {id(module): name for name, module in model.named_modules()}
+    found: dict[int, dict[str, str]] = {}
+    for layer, action in zip(attention_layers(model), plan.actions, strict=True):
+        runner = runner_of(action)
+        if isinstance(runner, StandInRunner):
+            at = places[id(layer.attention)]
+            found[layer.index] = {name: f"{at}.{name}" for name in runner.tensors}
+    return found
+
+
 def read_fits(
     model: Any, plan: KVPlan, norms: Mapping[int, str], folder: Path
 ) -> tuple[FittedPlan, set[str]]:
@@ -102,15 +114,9 @@ def read_fits(
         return FittedPlan(plan), set()
     layers = attention_layers(model)
     check_plan(plan, layers)
-    places = {id(module): name for name, module in model.named_modules()}
-    wanted: dict[int, dict[str, str]] = {}
-    for layer, action in zip(layers, plan.actions, strict=True):
-        runner = runner_of(action)
-        if isinstance(runner, StandInRunner):
-            at = places[id(layer.attention)]
-            wanted[layer.index] = {name: f"{at}.{name}" for name in runner.tensors}
+    wanted = stand_in_tensors(model, plan)
     names = {stored for tensors in wanted.values() for stored in tensors.values()}
-    held = _read(folder, names)
+    held = read_tensors(folder, names)
     fits = {}
     for index, tensors in wanted.items():
         hidden = layers[index].hidden_size
@@ -154,19 +160,9 @@ def fill_fused(model: Any, folder: Path) -> tuple[set[str], set[str]]:
         for part, value in stub.named_parameters()
     }
     filled = set()
-    for name, stored in _read(folder, parameters).items():
+    for name, stored in read_tensors(folder, parameters).items():
         if stored.shape == parameters[name].shape:
             with torch.no_grad():
                 parameters[name].copy_(stored)
             filled.add(name)
     return set(parameters), filled
-
-
-def _read(folder: Path, names: Collection[str]) -> dict[str, torch.Tensor]:
-    """Those tensors of ``names`` that the weights in ``folder`` hold."""
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")) if names else ():
-        with safe_open(path, "pt") as weights:
-            for name in set(names) & set(weights.keys()):
-                found[name] = weights.get_tensor(name)
-    return found

@@ -1,6 +1,7 @@
 """Read runs back from an MLflow store: which runs there are, and the files they left.
 
-The commands ``report`` and ``reproduce`` read the runs of other commands here.
+The commands ``report`` and ``reproduce`` read the runs of other commands here, and `run_plans`
+reads their plans.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import difflib
 import os
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvsharer_exp.tracking.local_store import database_file
 from kvsharer_exp.tracking.server import UI, runs_page
-from kvsharer_exp.tracking.store import open_store, quiet
+from kvsharer_exp.tracking.store import open_store, quiet, require_store
 
 _PAGE = 1000
 
@@ -22,7 +25,7 @@ _PAGE = 1000
 class StoredRun:
     """One run of a command, or one of its child runs, which have a ``parent_id``.
 
-    ``digest`` is that of the run's map.
+    ``digest`` is that of the run's map, and ``plan`` the text of its map or plan.
     """
 
     run_id: str
@@ -32,6 +35,7 @@ class StoredRun:
     model: str
     experiment: str
     digest: str
+    plan: str
     parent_id: str
     url: str
 
@@ -43,6 +47,7 @@ class Runs:
     """
 
     def __init__(self, client: Any, experiment_id: str) -> None:
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         self._client = client
         self._experiment_id = experiment_id
         uri = client.tracking_uri
@@ -55,8 +60,18 @@ class Runs:
         Raises:
             InputError: the store cannot be opened.
         """
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         return cls(*open_store(uri, experiment, artifacts))
+
+    @classmethod
+    def of_store(cls, uri: str) -> Runs:
+        """Open the store at ``uri`` for its runs; a local one keeps its files in the same folder.
+
+        Raises:
+            InputError: there is no such store, or it cannot be opened.
+        """
+        require_store(uri)
+        file = database_file(uri) or Path("mlruns")
+        return cls.open(uri, "kvsharer_exp", str(file.parent / "artifacts"))
 
     def find(self, run_id: str) -> StoredRun | None:
         """The run with this id; None if there is none, or if it was deleted."""
@@ -100,8 +115,22 @@ class Runs:
         names = [name for name in self._files(run_id) if name.endswith(".png")]
         return {name: self._read(run_id, name) for name in sorted(names)}
 
-    def _files(self, run_id: str) -> list[str]:
-        return [file.path for file in self._client.list_artifacts(run_id) if not file.is_dir]
+    def copy(
+        self, run_id: str, paths: Collection[str], folder: Path, *, under: str | None = None
+    ) -> set[str]:
+        """Copy those artifacts of ``paths`` that the run has into ``folder``; returns these.
+
+        ``under``: the folder among the artifacts that they are in.
+        """
+        found = set(paths) & set(self._files(run_id, under))
+        for path in sorted(found):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(self._read(run_id, path))
+        return found
+
+    def _files(self, run_id: str, under: str | None = None) -> list[str]:
+        listed = self._client.list_artifacts(run_id, under)
+        return [file.path for file in listed if not file.is_dir]
 
     def _read(self, run_id: str, path: str) -> bytes:
         with tempfile.TemporaryDirectory() as folder, quiet():
@@ -117,6 +146,7 @@ class Runs:
             model=tags.get("model", ""),
             experiment=tags.get("experiment", ""),
             digest=tags.get("digest", ""),
+            plan=tags.get("plan") or tags.get("kv_source_layers") or "",
             parent_id=tags.get("mlflow.parentRunId", ""),
             url=runs_page(self._host, run.info.experiment_id, run.info.run_id),
         )

@@ -24,7 +24,7 @@ from kvsharer_exp.tracking.local_store import (
 from kvsharer_exp.tracking.patience import PatientClient
 from kvsharer_exp.values.addresses import without_password
 from kvsharer_exp.values.errors import InputError
-from kvsharer_exp.values.text import clip
+from kvsharer_exp.values.text import clip, shorten
 
 _MESSAGE = 200  # the most characters of an error message
 
@@ -56,6 +56,20 @@ def open_store(uri: str, experiment: str, artifacts: str) -> tuple[Any, str]:
     # A server finishes its transactions by itself, and may be away for a while.
     kind = PatientClient if uri.startswith("http") else UninterruptedClient
     return kind(client), found.experiment_id
+
+
+def require_store(uri: str) -> None:
+    """Refuse a local store that does not exist yet, where only its runs are wanted.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    file = database_file(uri)
+    if file is not None and not file.exists():
+        raise InputError(
+            f"MLflow store {shorten(uri, 80)} does not exist, so it has no runs: "
+            "run a command first, or check tracking.uri"
+        )
 
 
 def _make_experiment(client: Any, name: str, place: str | None) -> Any:

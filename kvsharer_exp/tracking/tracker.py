@@ -1,6 +1,6 @@
 """Write the runs of one experiment to MLflow.
 
-Every command that keeps a run writes it with a `Tracker`, and finds the maps of earlier runs there.
+Every command that keeps a run writes it with a `Tracker`. `Runs` reads those of earlier commands.
 
 It uses `MlflowClient` only, never MLflow's global fluent state. So a child run costs one call to
 create it, one batch, and one call to end it. https://mlflow.org/docs/latest/tracking.html
@@ -17,12 +17,12 @@ from typing import Any
 from kvsharer_exp.tracking.leftovers import close_children, close_study, delete_trials
 from kvsharer_exp.tracking.logged_models import model_of
 from kvsharer_exp.tracking.patience import waiting_of
+from kvsharer_exp.tracking.runs import Runs
 from kvsharer_exp.tracking.server import UI, runs_page
 from kvsharer_exp.tracking.store import open_store, quiet
 from kvsharer_exp.tracking.system import AFTER_SECONDS, SystemMetrics
 from kvsharer_exp.tracking.values import TAG, metrics_of, not_finite, params_of, tags_of
 from kvsharer_exp.tracking.views import VIEW_TAG, envelope, front_view
-from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import TrialResult
@@ -60,6 +60,11 @@ class Tracker:
             InputError: the store cannot be opened or written.
         """
         return cls(*open_store(uri, experiment, artifacts))
+
+    @property
+    def runs(self) -> Runs:
+        """The runs of the same store."""
+        return Runs(self._client, self._experiment_id)
 
     def start_run(
         self,
@@ -170,6 +175,11 @@ class Tracker:
             file.write_bytes(content)
             self._client.log_artifact(run_id, str(file), parent or None)
 
+    def log_folder(self, run_id: str, folder: Path) -> None:
+        """Keep the files of ``folder`` as artifacts in a folder of the same name."""
+        with quiet():
+            self._client.log_artifacts(run_id, str(folder), folder.name)
+
     def log_datasets(self, run_id: str, parts: Mapping[str, tuple[str, str]]) -> None:
         """Log the run's data; ``parts``: what each part was used for → (its source, its digest)."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -258,28 +268,6 @@ class Tracker:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return False
             raise
-
-    def find_map(self, run_id: str) -> SharingMap:
-        """Find the map of a run.
-
-        Raises:
-            InputError: there is no such run, or it has no map.
-        """
-        plan = self.find_plan(run_id)
-        if plan.sharing_map is None:
-            raise InputError(f"MLflow run {run_id} has a plan that is no map: give plan={run_id}")
-        return plan.sharing_map
-
-    def find_plan(self, run_id: str) -> KVPlan:
-        """Find the plan, or map, of a run; the errors are those of `find_map`."""
-        if not self.exists(run_id):
-            raise InputError(f"MLflow run {run_id} is not in this store: check tracking.uri")
-        tags = self._client.get_run(run_id).data.tags
-        text = tags.get("plan") or tags.get("kv_source_layers")
-        if text is None:
-            rule = "give a trial of a sweep or an evaluate run"
-            raise InputError(f"MLflow run {run_id} has no map: {rule}")
-        return KVPlan.parse(text)
 
     def front_maps(self, run_id: str) -> list[SharingMap]:
         """The maps on the front of a finished sweep; empty for another run, or if there is none.

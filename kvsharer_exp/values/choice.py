@@ -84,6 +84,10 @@ class Solved:
     loss: float
     kv_bytes: int
 
+    def gap(self, bound: float) -> float:
+        """How far the loss is above a ``bound`` that no plan beats, as a share of the loss."""
+        return (self.loss - bound) / self.loss if self.loss > 0 else 0.0
+
 
 def _check_loss(layer: int, loss: float) -> None:
     if not math.isfinite(loss):

@@ -1,6 +1,6 @@
 """Read the plan that a file or a folder holds, or one of the several plans of a front.
 
-`KVPlan.parse` reads ``.json`` paths here, and `load_plan` folders. Both get the JSON of one plan,
+`KVPlan.parse` reads ``.json`` paths here, and `read_plan` folders. Both get the JSON of one plan,
 which `KVPlan.from_json` reads. Files that hold several plans are ``front.json`` and the
 ``result.json`` of a sweep or a search.
 """
@@ -21,8 +21,11 @@ from kvsharer_exp.values.text_files import read_json, read_text, why_unreadable
 PLAN, FITS = "plan.json", "fits.safetensors"
 """The files of a folder that keep its plan, and the numbers of the plan's stand-ins."""
 
-FRONT_FITS = "fits"
-"""The folder beside a ``front.json`` that keeps the numbers of its plans' stand-ins."""
+FRONT, FRONT_FITS = "front.json", "fits"
+"""The front of a sweep, and the folder beside it with the numbers of its plans' stand-ins."""
+
+EXPORT_FITS = "fits.json"
+"""The file of an export that names these numbers among its weights."""
 
 _KEYS = ("actions", "plan", "kv_plan", "kv_source_layers")
 _LIKE = '{"plan": "0_1q4_0_3"}'
@@ -106,12 +109,18 @@ def json_of_folder(folder: Path) -> str:
     for name in _IN_FOLDERS:
         if (folder / name).is_file():
             text = json_of_file(folder / name)
-            if name == PLAN or _holds_plan(text):
+            if name == PLAN or _is_plan(read_json(text)):
                 return text
     raise PlanFileError(
         f"folder {shorten(folder)} has no plan: give an export, or the folder of a run that has "
         f"{PLAN} or result.json"
     )
+
+
+def holds_plans(path: Path) -> bool:
+    """Whether a JSON file that a command wrote holds a plan or several."""
+    value = read_json(read_text(path))
+    return _is_plan(value) or _several(value) is not None
 
 
 def _several(value: Any) -> list[Mapping[str, Any]] | None:
@@ -176,8 +185,7 @@ def _shared(sources: Sequence[Any]) -> int:
     return sum(layer != source for layer, source in enumerate(sources))
 
 
-def _holds_plan(text: str) -> bool:
-    value = read_json(text)
+def _is_plan(value: Any) -> bool:
     return isinstance(value, Mapping) and _has_plan(value)
 
 

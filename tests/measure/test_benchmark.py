@@ -163,3 +163,16 @@ def test_predicted_bytes_are_measured_after_the_new_tokens_too(text: str) -> Non
     for side in ("full", "shared"):
         assert measured[side]["cache_bytes"] == predicted["kv_bytes"][side]
     assert predicted["kv_fraction"] < 1
+
+
+def test_a_decode_step_writes_one_quantised_layer_out_at_a_time() -> None:
+    """The cache is smaller, and beside it a step needs the keys and values of one layer in full."""
+    model = tiny_model("llama")
+    plan = KVPlan.parse("_".join(f"{i}q4g8" for i in range(NUM_LAYERS)))
+    batch, context = 4, 128
+    cell = measure(model, plan, batch=batch, context=context, new_tokens=1, repeats=1)
+    one_layer = batch * context * 2 * 32 * 8  # 2 KV heads of 16 in float64
+    assert cell["shared"]["cache_bytes"] < 2 * one_layer
+    assert one_layer <= cell["shared"]["decode_peak_bytes"] < 4 * one_layer
+    # The full cache is copied half by half.
+    assert one_layer / 2 <= cell["full"]["decode_peak_bytes"] < 4 * one_layer

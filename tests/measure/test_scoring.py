@@ -14,9 +14,10 @@ from kvsharer_exp.data.tasks import load_tasks
 from kvsharer_exp.measure.perplexity import perplexity
 from kvsharer_exp.measure.scoring import TaskScorer
 from kvsharer_exp.model.load import load_model
-from kvsharer_exp.model.sharing.runtime import share_kv
+from kvsharer_exp.model.sharing.runtime import apply_plan, share_kv
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.finite import NotFiniteError
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.score_names import higher_is_better, retained
 from kvsharer_exp.values.sharing_map import SharingMap
 
@@ -93,6 +94,20 @@ def test_scores_are_those_of_the_plain_way(
         ]
         right += values.index(max(values)) == item["gold"]
     assert scores["lm_eval/wiki_next/acc"] == right / LIMIT
+
+
+def test_an_item_under_a_quantised_plan_scores_as_alone(
+    scorer: TaskScorer, tiny: tuple[Any, Any], tasks: dict[str, Any]
+) -> None:
+    """Groups and scales hold tokens of one row only, and never what pads it in a batch."""
+    single = TaskScorer(*tiny, tasks, limit=LIMIT, batch_size=1, add_bos_token=False)
+    plain = scorer.score()
+    with apply_plan(tiny[0], KVPlan.parse("0q2g8_1q2g8s2_2q3g8_0_4q2g16_5q4g8")):
+        together, alone = scorer.score(), single.score()
+    assert together != plain
+    assert together == pytest.approx(alone, rel=1e-4)
+    for name, items in scorer.item_scores.items():
+        assert items == pytest.approx(single.item_scores[name], rel=1e-4)
 
 
 def test_the_values_of_the_items_add_up_to_the_score(scorer: TaskScorer) -> None:

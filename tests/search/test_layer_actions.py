@@ -30,6 +30,7 @@ from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.actions.drop import Drop
 from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.actions.read import Read
+from kvsharer_exp.values.actions.read_kv import ReadKV
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.plan import KVPlan
@@ -163,6 +164,26 @@ def test_what_is_kept_stays_and_the_rest_is_solved_within_the_rung() -> None:
         assert cost(solved) == pytest.approx(best)
     with pytest.raises(InputError, match="layer 3 has no choice"):
         Priced(space, costs).solve_within(64, {3: Own(8)})
+
+
+def test_halves_are_proposed_where_both_of_their_sources_own() -> None:
+    half = ReadKV(0, 1)
+    found = [Candidate(i, Own(), 0.0, 640, 640) for i in range(3)]
+    found += [Candidate(1, Drop(), 0.6, 0, 640), Candidate(2, Drop(), 0.5, 0, 640)]
+    found += [Candidate(2, Read(0), 0.4, 0, 640), Candidate(2, half, 0.1, 0, 640)]
+    ranking = DissimilarityRanking("m", "d", 3, tuple(p for p in PAIRS if p.target < 3))
+    space = make_space("layer_actions", ranking, max_shared=1, candidates=found)
+    assert isinstance(space, LayerActions)
+    solved = {str(plan) for plan in Priced(space, costs_of(found)).solve().values()}
+    assert solved == {"0_1_2", "0_1_0k1v", "0_x_0"}
+    plan = KVPlan.parse("0_1_0k1v")
+    assert space.decode(space.encode(plan) or {}) == plan
+    assert str(space.decode({"action_0": "0", "action_1": "x", "action_2": "0k1v"})) == "0_x_2"
+    choices, reads = priced(found, costs_of(found))  # the integer program leaves them out
+    assert [(read.layer, read.source) for read in reads] == [(2, 0)]
+    assert half not in [choice.action for choice in choices]
+    with pytest.raises(InputError, match="has halves without read: give both"):
+        make_space("layer_actions", ranking, max_shared=1, actions=["own", "halves"])
 
 
 def test_solved_seeds_meet_their_budgets_within_a_percent_of_the_bound() -> None:

@@ -1,6 +1,7 @@
 """The code that ships with a plan is whole: this package's own modules, and nothing that is not."""
 
 import ast
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from kvsharer_exp.shipping import planned_model
 from kvsharer_exp.shipping.plan_code import plan_files, shipped_modules
 from kvsharer_exp.values.actions.registry import OURS
 
@@ -51,6 +53,14 @@ def test_transformers_finds_every_file_from_the_first(tmp_path: Path) -> None:
 def test_every_action_and_its_runner_ship(action: type) -> None:
     runner = action.runner.partition(":")[0]  # type: ignore[attr-defined]
     assert {action.__module__, runner} <= set(shipped_modules())
+
+
+@pytest.mark.parametrize("action", OURS, ids=lambda action: action.name)
+def test_an_action_needs_no_line_of_the_shipped_code(action: type) -> None:
+    """The runners stood in two more lists, so that a new action was more than its two files."""
+    runner = action.runner.partition(":")[2]  # type: ignore[attr-defined]
+    assert re.search(rf"^from \.\w+ import {runner} as ", FILES["modeling_kv_plan.py"], re.M)
+    assert runner not in inspect.getsource(planned_model)
 
 
 def test_the_class_of_the_model_is_filled_in() -> None:

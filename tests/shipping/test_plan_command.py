@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvsharer_exp import apply_plan, load_exported, load_model, load_plan
+from kvsharer_exp import FittedPlan, apply_plan, load_exported, load_model, load_plan
 from kvsharer_exp.values.plan import KVPlan
 from tests.cli.commands import test_commands as commands
 
@@ -21,7 +21,11 @@ def test_the_folder_is_the_plan_that_was_scored(run, plan: str, capsys) -> None:
     model, tokenizer = load_exported(folder)
     original, _ = load_model("tiny", device="cpu")
     ids = tokenizer("What is exported is what was scored.", return_tensors="pt").input_ids
-    kept = load_plan(result["folder"]) if "a" in plan else KVPlan.parse(plan)
+    kept = load_plan(folder)
+    if isinstance(kept, FittedPlan):
+        of_run = load_plan(result["folder"])
+        assert isinstance(of_run, FittedPlan)
+        assert (kept.keys, kept.origin) == (of_run.keys, of_run.origin)
     with torch.inference_mode(), apply_plan(original, kept):
         expected = original(ids).logits
     with torch.inference_mode():
@@ -30,10 +34,12 @@ def test_the_folder_is_the_plan_that_was_scored(run, plan: str, capsys) -> None:
     assert f"`{plan}`" in card
     assert all(len(line) <= 200 for line in card.splitlines())
     assert f"{result['scores']['perplexity/report']:.4g}" in card
-    named = result["folder"] if "a" in plan else folder / "kv_plan.json"
+    named = folder if "a" in plan else folder / "kv_plan.json"
     assert f"plan={named}" in "".join(capsys.readouterr().out.split("\n"))
     said = run("generate", f"plan={named}", "generate.prompt=Hello", "generate.max_new_tokens=2")
     assert said["plan"] == plan
+    used = load_plan(said["folder"]) if "a" in plan else kept
+    assert getattr(used, "keys", used) == getattr(kept, "keys", kept)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from kvsharer_exp import load_plan
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.footprint import footprint
 from kvsharer_exp.model.sharing.architectures import attention_layers
@@ -122,6 +124,27 @@ def test_both_ways_of_loading_give_what_the_plan_gave(name: str, plan: str, fold
             torch.testing.assert_close(value, want[key], rtol=0, atol=1e-12)
         else:
             assert torch.equal(value, want[key]), key
+
+
+@pytest.mark.parametrize(("name", "plan"), CASES)
+def test_an_export_is_a_plan_with_its_fits(name: str, plan: str, folders, tmp_path: Path) -> None:
+    """The fits of an export could not be read from it, since they are among its weights."""
+    folder, want = folders[name, plan], fitted(tiny_model(name), PLANS[plan])
+    loaded = FittedPlan.of(load_plan(folder))
+    assert loaded.plan == want.plan
+    for layer, fit in want.fits.items():
+        held = loaded.fits[layer]
+        assert held.norm == fit.norm
+        for part, tensor in held.tensors.items():
+            assert torch.equal(tensor, fit.tensors[part].to(tensor.dtype))
+    if want.fits:
+        shutil.copytree(folder, tmp_path / "copy")
+        weights = load_file(folder / "model.safetensors")
+        place = next(iter(json.loads((folder / "fits.json").read_text())["names"].values()))
+        for changed in ({**weights, place: weights[place] + 1}, {"other": weights[place]}):
+            save_file(changed, tmp_path / "copy" / "model.safetensors")
+            with pytest.raises(InputError, match="are damaged"):
+                load_plan(tmp_path / "copy")
 
 
 @pytest.mark.parametrize(("name", "plan"), CASES)

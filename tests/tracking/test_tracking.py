@@ -20,6 +20,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from kvsharer_exp.tracking.environment import environment
+from kvsharer_exp.tracking.run_plans import map_of_run
 from kvsharer_exp.tracking.server import ui_command
 from kvsharer_exp.tracking.tracker import Tracker
 from kvsharer_exp.values.errors import InputError
@@ -148,11 +149,11 @@ def test_artifacts_are_kept(tracker, client, tmp_path) -> None:
 
 def test_a_map_is_found_by_its_run(tracker) -> None:
     parent = start(tracker)
-    assert tracker.find_map(tracker.log_trial(parent, trial(), {}, name="x")) == MAP
-    with pytest.raises(InputError, match="has no map"):
-        tracker.find_map(parent)
+    assert map_of_run(tracker.runs, tracker.log_trial(parent, trial(), {}, name="x")) == MAP
+    with pytest.raises(InputError, match="has no plan or map"):
+        map_of_run(tracker.runs, parent)
     with pytest.raises(InputError, match="is not in this store"):
-        tracker.find_map("f" * 32)
+        map_of_run(tracker.runs, "f" * 32)
     assert tracker.exists(parent)
     assert not tracker.exists("f" * 32)
 
@@ -422,7 +423,7 @@ def test_the_real_server_shows_the_runs(tracker, uri: str, tmp_path: Path) -> No
         remote.log_map(child, MAP, {"kl": 0.25}, name="x")
         remote.log_datasets(parent, {"report": ("wikipedia", "a" * 12)})
         assert remote.save_view(parent, ["kl"], name="x").startswith(f"{base}/#/experiments/")
-        assert remote.find_map(child) == MAP
+        assert map_of_run(remote.runs, child) == MAP
         assert not remote.exists("f" * 32)
         assert get(f"/get-artifact?path=far.txt&run_uuid={child}") == b"far"
     finally:

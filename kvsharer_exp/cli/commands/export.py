@@ -86,8 +86,7 @@ def run(
     )
     log.console.print(f"{memory_words(plan, size)}, {weight_bytes:,} written")
     log.console.print(f"export   {path}", markup=False)
-    # An export does not hold its fits in the form of `plan=`; the folder of the run does.
-    named = log.folder if fitted.fits else path / plan_file(plan)
+    named = path if fitted.fits else path / plan_file(plan)
     log.finish(
         {
             **identify(plan),

@@ -264,6 +264,10 @@ def _answer_budgets(config: Config, log: RunLog) -> None:
     for answer in answers:
         line = f"{answer.kv:.4g}  {_status(run, answer)}, keeps {answer.kv_fraction:.2%}: "
         console.print(f"{line}{answer.plan}", markup=False, soft_wrap=True)
+        if answer.solved is not None:
+            cost, bound = answer.solved.loss, answer.bound
+            gap = f"{answer.solved.gap(bound):.2%} above the bound of {bound:.4g}"
+            console.print(f"      solved for an expected {cost:.4g}, {gap}", markup=False)
     result = {
         **head(
             config,

@@ -137,6 +137,9 @@ def run(
         if parts:
             fits = log.folder / FRONT_FITS
             save_each(fits, (fitted(result.plan) for result in front), origin=plans.origin)
+            if fits.is_dir():
+                with log.delivering("the fits"):
+                    log.tracker.log_folder(log.run_id, fits)
         _show(log, sweep)
         new = found[known_before:]
         log.finish(

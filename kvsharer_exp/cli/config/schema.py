@@ -50,7 +50,8 @@ class Config:
     quiet: bool = False  # true does what --quiet does
     # A map as text or list, the path of a .json, or an MLflow run id.
     map: Any = field(default=None, metadata=PATH)
-    # A KV plan as text, the path of a .json, a folder with a plan, or an MLflow run id.
+    # A KV plan as text, the path of a .json, a folder with a plan, or an MLflow run id. A front has
+    # several: FILE.json:0.25 or RUN_ID:0.25 is the best that keeps at most a quarter of the KV.
     plan: Any = field(default=None, metadata=PATH)
     # For plan, and for bench with engine=vllm: another plan, given as plan= is, to compare with.
     compare: Any = field(default=None, metadata=PATH)

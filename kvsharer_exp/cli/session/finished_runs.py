@@ -19,11 +19,10 @@ from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.result_file import SCHEMA
 from kvsharer_exp.reporting.measured import FinishedRun
 from kvsharer_exp.tracking.runs import Runs, StoredRun
+from kvsharer_exp.tracking.store import require_store
 from kvsharer_exp.values.errors import MALFORMED, InputError
 from kvsharer_exp.values.text import clip, shorten
 from kvsharer_exp.values.text_files import read_json, read_text, why_unreadable
-
-_LOCAL = "sqlite:///"
 
 
 def names_of(config: Config) -> list[str]:
@@ -47,15 +46,10 @@ def open_runs(config: Config, names: Sequence[str]) -> Runs:
     Raises:
         InputError: there is no store yet, and not all ``names`` are folders.
     """
-    uri = config.tracking.uri
-    store = Path(uri.partition("?")[0].removeprefix(_LOCAL))
-    folders = bool(names) and all(Path(name).is_dir() for name in names)
-    if uri.startswith(_LOCAL) and not store.exists() and not folders:
-        raise InputError(
-            f"MLflow store {shorten(str(store), 80)} does not exist, so it has no runs: "
-            "run a command first, or check tracking.uri"
-        )
-    return Runs.open(uri, config.tracking.experiment, config.tracking.artifacts)
+    tracking = config.tracking
+    if not names or not all(Path(name).is_dir() for name in names):
+        require_store(tracking.uri)
+    return Runs.open(tracking.uri, tracking.experiment, tracking.artifacts)
 
 
 def finished_run(runs: Runs, name: str, kinds: Collection[str]) -> FinishedRun:

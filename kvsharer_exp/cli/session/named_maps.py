@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.tracking.run_plans import map_of_run, run_and_choice
 from kvsharer_exp.tracking.tracker import Tracker
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.sharing_map import SharingMap
@@ -19,8 +18,9 @@ def read_map(config: Config, tracker: Tracker) -> SharingMap:
     value = config.map
     if value is None:
         raise InputError("no map given: map=0_1_0_3, map=path.json or map=<MLflow run id>")
-    if is_run_id(value):
-        return tracker.find_map(value)
+    named = run_and_choice(value)
+    if named is not None:
+        return map_of_run(tracker.runs, *named)
     return SharingMap.parse(str(value) if isinstance(value, int) else value)
 
 
@@ -30,10 +30,6 @@ def read_maps(config: Config, tracker: Tracker) -> tuple[SharingMap, ...]:
     Raises:
         InputError: see `read_map`.
     """
-    front = tracker.front_maps(config.map) if is_run_id(config.map) else []
+    run_id, choice = run_and_choice(config.map) or (None, None)
+    front = tracker.front_maps(run_id) if run_id and choice is None else []
     return tuple(front) or (read_map(config, tracker),)
-
-
-def is_run_id(value: object) -> bool:
-    """Whether ``value`` has the form of an MLflow run id."""
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{32}", value) is not None

@@ -11,27 +11,28 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
-from kvsharer_exp.cli.session.named_maps import is_run_id, read_map
+from kvsharer_exp.cli.session.named_maps import read_map
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.stored_fits import StoredFits
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.measure.fits import Fits, fit_actions, fit_plan
+from kvsharer_exp.model.actions.check import check_plan
 from kvsharer_exp.model.devices import device_of
-from kvsharer_exp.model.fit_files import folder_of, load_fits, origin_of, save_plan
+from kvsharer_exp.model.fit_files import check_origin, save_plan
 from kvsharer_exp.model.fitted_plan import Fit, FittedPlan
 from kvsharer_exp.model.folders import cache_dir
-from kvsharer_exp.tracking.runs import Runs
+from kvsharer_exp.model.given_plan import read_plan
+from kvsharer_exp.tracking.run_plans import plan_of_run, run_and_choice
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
-from kvsharer_exp.values.plan_files import FITS, PLAN, json_of_folder
+from kvsharer_exp.values.plan_files import FITS, PLAN
 
 _VERSION = "1"  # of the way that fits are made: another one makes those of the cache folder anew
 
@@ -42,9 +43,18 @@ class Plans:
     def __init__(self, config: Config, log: RunLog, loaded: LoadedModel, windows: Windows) -> None:
         self._config, self._log, self._loaded, self._windows = config, log, loaded, windows
 
-    @cached_property
+    @property
     def plan(self) -> KVPlan:
         """The plan that ``plan=`` or ``map=`` names; nothing is fitted for it yet.
+
+        Raises:
+            InputError: none or both are given, or what is given is no plan.
+        """
+        return _bare(self._given)
+
+    @cached_property
+    def _given(self) -> KVPlan | FittedPlan:
+        """`plan`, with the fits that lie where ``plan=`` points.
 
         Raises:
             InputError: none or both are given, or what is given is no plan.
@@ -60,13 +70,17 @@ class Plans:
             return KVPlan.of(read_map(config, self._log.tracker))
         return self._read(config.plan)
 
-    @cached_property
+    @property
     def other(self) -> KVPlan | None:
         """The plan that ``compare=`` names; None if it is not given.
 
         Raises:
             InputError: what is given is no plan.
         """
+        return None if self._other is None else _bare(self._other)
+
+    @cached_property
+    def _other(self) -> KVPlan | FittedPlan | None:
         return None if self._config.compare is None else self._read(self._config.compare)
 
     def check(self) -> None:
@@ -81,12 +95,12 @@ class Plans:
 
     @cached_property
     def fitted(self) -> FittedPlan:
-        """`plan` with its fits: those that lie in its folder, or else made on calibration text.
+        """`plan` with its fits: those that lie beside it, or else made on calibration text.
 
         Raises:
-            InputError: the fits in the folder are damaged, or of another model or text.
+            InputError: the fits that lie there are of another model or text.
         """
-        return self._with_fits(self._config.plan, self.plan)
+        return self._with_fits(self._given)
 
     @cached_property
     def other_fitted(self) -> FittedPlan | None:
@@ -95,7 +109,7 @@ class Plans:
         Raises:
             InputError: see `fitted`.
         """
-        return None if self.other is None else self._with_fits(self._config.compare, self.other)
+        return None if self._other is None else self._with_fits(self._other)
 
     def fit(self, plan: KVPlan) -> FittedPlan:
         """``plan`` with fits on the fit windows; those in the cache folder are not made again.
@@ -108,7 +122,7 @@ class Plans:
             return FittedPlan(plan)
         if not self._config.fit.sequential:
             found = self.fits(wanted)
-            return FittedPlan(plan, {layer: fit for (layer, _), fit in found.items()})
+            return FittedPlan(plan, {layer: fit for (layer, _), fit in found.items()}, self.origin)
         with self._stored as stored:
             fitted = stored.plan(plan)
             if fitted is None:
@@ -117,7 +131,7 @@ class Plans:
                     self._loaded.model, plan, self._text, sequential=True, **self._options
                 )
                 stored.keep_plan(fitted)
-        return FittedPlan(plan, {i: self._at_home(i, fit) for i, fit in fitted.fits.items()})
+        return self._at_home(replace(fitted, origin=self.origin))
 
     def fits(self, wanted: Mapping[int, Sequence[Action]]) -> Fits:
         """A fit for each of the stand-ins ``wanted``, by layer, each alone in the full model.
@@ -137,7 +151,7 @@ class Plans:
                 made = fit_actions(self._loaded.model, self._text, missing, **self._options)
                 stored.keep(made)
                 known |= made
-        return {key: self._at_home(key[0], fit) for key, fit in known.items()}
+        return {key: self._moved(key[0], fit) for key, fit in known.items()}
 
     @cached_property
     def origin(self) -> dict[str, str]:
@@ -157,17 +171,14 @@ class Plans:
         """Write a plan that has fits to the run folder, with them, and the plan to MLflow too."""
         if not fitted.fits:
             return
-        given = folder_of(self._config.plan)
-        if given is not None and (given / FITS).is_file():
-            origin = origin_of(given / FITS)
-        else:
-            origin = self.origin
-        save_plan(self._log.folder, fitted, origin=origin)
-        self._log.tracker.log_text(self._log.run_id, fitted.plan.to_json() + "\n", PLAN)
+        save_plan(self._log.folder, fitted)
+        tracker, run_id = self._log.tracker, self._log.run_id
+        tracker.log_text(run_id, fitted.plan.to_json() + "\n", PLAN)
+        tracker.log_bytes(run_id, (self._log.folder / FITS).read_bytes(), FITS)
 
     @property
     def _place(self) -> dict[str, str]:
-        """The part of the origin that a folder with fits has to share."""
+        """The part of the origin that fits which lie beside a plan have to share."""
         text = self._windows.texts.fingerprints["calibration"]
         return {"model": str(self._loaded.description["fingerprint"]), "text": text}
 
@@ -203,32 +214,28 @@ class Plans:
             f"{self._text.shape[1]} tokens of the calibration text"
         )
 
-    def _at_home(self, layer: int, fit: Fit) -> Fit:
-        """``fit`` with its numbers on the device of the layer, so that no forward moves them."""
+    def _at_home(self, fitted: FittedPlan) -> FittedPlan:
+        """``fitted`` with its numbers on the devices of their layers: no forward moves them."""
+        return replace(fitted, fits={i: self._moved(i, fit) for i, fit in fitted.fits.items()})
+
+    def _moved(self, layer: int, fit: Fit) -> Fit:
         device = device_of(self._loaded.layers[layer].attention)
         return replace(fit, tensors={name: t.to(device) for name, t in fit.tensors.items()})
 
-    def _with_fits(self, value: Any, plan: KVPlan) -> FittedPlan:
-        folder = folder_of(value)
-        if folder is None or not (folder / FITS).is_file():
-            return self.fit(plan)
-        fitted = load_fits(folder / FITS, plan, origin=self._place)
-        return FittedPlan(plan, {i: self._at_home(i, fit) for i, fit in fitted.fits.items()})
+    def _with_fits(self, given: KVPlan | FittedPlan) -> FittedPlan:
+        if isinstance(given, KVPlan):
+            return self.fit(given)
+        asked = {"sequential": "true"} if self._config.fit.sequential else {}
+        check_origin(given.origin, {**self._place, **asked}, "beside the plan")
+        check_plan(given, self._loaded.layers)
+        return self._at_home(given)
 
-    def _read(self, value: Any) -> KVPlan:
-        if is_run_id(value):
-            return self._of_run(value)
-        folder = folder_of(value)
-        if folder is not None:
-            return KVPlan.from_json(json_of_folder(Path(folder)))
-        return KVPlan.parse(str(value) if isinstance(value, int) else value)
+    def _read(self, value: Any) -> KVPlan | FittedPlan:
+        named = run_and_choice(value)
+        if named is not None:
+            return plan_of_run(self._log.tracker.runs, *named)
+        return read_plan(str(value) if isinstance(value, int) else value)
 
-    def _of_run(self, run_id: str) -> KVPlan:
-        """The plan of an MLflow run, as its ``result.json`` or its tags have it."""
-        tracker, tracking = self._log.tracker, self._config.tracking
-        if tracker.exists(run_id):
-            runs = Runs.open(tracking.uri, tracking.experiment, tracking.artifacts)
-            result = json.loads(runs.text(run_id, "result.json") or "{}")
-            if isinstance(result.get("plan"), str):
-                return KVPlan.parse(result["plan"])
-        return tracker.find_plan(run_id)
+
+def _bare(given: KVPlan | FittedPlan) -> KVPlan:
+    return given.plan if isinstance(given, FittedPlan) else given

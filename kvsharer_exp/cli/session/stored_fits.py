@@ -10,13 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from kvsharer_exp.measure.fits import Fits
 from kvsharer_exp.model.files import locked
-from kvsharer_exp.model.fit_files import FitFileError, fit_path, load_fits, save_fits
+from kvsharer_exp.model.fit_files import (
+    FitFileError,
+    fit_path,
+    load_fit,
+    load_fits,
+    save_fit,
+    save_fits,
+)
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.plan import KVPlan
@@ -30,7 +38,7 @@ class StoredFits:
     def __init__(self, folder: Path, origin: Mapping[str, str], num_layers: int) -> None:
         name = hashlib.sha256(json.dumps(dict(origin), sort_keys=True).encode()).hexdigest()[:16]
         self.folder, self._origin = folder / name, origin
-        self._full = KVPlan.full(num_layers)
+        self._num_layers = num_layers
         self._held = ExitStack()
 
     def __enter__(self) -> StoredFits:
@@ -49,40 +57,46 @@ class StoredFits:
         found: Fits = {}
         for layer, actions in wanted.items():
             for action in actions:
-                path = fit_path(self.folder, layer, action)
-                fitted = self._load(path, self._full.replace(layer, action))
-                if fitted is not None:
-                    found[layer, action] = fitted.fits[layer]
+                if fit_path(self.folder, layer, action).is_file():
+                    with _made_again():
+                        one = load_fit(self.folder, layer, action, self._num_layers, self._origin)
+                        found[layer, action] = one.fits[layer]
         return found
 
     def keep(self, fits: Fits) -> None:
         """Write ``fits``, each to its file."""
-        for (layer, action), fit in fits.items():
-            alone = FittedPlan(self._full.replace(layer, action), {layer: fit})
-            self._save(fit_path(self.folder, layer, action), alone)
+        with self._writing():
+            for (layer, action), fit in fits.items():
+                save_fit(self.folder, layer, action, fit, self._num_layers, self._origin)
 
     def plan(self, plan: KVPlan) -> FittedPlan | None:
         """The fits of a whole plan, which depend on each other; None if they are not here."""
-        return self._load(self._plan_path(plan), plan)
+        path = self._plan_path(plan)
+        if path.is_file():
+            with _made_again():
+                return load_fits(path, plan, origin=self._origin)
+        return None
 
     def keep_plan(self, fitted: FittedPlan) -> None:
         """Write the fits of a whole plan."""
-        self._save(self._plan_path(fitted.plan), fitted)
+        with self._writing():
+            save_fits(self._plan_path(fitted.plan), replace(fitted, origin=self._origin))
 
     def _plan_path(self, plan: KVPlan) -> Path:
         return self.folder / f"plan_{plan.digest}.safetensors"
 
-    def _load(self, path: Path, plan: KVPlan) -> FittedPlan | None:
-        if not path.is_file():
-            return None
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            return load_fits(path, plan, origin=self._origin)
-        except FitFileError as error:
-            _log.warning("%s: they are made again", error)
-            return None
-
-    def _save(self, path: Path, fitted: FittedPlan) -> None:
-        try:
-            save_fits(path, fitted, origin=self._origin)
+            yield
         except OSError as error:
-            _log.warning("fits are not kept in %s (%s)", path.parent, error.strerror)
+            _log.warning("fits are not kept in %s (%s)", self.folder, error.strerror)
+
+
+@contextmanager
+def _made_again() -> Iterator[None]:
+    """Inside, fits are read that are as good as none if they are damaged."""
+    try:
+        yield
+    except FitFileError as error:
+        _log.warning("%s: they are made again", error)

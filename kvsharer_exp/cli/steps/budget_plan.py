@@ -3,14 +3,15 @@
 The command ``plan`` asks here when it is given a budget. The study of the sweep knows the plans
 that it scored, and what each action may be. The loss model of the search is fitted to all of its
 results, and the plan of least expected loss is solved for the budget. The answer is the best known
-plan, unless the solved one is better by more than predictions err.
+plan, unless the solved one is better by more than predictions err. How far the solved plan may be
+from the best of that cost is told beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,7 @@ from kvsharer_exp.search.strategies.plan_evolution import costs_of
 from kvsharer_exp.search.study import open_study
 from kvsharer_exp.search.study_store import StudyStore
 from kvsharer_exp.values.actions.own import Own
-from kvsharer_exp.values.choice import Choice, ReadChoice
+from kvsharer_exp.values.choice import Choice, ReadChoice, Solved
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
@@ -49,6 +50,10 @@ class Answer:
 
     ``loss`` is measured if the plan is known, and ``trial`` is then the number of its trial. The
     full cache is known without a trial: every loss is measured against it, so its own is 0.
+
+    ``solved`` is the plan of least cost within the budget, known or not, if one was solved, where
+    the cost of a plan is the sum of what the study estimates for its layers. No plan costs less
+    than ``bound``.
     """
 
     kv: float
@@ -57,9 +62,20 @@ class Answer:
     kv_fraction: float
     loss: float
     trial: int | None = None
+    solved: Solved | None = None
+    bound: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "plan": str(self.plan)}
+        held = {**asdict(self), "plan": str(self.plan)}
+        del held["bound"]
+        if self.solved is not None:
+            held["solved"] = {
+                "plan": str(self.solved.plan),
+                "cost": self.solved.loss,
+                "bound": self.bound,
+                "gap": self.solved.gap(self.bound),
+            }
+        return held
 
 
 def sweep_of_plans(config: Config) -> FinishedRun:
@@ -142,6 +158,7 @@ class PlanStudy:
         self._space, self._memory, self.results = space, Memory(space), store.results()
         self._memory.update(store.study)
         self._mean = self._memory.model.draw(np.random.default_rng(0), 0.0)
+        self._solutions: dict[float, tuple[Solved, float] | None] = {}
 
     def budgets(self, config: Config, context: int) -> tuple[float, ...]:
         """The budgets asked for, as shares of the full cache's bytes at ``context``.
@@ -180,7 +197,9 @@ class PlanStudy:
                 f"the plan for compression.kv={kv:g} failed when it was scored: give more"
             )
         doubt = {"known": 0.0, "predicted": _DOUBT}
-        return min(answers, key=lambda answer: answer.loss * (1 + doubt[answer.status]))
+        best = min(answers, key=lambda answer: answer.loss * (1 + doubt[answer.status]))
+        solved, bound = self._solved(kv) or (None, 0.0)
+        return replace(best, solved=solved, bound=bound)
 
     @property
     def _full_is_allowed(self) -> bool:
@@ -196,15 +215,25 @@ class PlanStudy:
 
     def _predicted(self, kv: float) -> Answer | None:
         """The plan of least cost at the estimated costs; None if it was scored, or none fits."""
-        try:
-            solved, _ = solve_with_reads(*self._priced, int((kv + CLOSE) * self._space.full_bytes))
-        except InputError:
+        found = self._solved(kv)
+        if found is None:
             return None
+        solved, _ = found
         if any(result.plan == solved.plan for result in self.results):
             return None
         (loss,) = self._memory.model.expected([solved.plan], self._mean)
         share = solved.kv_bytes / self._space.full_bytes
         return Answer(kv, solved.plan, "predicted", share, float(loss))
+
+    def _solved(self, kv: float) -> tuple[Solved, float] | None:
+        """The plan of least cost within ``kv`` and the bound; None if none fits."""
+        if kv not in self._solutions:
+            most = int((kv + CLOSE) * self._space.full_bytes)
+            try:
+                self._solutions[kv] = solve_with_reads(*self._priced, most)
+            except InputError:
+                self._solutions[kv] = None
+        return self._solutions[kv]
 
     @cached_property
     def _priced(self) -> tuple[list[Choice], list[ReadChoice]]:

@@ -3,7 +3,7 @@
 The command ``sweep`` calls `PlanParts.make` for a search space of plans. Stand-ins of all layers
 are fitted in one pass over the fit windows. The block error of every action is measured on scoring
 windows, which the fits have not seen. Reads are the pairs of least block error, and those of maps
-among the seeds.
+among the seeds. Halves are keys and values of two of the former.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from kvsharer_exp.model.actions.sizes import BUDGET_SIZE
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.sharing.projections import SharingError
 from kvsharer_exp.search.candidates import (
+    HALVES,
     READ,
     Candidate,
     fixed_layers,
@@ -41,6 +43,7 @@ from kvsharer_exp.search.study_store import Seed, StudyStore
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.actions.read import Read
+from kvsharer_exp.values.actions.read_kv import ReadKV
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
 
@@ -83,14 +86,16 @@ class PlanParts:
         fits = plans.fits(fitted_among(allowed))
         if store.candidates is None:
             asked = {i: [a for a in of if a != Own()] for i, of in allowed.items()}
+            texts, count = options.get("actions", ACTIONS), int(options.get("sources", SOURCES))
+            fixed = fixed_layers(options.get("fixed"))
+            if HALVES in texts:
+                for i, halves in mixed_reads(calibration.text.block_errors, count, fixed).items():
+                    asked[i] += halves
             log.say(f"measuring the block errors of {sum(map(len, asked.values()))} actions")
             errors = errors_of(config, loaded, windows.fitness[:ERROR_WINDOWS], asked, fits)
             errors |= {(i, Own()): 0.0 for i, of in allowed.items() if Own() in of}
-            if READ in options.get("actions", ACTIONS):
-                count = int(options.get("sources", SOURCES))
-                errors |= least_reads(
-                    calibration.text.block_errors, count, seeds, fixed_layers(options.get("fixed"))
-                )
+            if READ in texts:
+                errors |= least_reads(calibration.text.block_errors, count, seeds, fixed)
             kept = partial(_bytes, loaded, context=config.footprint.context)
             store.candidates = [
                 Candidate(i, action, error, kept(i, action), kept(i, Own()))
@@ -204,14 +209,27 @@ def least_reads(
     errors: Sequence[Sequence[float]], count: int, seeds: Sequence[Seed], fixed: dict[int, str]
 ) -> Costs:
     """The pairs that plans may read: ``count`` a layer of least error, and those of the seeds."""
-    wanted: set[tuple[int, int]] = set()
-    for target, row in enumerate(errors):
-        able = [source for source, error in enumerate(row) if math.isfinite(error)]
-        wanted |= {(target, s) for s in sorted(able, key=lambda s: row[s])[:count]}
+    wanted = {(target, s) for target, row in enumerate(errors) for s in _least(row, count)}
     for _, seed in seeds:
         sources = KVPlan.of(seed).key_sources
         wanted |= {(t, s) for t, s in enumerate(sources) if s is not None and s != t}
     return {(t, Read(s)): errors[t][s] for t, s in sorted(wanted) if t not in fixed}
+
+
+def mixed_reads(
+    errors: Sequence[Sequence[float]], count: int, fixed: dict[int, str]
+) -> dict[int, list[Action]]:
+    """By layer, keys of one and values of another of its ``count`` sources of least error."""
+    return {
+        target: [ReadKV(keys, values) for keys, values in permutations(_least(row, count), 2)]
+        for target, row in enumerate(errors)
+        if target not in fixed
+    }
+
+
+def _least(row: Sequence[float], count: int) -> list[int]:
+    able = [source for source, error in enumerate(row) if math.isfinite(error)]
+    return sorted(able, key=lambda source: row[source])[:count]
 
 
 def _bytes(loaded: LoadedModel, layer: int, action: Action, context: int) -> int:

@@ -71,7 +71,7 @@ class LayerView:
         if self._rows is not None:
             self._rows.confirm(layer_idx, key, value)
         own = KeyValue(key, value)
-        if layer_idx in self._sources:
+        if any(source == layer_idx for source in self._sources):  # `in` fails when compiled
             own = self.keep(own, layer_idx, *args, **kwargs)
         else:
             vacate(self._cache, layer_idx)

@@ -44,9 +44,10 @@ def apply_plan(
     """Run ``model`` under ``plan`` inside the block; it is undone also after an exception.
 
     It works for scoring, prefill, decode and ``generate`` (greedy, sampled, beam), with any cache
-    or none; assisted decoding and static caches only where no layer is quantised. A cache that was
-    filled inside the block belongs to the plan: the stock model refuses it. Use it for inference:
-    no gradient reaches a fused projection of a target, or goes through quantised KV.
+    or none; assisted decoding and static caches only where no layer is quantised. Under
+    ``torch.compile`` quantised layers break the graph. A cache that was filled inside the block
+    belongs to the plan: the stock model refuses it. Use it for inference: no gradient reaches a
+    fused projection of a target, or goes through quantised KV.
 
     Args:
         prompt: the number of tokens of the prompt, padding included, after which the keeps of

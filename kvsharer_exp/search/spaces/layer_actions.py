@@ -17,6 +17,8 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from kvsharer_exp.search.candidates import (
+    HALVES,
+    READ,
     Candidate,
     fixed_layers,
     full_bytes,
@@ -46,7 +48,8 @@ class LayerActions(Space):
 
     Args:
         actions: what the search may choose from: ``own``, bits with sinks and group like ``q3s4``,
-            ``x`` (drop), ``c`` (constant), ``a`` (affine) and ``read``.
+            ``x`` (drop), ``c`` (constant), ``a`` (affine), ``read``, and beside it ``halves``: keys
+            of one such source and values of another.
         sources: how many sources each layer may read, those of least block error, >= 0.
         fixed: by layer, the one action that it does.
     """
@@ -62,6 +65,8 @@ class LayerActions(Space):
             raise InputError(
                 f"search_space.options.actions={self.actions}: give a list like [own,q4,a]"
             )
+        if HALVES in self.actions and READ not in self.actions:
+            raise InputError("search_space.options.actions has halves without read: give both")
         fixed = fixed_layers(self.fixed)
         for layer in (0, *fixed):
             wanted_actions(layer, self.actions, fixed)
@@ -155,13 +160,9 @@ class LayerActions(Space):
         return tuple(found)
 
     @cached_property
-    def reads(self) -> tuple[tuple[tuple[int, Action], ...], ...]:
-        """By layer the candidates that read another one, as source and action."""
-        found = []
-        for layer, of_layer in enumerate(self.at):
-            sources = [(c.action.keys_from(layer), c.action) for c in of_layer if not _is_alone(c)]
-            found.append(tuple((s, action) for s, action in sources if s is not None))
-        return tuple(found)
+    def reads(self) -> tuple[tuple[Action, ...], ...]:
+        """By layer the candidates that read other ones."""
+        return tuple(tuple(c.action for c in of if not _is_alone(c)) for of in self.at)
 
     def seeds(self) -> SolvedSeeds:
         """The best plans, with reads, at the budgets asked for and between, of these block errors.
@@ -174,9 +175,9 @@ class LayerActions(Space):
         budgets = sorted(self.budget(r) for r in between | asked)
         errors = {(c.layer, c.action): c.error for of in self.at for c in of}
         found = solve_front_with_reads(*priced(self.setting.candidates, errors), budgets)
-        gaps = [(s.loss - bound) / s.loss for s, bound in found if s.loss > 0]
         return SolvedSeeds(
-            tuple(dict.fromkeys(solved.plan for solved, _ in found)), max(gaps, default=0.0)
+            tuple(dict.fromkeys(solved.plan for solved, _ in found)),
+            max(solved.gap(bound) for solved, bound in found),
         )
 
 
@@ -231,10 +232,12 @@ class Priced:
         for layer, action in enumerate(alone):
             if action.keys_from(layer) is not None:
                 continue
-            for source, read in self._space.reads[layer]:
-                if actions[source].keys_from(source) != source:
+            for read in self._space.reads[layer]:
+                both = read.keys_from(layer), read.values_from(layer)
+                sources = [source for source in both if source is not None]
+                if any(actions[source].keys_from(source) != source for source in sources):
                     continue
-                quantised = costs.get((layer, actions[source]), 0.0)
+                quantised = costs.get((layer, actions[sources[0]]), 0.0)
                 if costs[layer, read] + quantised < costs[layer, actions[layer]]:
                     actions[layer] = read
         return KVPlan(tuple(actions))

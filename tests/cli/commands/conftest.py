@@ -10,7 +10,7 @@ from kvsharer_exp.cli.main import main
 
 EXPERIMENT = "tests of finished runs"
 _GIVEN = "map=0_0_2_3_4_4"
-_QUICK = (
+QUICK = (
     *("model=tiny", "calibration.num_windows=3", "calibration.window_tokens=16"),
     *("heldout.num_windows=4", "heldout.window_tokens=24", "compression.ratios=[0.34,0.5]"),
     *("scoring.report.tasks=[]", "scoring.search.tasks=[]", "search.threshold=-1", "seed=3"),
@@ -39,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, own: list[str]) -> Mapping[st
     folder = tmp_path_factory.mktemp("finished")
     for name, words in _COMMANDS.items():
         run_dir = f"hydra.run.dir={folder / name}"
-        assert main([name, *words, *_QUICK, *own, run_dir, "--quiet"]) == 0
+        assert main([name, *words, *QUICK, *own, run_dir, "--quiet"]) == 0
     return {name: folder / name for name in _COMMANDS}
 
 

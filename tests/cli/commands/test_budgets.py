@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from kvsharer_exp import load_plan
+from kvsharer_exp import FittedPlan, load_plan
 from kvsharer_exp.cli.main import main
-from kvsharer_exp.cli.session import loaded_model
+from kvsharer_exp.cli.session import loaded_model, plans
 from kvsharer_exp.cli.steps import budget_plan
 from kvsharer_exp.search.stages import StagedScorer
 from kvsharer_exp.search.study import open_study
@@ -103,21 +103,55 @@ def test_budgets_are_answered_without_a_model(swept, plan, capsys) -> None:
             words = f"predicted, KL {answer['loss']:.4g} until it is scored"
         (line,) = [line for line in shown.splitlines() if line.endswith(f": {answer['plan']}")]
         assert line.startswith(f"{answer['kv']:.4g}  {words}")
+        solved = answer["solved"]
+        assert 0 <= solved["bound"] <= solved["cost"]
+        assert solved["gap"] == (solved["cost"] - solved["bound"]) / solved["cost"] <= 0.01
+        assert f"{solved['gap']:.2%} above the bound of {solved['bound']:.4g}" in shown
+        assert answer["plan"] == solved["plan"] or answer["status"] == "known"
     assert "next     kvsharer evaluate model=tiny " in shown
     assert trials(swept).keys() == before.keys()  # the study is as it was
 
 
 def test_every_plan_of_a_front_loads_with_its_fits(swept) -> None:
-    folder = swept["folder"] / "plans"
+    folder, run_id = swept["folder"] / "plans", swept["plans"]["mlflow_run_id"]
+    uri = swept["store"][0].partition("=")[2]
     plans = [KVPlan.parse(entry["plan"]) for entry in swept["plans"]["front"]]
     stand_ins = {(i, a) for plan in plans for i, a in enumerate(plan.actions) if a.fitted}
     assert len(list(folder.glob("fits/*.safetensors"))) == len(stand_ins) > 0
     for entry, plan in zip(swept["plans"]["front"], plans, strict=True):
-        loaded = load_plan(f"{folder / 'front.json'}:{entry['kv_fraction'] + 1e-9:.12f}")
+        choice = f"{entry['kv_fraction'] + 1e-9:.12f}"
+        loaded = load_plan(f"{folder / 'front.json'}:{choice}")
         assert KVPlan.parse(getattr(loaded, "plan", loaded)) == plan
         assert set(getattr(loaded, "fits", {})) == {
             i for i, action in enumerate(plan.actions) if action.fitted
         }
+        again = load_plan(f"{run_id}:{choice}", tracking_uri=uri)
+        assert getattr(again, "keys", again) == getattr(loaded, "keys", loaded)
+
+
+def test_a_plan_of_a_front_is_evaluated_with_the_fits_that_were_found(
+    swept, tmp_path: Path, monkeypatch, refuse
+) -> None:
+    """The command fitted anew what lies beside the front, or in the run, or in an export."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plans, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(plans, "fit_actions", lambda *_, **__: pytest.fail("a fit is made"))
+    entry = next(e for e in swept["plans"]["front"] if "a" in e["plan"].split("_"))
+    choice = f"{entry['kv_fraction'] + 1e-9:.12f}"
+    front = f"{swept['folder'] / 'plans' / 'front.json'}:{choice}"
+    want = load_plan(front)
+    assert isinstance(want, FittedPlan)
+    words = (*QUICK, *swept["store"], "--quiet")
+    for number, value in enumerate((front, f"{swept['plans']['mlflow_run_id']}:{choice}")):
+        run_dir = f"hydra.run.dir={tmp_path / str(number)}"
+        assert main(["evaluate", *words, f"plan={value}", run_dir]) == 0
+        result = read(tmp_path / str(number))
+        assert result["scores"]["perplexity/report"] == entry["scores"]["perplexity/report"]
+        kept = load_plan(tmp_path / str(number))
+        assert isinstance(kept, FittedPlan)
+        assert (kept.keys, kept.origin) == (want.keys, want.origin)
+    refuse("of sequential false, not true", f"plan={front}", *QUICK[1:-1], "fit.sequential=true")
+    refuse("are of model", f"plan={front}", *QUICK[1:-1], "model.seed=3")
 
 
 def test_shares_are_counted_as_with_a_model(swept) -> None:
@@ -182,7 +216,7 @@ def test_the_full_cache_is_known_without_a_trial(plan, capsys) -> None:
     (answer,) = plan("compression.kv=[1]")["budgets"]
     assert answer == {
         **{"kv": 1.0, "plan": "0_1_2_3_4_5", "status": "known"},
-        **{"kv_fraction": 1.0, "loss": 0.0, "trial": None},
+        **{"kv_fraction": 1.0, "loss": 0.0, "trial": None, "solved": None},
     }
     assert "1  known, KL 0 (the full cache), keeps 100.00%: " in capsys.readouterr().out
 
@@ -221,6 +255,21 @@ def test_what_cannot_be_answered_is_refused_in_a_line(swept, refuse, tmp_path: P
     refuse("compare= and run= are both given", "compare=0_1_2_3_4_5", run)
     refuse("no finished sweep of plans", "compression.kv=[0.5]", "tracking.experiment=empty")
     refuse("give tracking.folder or study.storage", run, "study.storage=absent.journal")
+
+
+@pytest.mark.slow
+def test_halves_are_measured_and_searched_where_asked(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    actions = "search_space.options.actions=[own,q4,x,read,halves]"
+    words = (actions, "study.n_trials=24", "study.name=halves", "compression.kv=[0.3,0.5]")
+    assert main(["sweep", *QUICK, *words, "hydra.run.dir=run", "--quiet"]) == 0
+    with open_study("halves", storage=None, folder=tmp_path / "mlruns" / "studies") as store:
+        halves = [c for c in store.candidates or () if c.action.name == "read_kv"]
+        tried = {action.name for result in store.results() for action in result.plan.actions}
+    # Layer 2 has two sources, and so two orders of them. Each later one has three.
+    assert [c.layer for c in halves] == [2] * 2 + [3] * 6 + [4] * 6 + [5] * 6
+    assert all(c.kv_bytes == 0 < c.error < float("inf") for c in halves)
+    assert "read_kv" in tried
 
 
 @pytest.mark.slow

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from kvsharer_exp import FittedPlan, KVPlan, load_plan
 from kvsharer_exp.cli.argv import translate
 from kvsharer_exp.cli.main import main
+from kvsharer_exp.cli.session import plans
 from tests.browser import CHROMIUM, browser
-from tests.cli.commands.conftest import EXPERIMENT, id_of, read
+from tests.cli.commands.conftest import EXPERIMENT, QUICK, id_of, read
 from tests.refusals import check_refusal
 
 
@@ -236,6 +238,31 @@ def test_a_run_twice_matches_to_the_last_digit(name: str, runs, reproduce, store
         assert again["trials"] == before["trials"]
     shown = capsys.readouterr().out
     assert f"Reproduced: {len(result['values'])} of {len(result['values'])} values" in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("evaluate",), ("bench", "bench.contexts=[12]", "bench.new_tokens=2", "bench.repeats=1")],
+    ids=lambda words: words[0],
+)
+def test_a_run_of_a_plan_is_reproduced_with_the_same_fits(
+    words: tuple[str, ...], store, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(plans, "cache_dir", lambda: tmp_path / "cache")
+    plan = KVPlan.parse("0_1q4g8s2_0_c_4_a")
+    few = ("fit.num_windows=4", "fit.window_tokens=16", f"plan={plan}")
+    own = (*store, "tracking.experiment=tests of plans made again", "--quiet")
+    first_dir, made_dir = tmp_path / "first", tmp_path / "made"
+    assert main([*words, *QUICK, *few, *own, f"hydra.run.dir={first_dir}"]) == 0
+    shutil.rmtree(tmp_path / "cache")  # so that the fits are made again
+    words = (f"run={id_of(first_dir)}", "reproduce.tolerance=0", f"hydra.run.dir={made_dir}")
+    assert main(["reproduce", *own, *words]) == 0
+    result = read(made_dir)
+    assert result["matches"]
+    assert {value["verdict"] for value in result["values"]} == {"exact"}
+    first, again = (load_plan(folder) for folder in (first_dir, made_dir / "again"))
+    assert isinstance(first, FittedPlan) and isinstance(again, FittedPlan)
+    assert (again.plan, again.keys) == (plan, first.keys)
 
 
 def test_a_tampered_result_does_not_match(runs, reproduce, tmp_path, capsys) -> None:

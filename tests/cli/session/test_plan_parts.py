@@ -15,8 +15,10 @@ from kvsharer_exp.cli.session.plan_words import (
 )
 from kvsharer_exp.cli.session.stored_fits import StoredFits
 from kvsharer_exp.cli.session.windows import without_runs_of
+from kvsharer_exp.cli.steps.plan_candidates import mixed_reads
 from kvsharer_exp.model.fitted_plan import Fit
 from kvsharer_exp.values.actions.constant import Constant
+from kvsharer_exp.values.actions.read_kv import ReadKV
 from kvsharer_exp.values.footprint import Footprint
 
 
@@ -49,6 +51,13 @@ def test_windows_with_a_run_in_common_are_left_out() -> None:
     short = torch.arange(90, 94).view(1, 4)
     assert without_runs_of(windows, short).tolist() == windows[:2].tolist()
     assert len(without_runs_of(windows, windows[:0])) == 3
+
+
+def test_halves_mix_the_sources_of_least_error() -> None:
+    inf = float("inf")
+    errors = [[inf] * 4, [0.1, inf, inf, inf], [0.3, 0.2, inf, inf], [0.3, 0.1, 0.2, inf]]
+    found = mixed_reads(errors, 2, {2: "own"})
+    assert found == {0: [], 1: [], 3: [ReadKV(1, 2), ReadKV(2, 1)]}
 
 
 def test_every_action_has_words() -> None:

@@ -6,7 +6,9 @@ from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from transformers import DynamicCache, PreTrainedModel
+from transformers.generation import CompileConfig
 
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.model.actions.sizes import kv_bytes
@@ -15,6 +17,7 @@ from kvsharer_exp.model.footprint import footprint
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.cache import cache_bytes
 from kvsharer_exp.model.sharing.permanent import make_plan
+from kvsharer_exp.model.sharing.projections import SharingError
 from kvsharer_exp.model.sharing.runtime import apply_plan
 from kvsharer_exp.model.stores.base import Store
 from kvsharer_exp.values.actions.own import Own
@@ -78,6 +81,21 @@ def test_steps_chunks_rows_and_no_cache_give_the_same(model, plan) -> None:
     assert torch.equal(model(ids).logits, stock)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("text", ["quantised", "readers of quantised", "quantised windows"])
+def test_a_row_knows_neither_its_batch_nor_what_pads_it_on_the_right(name: str, text: str) -> None:
+    """lm-eval pads its batches on the right, and passes no mask."""
+    model = tiny_model(name)
+    rows = [tokens(1, length, seed=length) for length in (21, 13, 8)]
+    batch = torch.cat([torch.nn.functional.pad(row, (0, 21 - row.shape[1])) for row in rows])
+    with apply_plan(model, fitted(model, PLANS[text])):
+        alone = [model(row).logits[0] for row in rows]
+        for use_cache in (False, True):
+            together = model(batch, use_cache=use_cache).logits
+            for mine, other in zip(together, alone, strict=True):
+                torch.testing.assert_close(mine[: len(other)], other, rtol=0, atol=1e-9)
+
+
 def left_padded(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     """The last logits of short rows: in a batch with a longer one and in two chunks, and alone."""
     rows = [tokens(1, length, seed=length) for length in (21, 13, 8)]
@@ -103,6 +121,45 @@ def left_padded(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([row[-len(a) :] for row, a in zip(together, alone, strict=True)]), torch.cat(
         alone
     )
+
+
+@pytest.mark.slow  # compiles
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("text", ["quantised", "readers of quantised", "stand-ins", "everything"])
+def test_compiled_is_the_same(name: str, text: str) -> None:
+    """With and without a cache, and for the next token; quantised layers break the graph."""
+    model, ids = tiny_model(name), tokens(length=21)
+    torch.compiler.reset()
+    with apply_plan(model, fitted(model, PLANS[text])):
+        results = []
+        for run in (model, torch.compile(model, backend="eager")):
+            plain = run(ids, use_cache=False).logits
+            filled = run(ids, use_cache=True)
+            step = run(ids[:, :1], past_key_values=filled.past_key_values).logits
+            results.append(torch.cat([plain, filled.logits, step], 1))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-9)
+
+
+@pytest.mark.slow  # compiles
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+def test_stand_ins_compile_whole_with_a_static_cache(name: str) -> None:
+    model, ids = tiny_model(name), tokens(1, 12)
+    torch.compiler.reset()
+    counters.clear()
+    compiler = CompileConfig(fullgraph=True, mode="default", backend="eager")
+    compiler._compile_all_devices = True
+    static = {"cache_implementation": "static", "compile_config": compiler}
+    options = {"max_new_tokens": 6, "do_sample": False}
+    with torch.inference_mode(False), torch.no_grad():
+        with apply_plan(model, fitted(model, PLANS["stand-ins"])):
+            plain = model.generate(ids, **options)
+            compiled = model.generate(ids, **static, **options)
+        # Quantised owners are refused by name there, before anything is compiled.
+        with apply_plan(model, fitted(model, PLANS["quantised"])):
+            with pytest.raises(SharingError, match="layer 0 keeps 4 bits, which a Static"):
+                model.generate(ids, **static, **options)
+    assert counters["stats"]["unique_graphs"] > 0
+    assert torch.equal(compiled, plain)
 
 
 def test_generate_equals_a_search_without_cache(model, plan) -> None:
