@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kvsharer_exp.data.hub import offline_when_unreachable
@@ -47,6 +48,7 @@ def load_tasks(
     tokenizer: Any | None = None,
     max_positions: int | None = None,
     tokenizer_source: Callable[[], str | None] = lambda: None,
+    metadata: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Load lm-eval ``Task`` objects: made here, the paper's, lm-eval's own, or of a YAML file.
 
@@ -61,6 +63,7 @@ def load_tasks(
         max_positions: the most tokens that the model can read, if known.
         tokenizer_source: gives the folder or hub id of a tokenizer, for those of lm-eval's tasks
             that make texts of a length (RULER).
+        metadata: what else these are given, like ``max_seq_lengths``.
 
     Raises:
         InputError: a name is unknown, a file is no task, data sets cannot be fetched, or a
@@ -79,7 +82,7 @@ def load_tasks(
                 )
                 tasks[name] = _in_memory(name, items, local[name].config)
                 continue
-            manager, task = _find(name, tokenizer_source)
+            manager, task = _find(name, lambda: _metadata(tokenizer_source(), metadata))
             try:
                 found = manager.load([task])
             except Exception as error:  # from lm-eval, datasets, the hub's clients, YAML or Jinja
@@ -122,15 +125,15 @@ def _in_memory(name: str, items: list[dict[str, Any]], config: Mapping[str, Any]
 
 
 @functools.cache
-def _manager(tokenizer: str | None) -> Any:
+def _manager(metadata: str) -> Any:
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(metadata=_metadata(tokenizer))
+    return TaskManager(metadata=json.loads(metadata))
 
 
-def _metadata(tokenizer: str | None) -> dict[str, Any]:
+def _metadata(tokenizer: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """What lm-eval hands to those of its tasks that make their texts themselves."""
-    return {} if tokenizer is None else {"tokenizer": tokenizer}
+    return {**({} if tokenizer is None else {"tokenizer": tokenizer}), **given}
 
 
 @functools.cache
@@ -151,23 +154,25 @@ def _all_files() -> bytes:
     return b"\n".join(path.read_bytes() for path in _task_files())
 
 
-def _find(name: str, tokenizer_source: Callable[[], str | None]) -> tuple[Any, Any]:
-    """Find the task manager that knows ``name``, and what to ask that manager for."""
+def _find(name: str, metadata: Callable[[], dict[str, Any]]) -> tuple[Any, Any]:
+    """Find the task manager that knows ``name``, and what to ask that manager for.
+
+    ``metadata`` gives what the manager hands to its tasks.
+    """
     from lm_eval.tasks import TaskManager
 
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise InputError(f"task file {name} does not exist: give the path of a task YAML")
-        metadata = _metadata(tokenizer_source())
-        folder = str(path.parent)
-        return TaskManager(include_path=folder, include_defaults=False, metadata=metadata), name
+        options = {"include_path": str(path.parent), "include_defaults": False}
+        return TaskManager(**options, metadata=metadata()), name
     if name in PAPER_TASKS:
         manager = TaskManager(include_path=str(_PAPER_FOLDER), include_defaults=False)
         # A group is lm-eval's way to load a task with some keys changed.
         return manager, {"group": "paper", "task": [{"task": name, **_local_copy(name)}]}
     if name.encode() in _all_files():
-        manager = _manager(tokenizer_source())
+        manager = _manager(json.dumps(metadata()))
         if name in manager.task_index:
             return manager, name
     theirs = (path.stem for path in _task_files() if path.suffix == ".yaml")

@@ -25,7 +25,7 @@ from torch import nn
 from kvsharer_exp.measure.allocations import allocation_peak
 from kvsharer_exp.model.devices import input_device
 from kvsharer_exp.model.fitted_plan import FittedPlan
-from kvsharer_exp.model.footprint import text_config
+from kvsharer_exp.model.footprint import max_positions, text_config
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.cache import cache_bytes
 from kvsharer_exp.model.sharing.runtime import apply_plan
@@ -42,8 +42,7 @@ def check_length(model: nn.Module, num_tokens: int, what: str) -> None:
     Raises:
         InputError: there are more; the message names ``what``, the number and the limit.
     """
-    config = text_config(model)
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = max_positions(model)
     if limit is not None and num_tokens > limit:
         raise InputError(
             f"{what} is {num_tokens} tokens, but the model has max_position_embeddings={limit}: "

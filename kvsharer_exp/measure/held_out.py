@@ -7,33 +7,56 @@ is scored on the same windows and items as the full cache.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from kvsharer_exp.measure.perplexity import perplexity_of, window_losses
-from kvsharer_exp.measure.score_interval import score_intervals
+from kvsharer_exp.measure.score_interval import Items, score_intervals, share_intervals
 from kvsharer_exp.measure.scoring import TaskScorer
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.sharing.runtime import apply_plan
 from kvsharer_exp.values.intervals import CONFIDENCE, Interval
 from kvsharer_exp.values.plan import KVPlan
-from kvsharer_exp.values.score_names import HELD_OUT_PERPLEXITY
+from kvsharer_exp.values.score_names import HELD_OUT_PERPLEXITY, Directions
 from kvsharer_exp.values.sharing_map import SharingMap
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutScores:
-    """The held-out scores of one map by name, and their intervals over windows and items."""
+    """The held-out scores of one map by name, and their intervals over windows and items.
+
+    ``items`` holds the values behind each score; behind a perplexity these are log-likelihoods.
+    """
 
     scores: Mapping[str, float]
     intervals: Mapping[str, Interval]
+    items: Items
 
     @property
     def ends(self) -> dict[str, list[float]]:
         """The intervals as JSON values, [low, high] by score name."""
         return {name: [inside.low, inside.high] for name, inside in self.intervals.items()}
+
+    def beside(
+        self, full: HeldOutScores, shares: Mapping[str, float], directions: Directions | None = None
+    ) -> HeldOutScores:
+        """These scores with the intervals of what they retain (``shares``) of those of ``full``."""
+        more = share_intervals(shares, self.items, full.items, directions, confidence=CONFIDENCE)
+        return replace(self, intervals={**self.intervals, **more})
+
+
+def score_tasks(tasks: TaskScorer, *, seed: int = 0) -> HeldOutScores:
+    """Score the model on ``tasks`` as it is now, with 95 % intervals.
+
+    Raises:
+        NotFiniteError: a score is not a finite number.
+    """
+    scores, items = tasks.score(), tasks.item_scores
+    errors = tasks.stderr()
+    intervals = score_intervals(scores, items, errors, confidence=CONFIDENCE, seed=seed)
+    return HeldOutScores(scores, intervals, items)
 
 
 class HeldOutScorer:
@@ -71,11 +94,11 @@ class HeldOutScorer:
             losses = window_losses(self._model, self._windows, self._batch_size, self._prompt)
         scores = {HELD_OUT_PERPLEXITY: perplexity_of(losses)}
         items = {HELD_OUT_PERPLEXITY: [-loss for loss in losses]}
-        errors: dict[str, float] = {}
-        if self._tasks is not None:
-            with apply_plan(self._model, fitted):
-                scores |= self._tasks.score()
-            items |= self._tasks.item_scores
-            errors = self._tasks.stderr()
-        intervals = score_intervals(scores, items, errors, confidence=CONFIDENCE, seed=self._seed)
-        return HeldOutScores(scores, intervals)
+        intervals = score_intervals(scores, items, {}, confidence=CONFIDENCE, seed=self._seed)
+        if self._tasks is None:
+            return HeldOutScores(scores, intervals, items)
+        with apply_plan(self._model, fitted):
+            found = score_tasks(self._tasks, seed=self._seed)
+        return HeldOutScores(
+            {**scores, **found.scores}, {**intervals, **found.intervals}, {**items, **found.items}
+        )

@@ -17,6 +17,7 @@ from kvsharer_exp.model.actions.registry import runner_of
 from kvsharer_exp.model.actions.sizes import kv_bytes, parameter_bytes_saved
 from kvsharer_exp.model.footprint import text_config
 from kvsharer_exp.model.sharing.architectures import AttentionLayer, attention_layers
+from kvsharer_exp.model.sharing.projections import num_weights
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 
@@ -114,9 +115,7 @@ def _stand_in_flops_saved(
     saved = 0
     for layer, action, source in zip(layers, plan.actions, plan.key_sources, strict=True):
         if source is None:
-            size = next(layer.attention.parameters()).element_size()
-            weights = runner_of(action).parameter_bytes(layer) // size
-            saved += 2 * weights * batch * context
+            saved += 2 * runner_of(action).weights_saved(layer) * batch * context
             saved += _products(model, layer) * batch * context**2
     return saved
 
@@ -182,7 +181,7 @@ def _prefill_flops(
     model: nn.Module, layers: Sequence[AttentionLayer], batch: int, context: int
 ) -> int:
     """Count 2 FLOPs per weight and token, and the causal half of the products of attention."""
-    weights = sum(p.numel() for layer in layers for p in layer.block.parameters())
+    weights = sum(num_weights(layer.block) for layer in layers)
     products = sum(_products(model, layer) for layer in layers)
     return 2 * weights * batch * context + products * batch * context**2
 

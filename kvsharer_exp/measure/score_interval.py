@@ -1,6 +1,7 @@
-"""Give the scores of one map intervals over the items behind them.
+"""Give the scores of one map, and what it retains, intervals over the items behind them.
 
-`HeldOutScorer` and the rows of an ablation call `score_intervals`.
+`HeldOutScorer` and the rows of an ablation call `score_intervals`. Whoever says what a map retains
+of the full cache's scores calls `share_intervals`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist, fmean
 
-from kvsharer_exp.values.intervals import Interval, bootstrap, is_binary, wilson
-from kvsharer_exp.values.score_names import ScoreName
+from kvsharer_exp.values.comparisons import paired_ratio
+from kvsharer_exp.values.intervals import Interval, bootstrap, is_binary, t_interval, wilson
+from kvsharer_exp.values.score_names import Directions, ScoreName, higher_is_better, share_name
+
+Items = Mapping[str, Sequence[float]]
+"""By score name, the values behind a score in the order of the items."""
 
 
 def score_intervals(
     scores: Mapping[str, float],
-    items: Mapping[str, Sequence[float]],
+    items: Items,
     errors: Mapping[str, float],
     *,
     confidence: float,
@@ -69,3 +74,37 @@ def score_interval(
     if items and math.isclose(fmean(items), value, abs_tol=1e-9):
         return bootstrap(items, confidence=confidence, seed=seed)
     return None
+
+
+def share_intervals(
+    shares: Mapping[str, float],
+    items: Items,
+    full_items: Items,
+    directions: Directions | None = None,
+    *,
+    confidence: float,
+) -> dict[str, Interval]:
+    """The interval of each of the retained ``shares`` that has one, by `share_name`.
+
+    It is paired: ``items`` of the map and ``full_items`` of the full cache are the same ones, so
+    what both find hard does not widen it. A share that its items do not give, like that of F1, has
+    none.
+    """
+    found = {}
+    for name, share in shares.items():
+        ours, theirs = items.get(name, ()), full_items.get(name, ())
+        if len(ours) < 2 or len(ours) != len(theirs):
+            continue
+        if ScoreName.parse(name).of_likelihoods:
+            gains = [a - b for a, b in zip(ours, theirs, strict=True)]
+            logs = t_interval(gains, confidence=confidence)
+            inside = Interval(*map(math.exp, (logs.mean, logs.low, logs.high)))
+        else:
+            up = higher_is_better(name, directions)
+            over, under = (ours, theirs) if up else (theirs, ours)
+            if not fmean(under) > 0:
+                continue
+            inside = paired_ratio(over, under, confidence=confidence)
+        if math.isclose(inside.mean, share, rel_tol=1e-6):
+            found[share_name(name)] = inside
+    return found

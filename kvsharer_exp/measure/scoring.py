@@ -11,12 +11,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
 
+from kvsharer_exp.data.chance import pass_marks
 from kvsharer_exp.data.tasks import WEIGHS, check_no_generation, members, quiet_lm_eval
 from kvsharer_exp.model.devices import input_device
 from kvsharer_exp.values.agreement import Answer, Likelihoods
@@ -140,15 +141,19 @@ class TaskScorer:
                 metric, comma, filtered = key.rpartition(",")
                 if not comma or metric.endswith("_stderr"):
                     continue
-                name = str(ScoreName.of_task(task, metric, "" if filtered == "none" else filtered))
-                scores[name] = finite(name, value)
-                told = results["higher_is_better"].get(task, {}).get(metric)
-                self._tell(task, metric, told)
                 items = [
                     sample[metric]
                     for sample in samples
                     if sample["filter"] == filtered and metric in sample
                 ]
+                if metric.isdigit():  # a length of RULER: documents of other lengths have -1
+                    items = [item for item in items if item != -1]
+                    if not items:
+                        continue
+                name = str(ScoreName.of_task(task, metric, "" if filtered == "none" else filtered))
+                scores[name] = finite(name, value)
+                told = results["higher_is_better"].get(task, {}).get(metric)
+                self._tell(task, metric, told)
                 weighted = _is_weighted(self.tasks[names[0]], metric)
                 error = _standard_error(metric, scores[name], items, weighted)
                 if error is not None:
@@ -157,6 +162,12 @@ class TaskScorer:
                 if metric == next(iter(self.tasks[names[0]].aggregation())):
                     self.samples.setdefault(task, self.item_scores[name])
         return scores
+
+    @cached_property
+    def pass_marks(self) -> dict[str, float]:
+        """What the full cache has to score at least to do each task (see `PassMarks`)."""
+        held = {task: [self.tasks[name] for name in names] for task, names in self._members.items()}
+        return pass_marks(held, self.limit)
 
     def _check_length(self, name: str, task: Any) -> None:
         """Refuse a task that generates more than the model has positions for, before it is run.

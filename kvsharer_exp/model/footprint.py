@@ -57,6 +57,11 @@ def text_config(model: nn.Module) -> Any:
     return model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
 
 
+def max_positions(model: nn.Module) -> int | None:
+    """The most tokens that the model can read; None if its configuration does not say it."""
+    return getattr(text_config(model), "max_position_embeddings", None)
+
+
 @torch.inference_mode()
 def measured_footprint(
     model: nn.Module, plan: FittedPlan | KVPlan | SharingMap, tokens: torch.Tensor

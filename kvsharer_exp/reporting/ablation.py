@@ -33,8 +33,9 @@ class Row:
 
     ``variant`` holds the settings that vary, by configuration key. ``items`` holds the values
     behind each score in the order of the items; behind a perplexity these are log-likelihoods in
-    nats per token. ``plan`` is the text of a KV plan that is no map; ``result.kv_source_layers`` is
-    empty then, and its counts are of the layers without KV of their own.
+    nats per token. ``intervals`` holds those of the scores, and by `share_name` those of what is
+    retained. ``plan`` is the text of a KV plan that is no map; ``result.kv_source_layers`` is empty
+    then, and its counts are of the layers without KV of their own.
     """
 
     variant: Mapping[str, Any]

@@ -87,7 +87,7 @@ def _table(quantity: str, shown: Sequence[Compared]) -> Table:
         value = one.value
         row = [value.model, value.map, _size(value), _cell(value)]
         if keeps:
-            row.append("" if value.retained is None else f"{value.retained:.1%}")
+            row.append(_share(value))
         if has_paper:
             row += _paper_cells(one)
         rows.append(row)
@@ -127,6 +127,14 @@ def _cell(value: Measured) -> str:
     if value.low is not None and value.high is not None:
         inside = f" ({number_text(value.low)}–{number_text(value.high)})"
     return f"{number_text(value.value)}{inside} {value.mark}".rstrip()
+
+
+def _share(value: Measured) -> str:
+    if value.retained is None:
+        return ""
+    if value.retained_low is None or value.retained_high is None:
+        return f"{value.retained:.1%}"
+    return f"{value.retained:.1%} ({value.retained_low:.1%}–{value.retained_high:.1%})"
 
 
 def _paper_cells(one: Compared) -> list[str]:
@@ -219,6 +227,8 @@ def to_values(compared: Sequence[Compared]) -> list[dict[str, Any]]:
             "low": one.value.low,
             "high": one.value.high,
             "retained": one.value.retained,
+            "retained_low": one.value.retained_low,
+            "retained_high": one.value.retained_high,
             "paper": None if one.paper is None else one.paper.value,
             "difference": one.difference,
             "place": "" if one.paper is None else one.paper.place,

@@ -86,7 +86,10 @@ def task_notes(
             "interval of the full cache's, more items would narrow it (scoring.report.limit)"
         )
     if failed:
-        notes.append(f"The full cache fails {', '.join(failed)}, so nothing is retained there")
+        notes.append(
+            f"The full cache fails {', '.join(failed)}, so nothing is retained there: it answers "
+            "fewer than half of the questions, or no more of them than guessing may"
+        )
     return notes
 
 

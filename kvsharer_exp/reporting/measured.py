@@ -85,9 +85,10 @@ class Measured:
     differ. ``requested``: how many targets were asked for, if a number was. ``run_ids``: the MLflow
     runs that the value was read from. ``settings``: by configuration key. ``length``: prompt + new
     tokens. ``low``, ``high``: the interval of the value. ``retained``: the share of the full
-    cache's quality that is left. ``mark``: ▲, ▼ or ≈, how the value compares with the first arm of
-    its run. ``plan``: the text of a plan that is no sharing map; its ``num_shared`` is None.
-    ``kv_fraction``: the share of the KV that the plan of an ablation keeps.
+    cache's quality that is left, between ``retained_low`` and ``retained_high``. ``mark``: ▲, ▼ or
+    ≈, how the value compares with the first arm of its run. ``plan``: the text of a plan that is no
+    sharing map; its ``num_shared`` is None. ``kv_fraction``: the share of the KV that the plan of
+    an ablation keeps.
     """
 
     quantity: str
@@ -107,6 +108,8 @@ class Measured:
     low: float | None = None
     high: float | None = None
     retained: float | None = None
+    retained_low: float | None = None
+    retained_high: float | None = None
     mark: str = ""
     plan: str = ""
     kv_fraction: float | None = None

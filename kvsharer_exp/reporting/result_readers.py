@@ -7,24 +7,15 @@ values of the full cache if the run has them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
 from typing import Any
 
-from kvsharer_exp.reporting.ablation import MARKS, describe
+from kvsharer_exp.reporting.ablation import describe
 from kvsharer_exp.reporting.measured import FinishedRun, Measured, undamaged
+from kvsharer_exp.reporting.scored import scores_of
 from kvsharer_exp.search.paper.arms import GIVEN
 from kvsharer_exp.values.record import typed
-from kvsharer_exp.values.score_names import (
-    HELD_OUT_KL,
-    KL,
-    ScoreName,
-    higher_is_better,
-    retained,
-    table_columns,
-)
 
 _MIB, _MB = 2**20, 10**6
 _VARIED = ("threshold", "path", "num_windows", "window_tokens", "states", "distance")
@@ -69,64 +60,6 @@ def _base(run: FinishedRun, **changes: Any) -> Measured:
     return replace(blank, **changes)
 
 
-def _scores(
-    base: Measured,
-    scores: Mapping[str, float],
-    full: Mapping[str, float],
-    *,
-    intervals: Mapping[str, Mapping[str, float]] | None = None,
-    marks: Mapping[str, str] | None = None,
-) -> Iterator[Measured]:
-    """Yield the scores that a table shows, and the means over the tasks if there are several.
-
-    ``base`` says which map the scores are of. ``intervals`` and ``marks`` are by score name.
-    """
-    told = base.run.result.get("directions", {})
-    kept = retained(scores, full, told) if base.num_shared != 0 else {}
-    values = []
-    for name in (name for name in (HELD_OUT_KL, *table_columns(full)) if name in scores):
-        if name in (KL, HELD_OUT_KL) and base.num_shared == 0:
-            continue  # the KL of the full cache to itself is 0 by definition
-        inside = (intervals or {}).get(name, {})
-        low, high = inside.get("low"), inside.get("high")
-        value = replace(
-            base,
-            quantity=name,
-            value=scores[name],
-            low=low if low != high else None,
-            high=high if low != high else None,
-            retained=kept.get(name),
-            mark=MARKS.get((marks or {}).get(name, ""), ""),
-        )
-        values.append(value)
-        yield value
-    yield from _task_means(base, values, full)
-
-
-def _task_means(
-    base: Measured, values: Iterable[Measured], full: Mapping[str, float]
-) -> Iterator[Measured]:
-    """Yield the mean over the tasks as the paper averages: the mean of the scores, from 0 to 100.
-
-    For a map that shares layers, the percentage of the full cache's mean is yielded too. There are
-    no means for fewer than two tasks whose score is better when higher. Tasks err independently.
-    """
-    told = base.run.result.get("directions", {})
-    tasks = [v for v in values if ScoreName.parse(v.quantity).is_task and v.quantity in full]
-    tasks = [value for value in tasks if higher_is_better(value.quantity, told)]
-    if len(tasks) < 2:
-        return
-    names = sorted(ScoreName.parse(value.quantity).subject for value in tasks)
-    base = replace(base, settings={**base.settings, "tasks": names})
-    mean, whole = fmean(v.value for v in tasks), fmean(full[v.quantity] for v in tasks)
-    halves = [(v.high - v.low) / 2 for v in tasks if v.low is not None and v.high is not None]
-    half = math.hypot(*halves) / len(tasks) if len(halves) == len(tasks) else None
-    low, high = (None, None) if half is None else (100 * (mean - half), 100 * (mean + half))
-    yield replace(base, quantity="tasks/mean", value=100 * mean, low=low, high=high)
-    if base.num_shared != 0 and whole > 0:
-        yield replace(base, quantity="tasks/retained", value=100 * mean / whole)
-
-
 def _of_search(run: FinishedRun) -> Iterator[Measured]:
     result = run.result
     arm = f"{result['order']}_{'tested' if result['acceptance'] else 'untested'}"
@@ -141,7 +74,7 @@ def _of_search(run: FinishedRun) -> Iterator[Measured]:
 
 def _of_sweep(run: FinishedRun) -> Iterator[Measured]:
     full = run.result["full"]["scores"]
-    yield from _scores(_base(run), full, full, intervals=_ends(run.result["full"]))
+    yield from scores_of(_base(run), full, full, intervals=_ends(run.result["full"]))
     tested = run.config.get("search", {}).get("acceptance", True)
     arms = {"paper greedy": "dissimilar_tested" if tested else "dissimilar_untested"}
     entries = [(entry, True) for entry in run.result["front"]]
@@ -157,14 +90,14 @@ def _of_sweep(run: FinishedRun) -> Iterator[Measured]:
                 plan=plan,
                 run_ids=(entry["mlflow_run_id"] or run.run_id,),
             )
-            yield from _scores(base, entry["scores"], full, intervals=_ends(entry))
+            yield from scores_of(base, entry["scores"], full, intervals=_ends(entry))
 
 
 def _of_evaluate(run: FinishedRun) -> Iterator[Measured]:
     full = run.result["full"]["scores"]
-    yield from _scores(_base(run), full, full, intervals=_ends(run.result["full"]))
+    yield from scores_of(_base(run), full, full, intervals=_ends(run.result["full"]))
     base = _base(run, **_given(run.result))
-    yield from _scores(base, run.result["scores"], full, intervals=_ends(run.result))
+    yield from scores_of(base, run.result["scores"], full, intervals=_ends(run.result))
 
 
 def _ends(held: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -204,7 +137,7 @@ def _of_bench(run: FinishedRun) -> Iterator[Measured]:
 def _of_ablate(run: FinishedRun) -> Iterator[Measured]:
     result = run.result
     full = result["full"]
-    yield from _scores(_base(run), full["scores"], full["scores"], intervals=full["intervals"])
+    yield from scores_of(_base(run), full["scores"], full["scores"], intervals=full["intervals"])
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for row in result["rows"]:
         rows.setdefault(_place(row), []).append(row)
@@ -223,9 +156,10 @@ def _of_ablate(run: FinishedRun) -> Iterator[Measured]:
         if cell["arm"].endswith(("_tested", "_untested")):
             yield replace(base, quantity="search/seconds", value=cell["seconds"])
             yield replace(base, quantity="search/candidates", value=cell["evaluated"])
-        yield from _scores(
-            base, means, full["scores"], intervals=cell["scores"], marks=cell["verdicts"]
-        )
+        inside = dict(cell["scores"])
+        if len(cell["found"]) == 1:  # what is retained has no interval over draws
+            inside |= rows[_place(cell)][0].get("intervals", {})
+        yield from scores_of(base, means, full["scores"], intervals=inside, marks=cell["verdicts"])
     head = result["reference"]
     words = describe(head["arm"], head["variant"])
     for cell in result["timings"]:

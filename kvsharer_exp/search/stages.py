@@ -185,7 +185,8 @@ class StagedScorer:
         """
         assert self._tasks is not None
         first: dict[str, float] = {}
-        shares = retained(scores, self.full_tasks, self._tasks.directions)
+        tasks = self._tasks
+        shares = retained(scores, self.full_tasks, tasks.directions, tasks.pass_marks)
         for name, share in shares.items():
             first.setdefault(ScoreName.parse(name).subject, share)
         for task in self._tasks.tasks:

@@ -31,7 +31,7 @@ Seed = tuple[str, SharingMap | KVPlan]
 """A map or plan that a search starts from, with its origin in front."""
 
 HeldOut = tuple[dict[str, float], dict[str, list[float]]]
-"""The held-out scores of a map by name, and [low, high] of those that have an interval."""
+"""A map's held-out scores by name, and [low, high] of those, and by `share_name` of shares."""
 
 # The attributes of a trial.
 _RESULT, _CACHED, _ORIGIN = "result", "cached_from", "origin"

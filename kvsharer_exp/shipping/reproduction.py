@@ -2,8 +2,8 @@
 
 The command ``reproduce`` compares a recorded run with the same run made again.
 
-Times, addresses and ids are no results and are left out. Sentences are left out too, for they
-repeat what the values say. A sharing map is one value.
+Times, addresses and ids are no results and are left out. Sentences, and the intervals of what is
+retained, are left out too, for they follow from the values. A sharing map is one value.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kvsharer_exp.values.score_names import is_share
+
 Verdict = Literal["exact", "within tolerance", "differs", "missing", "new"]
 
 _SURROUNDINGS = ("versions", "texts")
 _LEFT_OUT = {
     *("schema", "command", "mlflow_run_id", "mlflow_compare_url", "study", "threads", "directions"),
-    *("notes", "where_from", *_SURROUNDINGS),
+    *("pass_marks", "notes", "where_from", *_SURROUNDINGS),
     # A clock or the rest of the machine decides these; keys with "seconds" are left out as well.
     *("decode_tokens_per_second", "resident_bytes", "peak_memory_bytes", "speedup"),
     *("prefill_peak_bytes", "decode_peak_bytes", "tokens_per_second", "ratios", "preemptions"),
@@ -106,7 +108,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         for key, item in value.items():
             if key == "kv_source_layers" and item is not None:
                 yield f"{path}.{key}".lstrip("."), "_".join(map(str, item))
-            elif key not in _LEFT_OUT and "seconds" not in key:
+            elif key not in _LEFT_OUT and "seconds" not in key and not is_share(key):
                 yield from _leaves(item, f"{path}.{key}".lstrip("."))
     elif isinstance(value, list):
         for index, item in enumerate(value):

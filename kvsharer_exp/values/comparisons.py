@@ -16,12 +16,16 @@ from kvsharer_exp.values.finite import check_finite
 from kvsharer_exp.values.intervals import (
     CONFIDENCE,
     RESAMPLES,
+    Interval,
     is_binary,
     quantiles,
     resampled_means,
     standard_error,
     t_interval,
+    t_quantile,
     t_within,
+    wilson,
+    z_quantile,
 )
 
 
@@ -83,6 +87,49 @@ def compare_draws(
     else:
         p_value = 0.0 if inside.mean else 1.0
     return Comparison(inside.mean, inside.low, inside.high, p_value, len(draws), "t")
+
+
+def paired_ratio(
+    values: Sequence[float], references: Sequence[float], *, confidence: float = CONFIDENCE
+) -> Interval:
+    """The mean of ``values`` over that of ``references``, which are of the same items.
+
+    Of items of 0 and 1 the interval is Bonett and Price's, which has a width also where both sides
+    agree on every item (https://doi.org/10.1002/sim.2440). Of others it is the delta method's.
+
+    Raises:
+        ValueError: there are fewer than two pairs, the two differ in length, or the mean of the
+            references is not above 0.
+    """
+    check_finite("items", [*values, *references])
+    pairs = list(zip(values, references, strict=True))
+    if len(pairs) < 2 or not fmean(references) > 0:
+        raise ValueError("a ratio needs two or more pairs, and references with a mean above 0")
+    ratio = fmean(values) / fmean(references)
+    if is_binary(values) and is_binary(references):
+        return Interval(ratio, *_bonett_price(pairs, z_quantile(confidence)))
+    error = standard_error([x - ratio * y for x, y in pairs]) / fmean(references)
+    half = t_quantile(confidence, len(pairs) - 1) * error
+    return Interval(ratio, ratio - half, ratio + half)
+
+
+def _bonett_price(pairs: Sequence[tuple[float, float]], z: float) -> tuple[float, float]:
+    """The ends of the interval of a ratio of two shares of the same items of 0 and 1.
+
+    Each share has Wilson's interval among the items that are 1 on a side, with a z so much smaller
+    that the quotient of their ends covers the ratio as often as ``z`` says.
+    """
+    first, second = sum(x for x, _ in pairs), sum(y for _, y in pairs)
+    either = sum(x or y for x, y in pairs)
+    discordant = sum(x != y for x, y in pairs)
+
+    def spread(count: float) -> float:
+        return math.sqrt((1 - (count + 1) / (either + 2)) / (count + 1))
+
+    together = math.sqrt((discordant + 2) / ((first + 1) * (second + 1)))
+    narrowed = math.erf(z * together / (spread(first) + spread(second)) / math.sqrt(2))
+    over, under = (wilson(n, int(either), confidence=narrowed) for n in (first, second))
+    return over.low / under.high, over.high / under.low
 
 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:

@@ -27,8 +27,9 @@ class Footprint(Record):
     bytes, where what is not quantised counts as 16 bits. ``parameter_bytes_saved`` is the size of
     the parameters that the plan does without, less that of its stand-ins, so it may be negative.
     ``attention_flops`` are those of all attentions, or what stands in for them, for one token after
-    ``context`` others: 2 for each weight, and 2 for each number of each key and value that a query
-    head reads. Results of earlier versions lack ``context``, ``kv_bytes`` and ``attention_flops``.
+    ``context`` others: 2 for each weight, in however few bits it is held, and 2 for each number of
+    each key and value that a query head reads. Results of earlier versions lack ``context``,
+    ``kv_bytes`` and ``attention_flops``.
     """
 
     kv_bytes_per_token: float

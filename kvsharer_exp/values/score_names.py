@@ -8,7 +8,7 @@ that compares two scores asks here which one is better.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 KL = "kl"
@@ -126,10 +126,31 @@ def unusual(directions: Directions) -> dict[str, bool]:
     return {name: up for name, up in directions.items() if higher_is_better(name) != up}
 
 
+PassMarks = Mapping[str, float]
+"""By score name without filter, the least that the full cache has to score to do the task at all.
+
+Multiple-choice tasks have one, because guessing scores there too.
+"""
+
+
+def fails(name: str, score: float, pass_marks: PassMarks | None = None) -> bool:
+    """Whether a full cache with this ``score`` fails the task itself.
+
+    It does if its score is below the pass mark of the task, which is above what guessing scores, or
+    if fewer than half of its answers are right (``exact_match``).
+    """
+    parts = ScoreName.parse(name)
+    mark = (pass_marks or {}).get(str(replace(parts, filtered="")))
+    if mark is None:
+        return parts.metric in _ANSWERS and score < FAILED
+    return score < mark
+
+
 def retained(
     scores: Mapping[str, float],
     full: Mapping[str, float],
     directions: Directions | None = None,
+    pass_marks: PassMarks | None = None,
 ) -> dict[str, float]:
     """The share of the full cache's quality that a map retains, by score name.
 
@@ -137,20 +158,43 @@ def retained(
     score of the map over that of the full cache. If less is better, as for perplexities, it is the
     other way round. A score has no share if one side lacks it, if it is a distance to the full
     cache (``kl``, ``cosine``), if the divisor is not above zero, or if the full cache fails the
-    task itself, with fewer than half of its answers right (``exact_match``).
+    task itself (see `fails`).
     """
     shares = {}
     for name, score in scores.items():
         metric = ScoreName.parse(name).metric
-        if name not in full or metric in _NO_RATIO:
-            continue
-        if metric in _ANSWERS and full[name] < FAILED:
+        if name not in full or metric in _NO_RATIO or fails(name, full[name], pass_marks):
             continue
         up = higher_is_better(name, directions)
         top, bottom = (score, full[name]) if up else (full[name], score)
         if bottom > 0:
             shares[name] = top / bottom
     return shares
+
+
+def share_name(name: str) -> str:
+    """The name of what is retained of the score ``name``: in MLflow, and of its interval."""
+    return f"retained/{name}"
+
+
+def is_share(name: str) -> bool:
+    """Whether ``name`` is the `share_name` of a score."""
+    return name.startswith("retained/")
+
+
+def retained_metrics(
+    shares: Mapping[str, float], intervals: Mapping[str, Sequence[float]]
+) -> dict[str, float]:
+    """What MLflow keeps of the retained ``shares``: each with the two ends of its interval.
+
+    ``intervals`` holds [low, high] by `share_name`, of those shares that have one.
+    """
+    metrics = {}
+    for name, share in ((share_name(score), share) for score, share in shares.items()):
+        metrics[name] = share
+        if name in intervals:
+            metrics[f"low/{name}"], metrics[f"high/{name}"] = intervals[name]
+    return metrics
 
 
 def table_columns(names: Iterable[str]) -> list[str]:

@@ -69,7 +69,7 @@ class FrontEntry(Record):
 
     ``kv_source_layers`` is None for a plan that is no map, and ``num_shared`` counts targets.
     ``intervals`` holds [low, high] by score name: the 95 % interval over the windows or items
-    whose mean the score is.
+    whose mean the score is, and by `share_name` that of what is retained of the full cache's.
     """
 
     kv_source_layers: tuple[int, ...] | None

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kvsharer_exp.reporting.bench_table import mib
+from tests.benchmarks.kept import keep_results
 
 KINDS = {
     "half read": ("{own}", "{before}"),
@@ -90,11 +91,7 @@ def main() -> int:
         found[kind] = bench(folder / f"kind-{number}", plan_of(texts, options.layers), options)
         sys.stdout.write(table({kind: found[kind]}))
         sys.stdout.flush()
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "action_kinds.md").write_text(table(found), encoding="utf-8")
-        kept = json.dumps(found, indent=2) + "\n"
-        (options.out / "action_kinds.json").write_text(kept, encoding="utf-8")
+    keep_results(options.out, "action_kinds", table(found), found)
     return 0
 
 

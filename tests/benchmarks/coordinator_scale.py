@@ -15,7 +15,6 @@ the plans, numbers are means over them, and the ratio has its standard deviation
 
 import argparse
 import heapq
-import json
 import math
 import sys
 import tempfile
@@ -41,6 +40,7 @@ from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.ranking import DissimilarityRanking, LayerPair
 from kvsharer_exp.values.trial import TrialResult
+from tests.benchmarks.kept import keep_results
 from tests.search.test_layer_actions import candidates
 
 
@@ -200,11 +200,7 @@ def main() -> int:
                     rows += [simulate(model, *asked, seed) for seed in options.seeds]
                     sys.stdout.write(table(rows[-len(options.seeds) :]).splitlines()[-1] + "\n")
                     sys.stdout.flush()
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "coordinator_scale.md").write_text(table(rows), encoding="utf-8")
-        kept = json.dumps(rows, indent=2)
-        (options.out / "coordinator_scale.json").write_text(kept, encoding="utf-8")
+    keep_results(options.out, "coordinator_scale", table(rows), rows)
     return 0
 
 

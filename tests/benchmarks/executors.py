@@ -10,7 +10,6 @@ less that of this process.
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -41,6 +40,7 @@ from kvsharer_exp.search.execution.processes import ProcessCrew
 from kvsharer_exp.search.execution.ray_cluster import RayCrew, cluster
 from kvsharer_exp.search.outcome import Bar
 from kvsharer_exp.values.plan import KVPlan
+from tests.benchmarks.kept import keep_results
 
 _TOGETHER = 4  # plans, so that two workers end at about the same time
 
@@ -151,10 +151,7 @@ def main() -> int:
         lines.append(f"| {name} | {median(seconds):.3f} | {ratio:.2f} | {overhead} |")
     table = "\n".join(lines) + "\n"
     sys.stdout.write(table)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "executors.md").write_text(table, encoding="utf-8")
-        (options.out / "executors.json").write_text(json.dumps(measured, indent=2) + "\n")
+    keep_results(options.out, "executors", table, measured)
     return 0
 
 

@@ -25,6 +25,7 @@ from kvsharer_exp.model.load import load_model
 from kvsharer_exp.reporting.markup import to_markdown
 from kvsharer_exp.values.intervals import t_interval
 from kvsharer_exp.values.sharing_map import SharingMap
+from tests.benchmarks.kept import keep_results
 
 
 def sweep(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -112,9 +113,8 @@ def main() -> None:
     settings = {key: value for key, value in vars(options).items() if key != "out"}
     versions = found[options.seeds[0]]["versions"]
     record = {"options": settings, "versions": versions, "rows": rows}
-    (options.out / "front_quality.json").write_text(json.dumps(record, indent=1) + "\n")
     text = table(rows, options.sizes)
-    (options.out / "front_quality.md").write_text(text)
+    keep_results(options.out, "front_quality", text, record)
     print(text)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from kvsharer_exp.cli.main import main
 from kvsharer_exp.reporting.plan_kinds import size_words
 from kvsharer_exp.values.plan import KVPlan
+from tests.benchmarks.kept import keep_results
 
 PERPLEXITY = "perplexity/report"
 
@@ -139,9 +140,7 @@ def run() -> None:
             print(f"{row['kv_fraction']:.4f} {long[key]:.4f}", flush=True)
         row["ratio_2048"] = long[key]
     kept, text = (seeds, table_of_seeds(seeds)) if options.each else (seeds[0], table(seeds[0]))
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{options.name}.json").write_text(json.dumps(kept, indent=1) + "\n")
-    (options.out / f"{options.name}.md").write_text(text)
+    keep_results(options.out, options.name, text, kept)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ other tokens, and choose their ridge on a quarter of those.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from kvsharer_exp.measure.machine import settle
@@ -32,6 +31,7 @@ from kvsharer_exp.values.actions.constant import Constant
 from kvsharer_exp.values.actions.drop import Drop
 from kvsharer_exp.values.actions.read import Read
 from kvsharer_exp.values.plan import KVPlan
+from tests.benchmarks.kept import keep_results
 
 SCORED, FITTED, SOURCES = 8, 96, 3
 HEADER = ["layer", "best share", "of layer", "deleted", "constant", "affine", "affine / share"]
@@ -82,11 +82,9 @@ def main() -> None:
         f"{len(able)} layers that can share."
     )
     print(f"\n{to_markdown(shown)}\n{said}")
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        held = {"model": options.model, "dtype": options.dtype, "rows": rows}
-        (options.out / "layers.json").write_text(json.dumps(held, indent=1) + "\n")
-        (options.out / "single_layers.md").write_text(f"{to_markdown(shown)}\n{said}\n")
+    held = {"model": options.model, "dtype": options.dtype, "rows": rows}
+    page = f"{to_markdown(shown)}\n{said}\n"
+    keep_results(options.out, "single_layers", page, held, values="layers")
 
 
 def _cells(row: dict) -> list[str]:

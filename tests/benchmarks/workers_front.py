@@ -21,6 +21,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from tests.benchmarks.kept import keep_results
+
 WORKERS = 1, 2
 
 
@@ -68,12 +70,7 @@ def main() -> int:
         sys.stdout.write(f"seed {seed}: {rows[-1]['hypervolume']}\n")
         sys.stdout.flush()
     sys.stdout.write(table(rows))
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "workers_front.md").write_text(table(rows), encoding="utf-8")
-        (options.out / "workers_front.json").write_text(
-            json.dumps(rows, indent=2), encoding="utf-8"
-        )
+    keep_results(options.out, "workers_front", table(rows), rows)
     return 0
 
 

@@ -231,7 +231,7 @@ def test_no_field_of_text_is_forgotten() -> None:
                 unsaid.append(key)
 
     walk(Config)
-    assert unmarked == ["scoring.fitness"]  # a name, or weights
+    assert unmarked == ["scoring.fitness", "scoring.task_metadata"]  # weights and values by name
     # Their sentences name a file, but not as their value.
     others = ["model.name", "search_space.kind", "sampler.kind", "tracking.experiment"]
     assert unsaid == [*others, "generate.prompt"]

@@ -195,6 +195,26 @@ def test_a_task_that_makes_texts_of_a_length_is_given_the_models_tokenizer(
     assert [item["text"] for item in task.eval_docs] == ["4"]
 
 
+LENGTHS = """
+import datasets
+
+def texts(tokenizer=None, **given):
+    texts = [{"text": f"{tokenizer} {tokens}"} for tokens in given["max_seq_lengths"]]
+    return {"test": datasets.Dataset.from_list(texts)}
+"""
+
+
+def test_lengths_of_the_configuration_reach_the_tasks(parts: TextParts, tmp_path: Path) -> None:
+    name = task_that_makes_its_texts(tmp_path, LENGTHS)
+    given = {"max_seq_lengths": [8192, 16384]}
+    task = load_tasks([name], parts, tokenizer_source=lambda: "theirs", metadata=given)["made"]
+    assert [item["text"] for item in task.eval_docs] == ["theirs 8192", "theirs 16384"]
+    (tmp_path / "other").mkdir()
+    name = task_that_makes_its_texts(tmp_path / "other", LENGTHS)
+    task = load_tasks([name], parts, metadata={"max_seq_lengths": [4096]})["made"]
+    assert [item["text"] for item in task.eval_docs] == ["None 4096"]
+
+
 @pytest.mark.parametrize(
     ("code", "says"),
     [

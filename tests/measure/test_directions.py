@@ -88,6 +88,31 @@ def test_numbers_of_numpy_are_scores_and_pairs_are_no_items(task_file: Path) -> 
     assert F1 not in scorer.stderr()
 
 
+def test_of_the_lengths_of_ruler_only_those_of_its_texts_have_scores(task_file: Path) -> None:
+    """Its metrics are lengths, and a text has -1 for those of other texts."""
+    code = """
+def process(doc, results):
+    others = {"4096": -1.0, "8192": -1.0, "16384": -1.0}
+    return others | {("8192", "16384")[doc["gold"]]: float(doc["question"] < "Is 4")}
+
+def mean(items):
+    found = [item for item in items if item != -1]
+    return sum(found) / len(found) if found else -1
+"""
+    (task_file.parent / "odd_metrics.py").write_text(code)
+    before, _, _ = task_file.read_text().partition("metric_list:")
+    metrics = [
+        f'  - {{metric: "{n}", aggregation: !function odd_metrics.mean, higher_is_better: true}}'
+        for n in (4096, 8192, 16384)
+    ]
+    task_file.write_text("\n".join([before + "metric_list:", *metrics]))
+    scorer = scorer_of(task_file)
+    names = "lm_eval/odd/8192", "lm_eval/odd/16384"
+    assert scorer.score() == dict.fromkeys(names, 0.5)
+    assert [sorted(scorer.item_scores[name]) for name in names] == [[0, 0, 1, 1]] * 2
+    assert scorer.stderr().keys() == set(names)
+
+
 def test_a_metric_of_unknown_direction_is_refused_by_name(task_file: Path) -> None:
     file = task_file
     text = file.read_text().replace("    higher_is_better: false\n", "")

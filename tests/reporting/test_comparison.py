@@ -177,6 +177,28 @@ def test_the_mean_over_tasks_has_the_interval_of_independent_tasks() -> None:
     assert (mean.low, mean.high) == pytest.approx((mean.value - half, mean.value + half))
 
 
+def test_what_is_retained_of_the_tasks_has_an_interval_and_leaves_out_those_that_fail() -> None:
+    run = ablation(("dissimilar_tested", 8, 9.0), tasks=("piqa", "wsc", "boolq"))
+    run.result["pass_marks"] = {"lm_eval/boolq/acc": 0.61}
+    ends = {"retained/lm_eval/piqa/acc": inside(5 / 6), "retained/lm_eval/wsc/acc": inside(5 / 6)}
+    run.result["rows"][0]["intervals"] = ends
+    shared = {v.quantity: v for v in measured(run) if v.num_shared == 8}
+    assert shared["lm_eval/boolq/acc"].retained is None
+    piqa, whole = shared["lm_eval/piqa/acc"], shared["tasks/retained"]
+    assert (piqa.retained_low, piqa.retained_high) == (5 / 6 - 0.5, 5 / 6 + 0.5)
+    assert whole.settings["tasks"] == ["piqa", "wsc"]
+    assert whole.value == pytest.approx(100 * 5 / 6)
+    half = 100 * (0.5**2 + 0.5**2) ** 0.5 / 2
+    assert (whole.low, whole.high) == pytest.approx((whole.value - half, whole.value + half))
+    assert shared["tasks/mean"].value == pytest.approx(50)  # as the paper averages: over all
+    told = {table.quantity: table.rows for table in tables(compare_with_paper([piqa], []))}
+    assert "83.3% (33.3%–133.3%)" in told["lm_eval/piqa/acc"][1]
+    (value,) = to_values(compare_with_paper([piqa], []))
+    assert (value["retained_low"], value["retained_high"]) == (5 / 6 - 0.5, 5 / 6 + 0.5)
+    run.result["pass_marks"] |= {"lm_eval/wsc/acc": 0.61}  # one task has no mean
+    assert "tasks/retained" not in {v.quantity for v in measured(run)}
+
+
 def test_a_table_has_this_run_the_paper_the_difference_and_where_it_is_from() -> None:
     run = ablation(("dissimilar_tested", 8, 9.0), ("random_untested", 8, 20.0))
     compared = compare_with_paper(measured(run), paper_numbers())

@@ -7,9 +7,12 @@ from hypothesis import strategies as st
 from kvsharer_exp.values.score_names import (
     KL,
     ScoreName,
+    fails,
     higher_is_better,
     label,
     retained,
+    retained_metrics,
+    share_name,
     table_columns,
 )
 
@@ -57,6 +60,23 @@ def test_what_is_retained_has_a_direction_and_both_sides() -> None:
     scores = {KL: 0.3, "perplexity/report": 25.0, "lm_eval/t/acc": 0.4, "lm_eval/t/f1": 0.1}
     shares = retained({**scores, "lm_eval/other/acc": 1.0}, full)
     assert shares == {"perplexity/report": 0.8, "lm_eval/t/acc": 0.8}
+
+
+def test_a_full_cache_below_the_pass_mark_fails_whatever_the_filter() -> None:
+    name, strict, marks = "lm_eval/t/acc", "lm_eval/t/acc.strict", {"lm_eval/t/acc": 0.4}
+    assert retained({name: 0.3}, {name: 0.39}, None, marks) == {}
+    assert retained({strict: 0.3}, {strict: 0.39}, None, marks) == {}
+    assert retained({name: 0.3}, {name: 0.6}, None, marks) == {name: 0.5}
+    assert fails("lm_eval/t/exact_match", 0.4) and not fails("lm_eval/t/exact_match", 0.5)
+    assert not fails(name, 0.0)  # nobody knows what guessing scores
+
+
+def test_mlflow_keeps_the_ends_of_what_is_retained() -> None:
+    found = retained_metrics({"a/b": 0.9, "c": 0.8}, {share_name("a/b"): [0.7, 1.1], "c": [0, 1]})
+    assert found == {
+        **{"retained/a/b": 0.9, "low/retained/a/b": 0.7, "high/retained/a/b": 1.1},
+        "retained/c": 0.8,
+    }
 
 
 def test_a_table_shows_one_metric_of_every_task() -> None:

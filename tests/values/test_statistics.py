@@ -1,12 +1,19 @@
 """Intervals and tests against values worked out by hand, from tables, or by counting all cases."""
 
 import math
+import random
 from itertools import product
 from statistics import NormalDist, fmean, stdev
 
 import pytest
 
-from kvsharer_exp.values.comparisons import compare, compare_draws, holm, mcnemar
+from kvsharer_exp.values.comparisons import (
+    compare,
+    compare_draws,
+    holm,
+    mcnemar,
+    paired_ratio,
+)
 from kvsharer_exp.values.correlation import kendall, spearman
 from kvsharer_exp.values.intervals import (
     bootstrap,
@@ -180,3 +187,44 @@ def test_kendalls_tau_by_hand() -> None:
     # τ-b: one tie on one side, so 5 comparable pairs there against 6.
     assert kendall([1, 1, 2, 3], [1, 2, 3, 4]) == pytest.approx(5 / math.sqrt(5 * 6))
     assert kendall([1, 1, 1], [1, 2, 3]) is None
+
+
+@pytest.mark.parametrize(
+    ("items", "both", "first_only", "second_only"),
+    [(24, 0.6, 0.1, 0.1), (24, 0.3, 0.02, 0.3), (100, 0.85, 0.01, 0.05)],
+)
+def test_a_ratio_of_shares_of_the_same_items_lies_in_its_interval_as_often_as_it_says(
+    items: int, both: float, first_only: float, second_only: float
+) -> None:
+    draw, true = random.Random(0), (both + first_only) / (both + second_only)
+    pairs = [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)]
+    chances = [both, first_only, second_only, 1 - both - first_only - second_only]
+    held = 0
+    for _ in range(500):
+        a, b = zip(*draw.choices(pairs, chances, k=items), strict=True)
+        inside = paired_ratio(a, b)
+        held += inside.low <= true <= inside.high
+    assert 0.93 <= held / 500 <= 0.995
+
+
+def test_sides_that_agree_on_every_item_have_an_interval_too() -> None:
+    inside = paired_ratio([1.0, 0.0] * 12, [1.0, 0.0] * 12)
+    assert inside.low < inside.mean == 1.0 < inside.high
+    more = paired_ratio([1.0, 0.0] * 120, [1.0, 0.0] * 120)
+    assert inside.low < more.low and more.high < inside.high
+
+
+def test_a_ratio_of_other_values_has_the_interval_of_the_delta_method() -> None:
+    a, b = [1.0, 2.0, 4.0, 3.5], [2.0, 2.5, 4.0, 5.0]
+    inside = paired_ratio(a, b)
+    ratio = fmean(a) / fmean(b)
+    error = stdev([x - ratio * y for x, y in zip(a, b, strict=True)]) / 2 / fmean(b)
+    assert inside.mean == ratio
+    assert inside.high - ratio == pytest.approx(t_quantile(0.95, 3) * error)
+    assert inside.mean - inside.low == pytest.approx(inside.high - inside.mean)
+
+
+@pytest.mark.parametrize(("a", "b"), [([1.0], [1.0]), ([1.0, 1.0], [0.0, 0.0])])
+def test_a_ratio_of_nothing_is_refused(a: list[float], b: list[float]) -> None:
+    with pytest.raises(ValueError, match="two or more pairs"):
+        paired_ratio(a, b)

@@ -71,6 +71,7 @@ def run(
     with AblationMemory(config, loaded, windows) as memory:
         log.start(loaded.description, windows.texts, experiment=config.ablate.name)
         memory.continue_run(log)
+        loaded.tell_contexts(config.ablate.contexts)
         now = calibration.varied(settings[0][1])
         now.keep_ranking(log)
         plan_arms = PlanArms(log, loaded, now, scorers, memory.once)

@@ -45,6 +45,7 @@ def _measure(
     plans.check()
     _check_contexts(config, loaded, wanted.new_tokens)
     log.start(loaded.description, windows.texts, **tags_of(plan))
+    loaded.tell_contexts()
     fitted = plans.fitted
     plans.keep(fitted)
     cells = []

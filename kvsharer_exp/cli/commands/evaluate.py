@@ -11,7 +11,7 @@ from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.plan_words import kind_of, memory_words, unseen_lines
 from kvsharer_exp.cli.session.plans import Plans
-from kvsharer_exp.cli.session.result_file import identify, tags_of, told_directions
+from kvsharer_exp.cli.session.result_file import identify, tags_of, told_by_tasks
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
@@ -20,7 +20,7 @@ from kvsharer_exp.cli.terminal import TurningTable
 from kvsharer_exp.measure.held_out import HeldOutScores
 from kvsharer_exp.model.footprint import footprint, measured_footprint
 from kvsharer_exp.reporting.front_table import number, task_notes
-from kvsharer_exp.values.score_names import retained
+from kvsharer_exp.values.score_names import retained, retained_metrics, share_name
 
 
 def run(
@@ -40,6 +40,7 @@ def run(
     engine = EngineScores(config, log, loaded, scorers, plan) if in_vllm else None
     scorers.require(plan.actions)
     log.start(loaded.description, windows.texts, **tags_of(plan))
+    loaded.tell_contexts()
     fitted, held_out = plans.fitted, scorers.held_out()
     plans.keep(fitted)
     of_full = held_out.score(loaded.full_cache)
@@ -47,14 +48,15 @@ def run(
     log.say("scored the full cache")
     of_plan = held_out.score(fitted)
     scores = {**scorers.fitness.score(fitted).named(), **of_plan.scores}
-    kept = retained(scores, full, scorers.directions)
+    kept = retained(scores, full, scorers.directions, scorers.pass_marks)
+    of_plan = of_plan.beside(of_full, kept, scorers.directions)
     size = footprint(loaded.model, plan, context=config.footprint.context)
     measured = measured_footprint(loaded.model, fitted, windows.held_out[:1])
     log.log_metrics(
         {
             **scores,
             **{f"full/{name}": value for name, value in full.items()},
-            **{f"retained/{name}": value for name, value in kept.items()},
+            **retained_metrics(kept, of_plan.ends),
             "kv_fraction": size.kv_fraction,
             "kv_bytes_per_token": size.kv_bytes_per_token,
         }
@@ -71,7 +73,7 @@ def run(
     tokens, prompt = config.heldout.window_tokens, config.scoring.prompt_tokens
     for line in unseen_lines(plan, "heldout.window_tokens", tokens, prompt):
         log.say(line)
-    in_engine = {} if engine is None else {"engine": engine.score(fitted, scores)}
+    in_engine = {} if engine is None else {"engine": engine.score(fitted, of_plan)}
     log.finish(
         {
             **identify(plan),
@@ -80,7 +82,7 @@ def run(
             "intervals": of_plan.ends,
             "full": {"scores": full, "intervals": of_full.ends},
             "footprint": {**size.to_dict(), "measured": measured.to_dict()},
-            **told_directions(scorers.directions),
+            **told_by_tasks(scorers.directions, scorers.pass_marks),
             **in_engine,
         },
         then=f"kvsharer sweep model={loaded.name}",
@@ -98,5 +100,7 @@ def _table(
             inside = held_out.intervals.get(name)
             ends = "" if inside is None else f" ({number(inside.low)}–{number(inside.high)})"
             cells.append(f"{number(scores[name], 4)}{ends}")
-        table.add_row(name, *cells, f"{kept[name]:.1%}" if name in kept else "")
+        inside = sides[-1][1].intervals.get(share_name(name))
+        ends = "" if inside is None else f" ({inside.low:.1%}–{inside.high:.1%})"
+        table.add_row(name, *cells, f"{kept[name]:.1%}{ends}" if name in kept else "")
     return table

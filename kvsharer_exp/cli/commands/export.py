@@ -43,6 +43,7 @@ def run(
     windows.require("fitness", "held_out")
     scorers.check(plan.actions)
     log.start(loaded.description, windows.texts, **tags_of(plan))
+    loaded.tell_contexts()
     fitted = plans.fitted
     plans.keep(fitted)
     held_out = scorers.held_out(tasks=False)

@@ -72,6 +72,7 @@ def run(config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, plan
             for layer, action in enumerate(one.actions):
                 refuse_prompted([action], f"the block error of layer {layer}")
     log.start(loaded.description, windows.texts, **tags_of(plan))
+    loaded.tell_contexts()
     fitted = plans.fitted
     plans.keep(fitted)
     if not len(text):

@@ -22,7 +22,7 @@ from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.calibration import Calibration
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.plans import Plans
-from kvsharer_exp.cli.session.result_file import told_directions
+from kvsharer_exp.cli.session.result_file import told_by_tasks
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
@@ -91,6 +91,7 @@ def run(
     ) as store:
         store.claim(identity)
         start_sweep(log, loaded, windows, store)
+        loaded.tell_contexts()
         calibration.keep_ranking(log)
         seeds = [*sweep_seeds(config, log, calibration, store), *given]
         parts = None
@@ -147,7 +148,7 @@ def run(
                 **_result(config, sweep, store, search, scorers.fitness.num_windows),
                 "hypervolume_reference": {"kv_fraction": reference[0], "score": reference[1]},
                 "overhead_seconds_per_trial": _overhead(new, searched),
-                **told_directions(scorers.directions),
+                **told_by_tasks(scorers.directions, scorers.pass_marks),
             },
             then=_longer(config, 2 * len(found)),
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from kvsharer_exp.cli.config.text_keys import PATH
 from kvsharer_exp.values.errors import InputError, at_least
+from kvsharer_exp.values.text import shorten
 
 
 @dataclass
@@ -58,6 +59,8 @@ class ScoringConfig:
         search: the tasks that the search sees. ``lm_eval`` in the fitness needs at least one.
         report: the tasks that only the report sees.
         allow_overlap: names of tasks that may be in both. Default: none.
+        task_metadata: what lm-eval hands to those of its tasks that make their texts themselves,
+            like ``{max_seq_lengths: [4096, 8192]}`` to RULER. Default: none, the tokenizer only.
     """
 
     fitness: Any = "kl"
@@ -71,6 +74,7 @@ class ScoringConfig:
     search: TasksConfig = field(default_factory=TasksConfig)
     report: TasksConfig = field(default_factory=TasksConfig)
     allow_overlap: list[str] = field(default_factory=list, metadata=PATH)
+    task_metadata: Any = None
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -91,6 +95,12 @@ class ScoringConfig:
         if "lm_eval" in self.weights and not self.search.tasks:
             raise InputError(
                 "scoring.fitness=lm_eval needs tasks: name some in scoring.search.tasks"
+            )
+
+        if not isinstance(self.task_metadata, dict | None):
+            raise InputError(
+                f"scoring.task_metadata={shorten(self.task_metadata)} is no mapping: give one, "
+                "like {max_seq_lengths: [8192]}"
             )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,7 @@ from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.model.actions.check import check_plan
 from kvsharer_exp.model.describe import adds_bos, describe
+from kvsharer_exp.model.footprint import max_positions
 from kvsharer_exp.model.load import load
 from kvsharer_exp.model.sharing.architectures import AttentionLayer, attention_layers
 from kvsharer_exp.model.spec import ModelSpec
@@ -21,7 +23,7 @@ class LoadedModel:
     """The model, its tokenizer, and what is known of both."""
 
     def __init__(self, config: Config, log: RunLog) -> None:
-        self._say = log.say
+        self._say, self._context = log.say, config.footprint.context
         self.name = config.model.name
         self.spec = ModelSpec(**asdict(config.model))
 
@@ -62,6 +64,21 @@ class LoadedModel:
     def adds_bos(self) -> bool:
         """Whether a text begins with the tokenizer's BOS."""
         return adds_bos(self.spec, self.tokenizer)
+
+    def tell_contexts(self, contexts: Sequence[int] = ()) -> None:
+        """Say in a line at which contexts bytes are counted that no text of the model reaches.
+
+        They are ``contexts``, or if there are none, ``footprint.context``.
+        """
+        longest = max_positions(self.model)
+        asked = contexts or [self._context]
+        beyond = ", ".join(f"{n:,}" for n in asked if longest is not None and n > longest)
+        if beyond:
+            key = "ablate.contexts" if contexts else "footprint.context"
+            self._say(
+                f"{key}: {beyond} tokens are more than the {longest:,} positions of {self.name}; "
+                "bytes there follow from the shapes, but no text is so long"
+            )
 
     def check(self, plan: KVPlan | SharingMap) -> None:
         """Refuse a plan or a map that does not fit the model.

@@ -9,7 +9,7 @@ from typing import Any
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.values.plan import KVPlan
-from kvsharer_exp.values.score_names import Directions, unusual
+from kvsharer_exp.values.score_names import Directions, PassMarks, unusual
 from kvsharer_exp.values.sharing_map import SharingMap
 
 SCHEMA = 1
@@ -68,7 +68,11 @@ def tags_of(plan: KVPlan) -> dict[str, str]:
     return {**sources, "plan": str(plan), "digest": plan.digest}
 
 
-def told_directions(directions: Directions) -> dict[str, Any]:
-    """The key that says whether higher is better, of scores whose name does not tell it."""
-    found = unusual(directions)
-    return {"directions": found} if found else {}
+def told_by_tasks(directions: Directions, pass_marks: PassMarks) -> dict[str, Any]:
+    """What must be known of the tasks to say what is retained; keys that hold nothing are left out.
+
+    ``directions`` says whether higher is better, of scores whose name does not tell it, and
+    ``pass_marks`` below which score the full cache fails a task.
+    """
+    told = {"directions": unusual(directions), "pass_marks": dict(pass_marks)}
+    return {key: found for key, found in told.items() if found}

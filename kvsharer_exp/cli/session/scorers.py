@@ -22,7 +22,7 @@ from kvsharer_exp.measure.benchmark import check_length
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.measure.held_out import HeldOutScorer
 from kvsharer_exp.measure.scoring import TaskScorer
-from kvsharer_exp.model.footprint import text_config
+from kvsharer_exp.model.footprint import max_positions, text_config
 from kvsharer_exp.model.load import tokenizer_source
 from kvsharer_exp.search.fitness import find_fitness
 from kvsharer_exp.values.actions.base import Action
@@ -79,6 +79,7 @@ class Scorers:
                 self._windows.texts,
                 seed=self._config.seed,
                 tokenizer_source=lambda: tokenizer_source(self._loaded.spec),
+                metadata=scoring.task_metadata or {},
                 **self._measure(names),
             )
             if names
@@ -97,8 +98,8 @@ class Scorers:
         """
         if not any(is_retrieval(name) for name in names):
             return {}
-        longest = getattr(text_config(self._loaded.model), "max_position_embeddings", None)
-        return {"tokenizer": self._loaded.tokenizer, "max_positions": longest}
+        model = self._loaded.model
+        return {"tokenizer": self._loaded.tokenizer, "max_positions": max_positions(model)}
 
     @cached_property
     def search_tasks(self) -> TaskScorer | None:
@@ -140,8 +141,15 @@ class Scorers:
     @property
     def directions(self) -> dict[str, bool]:
         """What the tasks say of their scores, once they were scored (see `Directions`)."""
-        both = [scorer for scorer in (self.search_tasks, self.report_tasks) if scorer is not None]
-        return {name: up for scorer in both for name, up in scorer.directions.items()}
+        return {name: up for scorer in self._both() for name, up in scorer.directions.items()}
+
+    @property
+    def pass_marks(self) -> dict[str, float]:
+        """What the full cache has to score at least to do each task (see `PassMarks`)."""
+        return {name: mark for scorer in self._both() for name, mark in scorer.pass_marks.items()}
+
+    def _both(self) -> list[TaskScorer]:
+        return [scorer for scorer in (self.search_tasks, self.report_tasks) if scorer is not None]
 
     def through(self, likelihoods: Likelihoods) -> TaskScorer | None:
         """Make a scorer of the report tasks that asks ``likelihoods``; None if there are none.

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kvsharer_exp.cli.config.schema import Config
-from kvsharer_exp.cli.session.result_file import told_directions
+from kvsharer_exp.cli.session.result_file import told_by_tasks
 from kvsharer_exp.cli.session.run_log import RunLog
-from kvsharer_exp.cli.steps.ablation_rows import RowScorer
+from kvsharer_exp.cli.steps.ablation_rows import RowScorer, Scores
 from kvsharer_exp.cli.terminal import TurningTable
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.reporting.ablation import Cell, Row, describe, summarise
@@ -43,6 +43,7 @@ from kvsharer_exp.reporting.figures.ablation import (
     threshold_figure,
 )
 from kvsharer_exp.reporting.figures.style import save_png
+from kvsharer_exp.reporting.front_table import task_notes
 from kvsharer_exp.reporting.markup import to_markdown
 from kvsharer_exp.search.paper.acceptance import PairScore, RankBin, acceptance_by_rank
 from kvsharer_exp.search.paper.arms import PLAN_ARMS, is_tested
@@ -119,6 +120,7 @@ def publish(config: Config, log: RunLog, ablation: Ablation) -> None:
         *too_few(ablation.rows, len(ablation.ranking.pairs), config.ablate.max_candidates),
         *limit_sentences(full.items, confidence=confidence),
         *untested_sentences(full.items),
+        *notes_on_tasks(ablation.rows, full),
     ]
     if any(row.arm in PLAN_ARMS for row in ablation.rows):
         notes.insert(1, PLANS_LEGEND)
@@ -160,10 +162,16 @@ def publish(config: Config, log: RunLog, ablation: Ablation) -> None:
             "correlations": correlations,
             "timings": ablation.timings,
             "notes": notes,
-            **told_directions(directions),
+            **told_by_tasks(directions, ablation.scorer.pass_marks),
         },
         then=f"kvsharer {then}",
     )
+
+
+def notes_on_tasks(rows: Sequence[Row], full: Scores) -> list[str]:
+    """Say which tasks cannot tell the rows from the full cache, and which that one fails."""
+    ends = {name: (inside.low, inside.high) for name, inside in full.intervals.items()}
+    return task_notes([(row.scores, row.retained) for row in rows], full.scores, ends)
 
 
 def too_few(rows: Sequence[Row], num_pairs: int, max_candidates: int | None) -> list[str]:

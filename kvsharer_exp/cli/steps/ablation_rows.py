@@ -14,7 +14,7 @@ from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.steps.ablation_memory import AblationMemory
-from kvsharer_exp.measure.score_interval import score_intervals
+from kvsharer_exp.measure.score_interval import score_intervals, share_intervals
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.footprint import footprint
 from kvsharer_exp.model.sharing.runtime import apply_plan
@@ -24,7 +24,14 @@ from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.greedy import GreedyResult
 from kvsharer_exp.values.intervals import Interval
-from kvsharer_exp.values.score_names import HELD_OUT_KL, HELD_OUT_PERPLEXITY, Directions, retained
+from kvsharer_exp.values.score_names import (
+    HELD_OUT_KL,
+    HELD_OUT_PERPLEXITY,
+    Directions,
+    PassMarks,
+    retained,
+    retained_metrics,
+)
 from kvsharer_exp.values.trial import TrialResult
 
 
@@ -77,6 +84,11 @@ class RowScorer:
         """What the tasks say of their scores; empty without tasks."""
         return self._tasks.directions if self._tasks is not None else {}
 
+    @property
+    def pass_marks(self) -> PassMarks:
+        """What the full cache has to score at least to do each task; empty without tasks."""
+        return self._tasks.pass_marks if self._tasks is not None else {}
+
     def row(
         self,
         variant: Mapping[str, Any],
@@ -97,6 +109,14 @@ class RowScorer:
             self._log.say(f"{plan.plan}: {error}")
             measured = Scores({}, {}, {})
         held = self._footprint(plan, variant)
+        kept = retained(measured.scores, self.full.scores, self.directions, self.pass_marks)
+        kept_intervals = share_intervals(
+            kept,
+            measured.items,
+            self.full.items,
+            self.directions,
+            confidence=self._config.ablate.confidence,
+        )
         row = Row(
             variant,
             arm,
@@ -104,9 +124,9 @@ class RowScorer:
             result,
             kv_fraction=held.kv_fraction,
             scores=measured.scores,
-            intervals=measured.intervals,
+            intervals={**measured.intervals, **kept_intervals},
             items=measured.items,
-            retained=retained(measured.scores, self.full.scores, self.directions),
+            retained=kept,
             plan="" if plan.plan.sharing_map is not None else str(plan.plan),
         )
         return replace(row, mlflow_run_id=self._keep(row, plan, held))
@@ -157,7 +177,9 @@ class RowScorer:
             "requested": result.requested,
             "found": result.found,
             "evaluated": evaluated(result),
-            **{f"retained/{name}": value for name, value in row.retained.items()},
+            **retained_metrics(
+                row.retained, {name: (i.low, i.high) for name, i in row.intervals.items()}
+            ),
         }
         words = f"{describe(row.arm, row.variant)} · {result.compression:g}"
         name = f"{self._loaded.name} · {words} · draw {row.draw}"

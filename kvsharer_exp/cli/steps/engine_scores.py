@@ -7,8 +7,10 @@ item.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 from kvsharer_exp.cli.config.schema import Config
@@ -18,11 +20,15 @@ from kvsharer_exp.cli.session.scorers import Scorers, longest_request
 from kvsharer_exp.cli.steps.engine_run import EngineRun
 from kvsharer_exp.cli.terminal import TurningTable
 from kvsharer_exp.data.tasks import check_no_generation, without_generation
+from kvsharer_exp.measure.held_out import HeldOutScores, score_tasks
 from kvsharer_exp.measure.scoring import TaskScorer
 from kvsharer_exp.model.fitted_plan import FittedPlan
+from kvsharer_exp.reporting.front_table import number
 from kvsharer_exp.shipping.vllm.likelihoods import LikelihoodClient
 from kvsharer_exp.values.agreement import Agreement, agreement
+from kvsharer_exp.values.comparisons import Comparison, compare
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.intervals import Interval
 from kvsharer_exp.values.plan import KVPlan
 
 
@@ -57,11 +63,11 @@ class EngineScores:
         )
         self._engine.check(plan)
 
-    def score(self, fitted: FittedPlan, scores: Mapping[str, float]) -> dict[str, Any]:
+    def score(self, fitted: FittedPlan, here: HeldOutScores) -> dict[str, Any]:
         """Score ``fitted``, which the report tasks were last scored under; prints both sides.
 
-        The loaded model is under the plan for good after this. ``scores`` are those of the model
-        in this process by name.
+        The loaded model is under the plan for good after this. ``here`` are the scores of the model
+        in this process.
 
         Returns:
             What ``result.json`` says of the engine.
@@ -76,21 +82,25 @@ class EngineScores:
             ask = partial(client.log_likelihoods, at_once=self._config.scoring.batch_size)
             engine = self._scorers.through(ask)
             assert engine is not None
-            found = engine.score()
+            found = score_tasks(engine, seed=self._config.seed)
         self._log.say("scored the tasks in vLLM")
         agreements = agreement_by_task(own, engine)
-        self._log.log_metrics({f"engine/{name}": value for name, value in found.items()})
+        self._log.log_metrics({f"engine/{name}": value for name, value in found.scores.items()})
         for task, one in agreements.items():
             self._log.log_metrics(agreement_metrics(task, one))
         self._log.console.print(f"in {self._engine.environment}", markup=False)
-        self._log.console.print(TurningTable.of(scores_table(scores, found)))
+        self._log.console.print(TurningTable.of(scores_table(here, found)))
+        self._log.console.print(
+            "In brackets: 95% intervals over the items; that of a difference is paired."
+        )
         self._log.console.print(TurningTable.of(agreement_table(agreements)))
         return {
             "name": "vllm",
             "versions": self._engine.versions,
             "dtype": self._engine.dtype,
             "max_len": self._engine.max_len,
-            "scores": found,
+            "scores": found.scores,
+            "intervals": found.ends,
             "agreement": {task: one.to_dict() for task, one in agreements.items()},
         }
 
@@ -117,12 +127,29 @@ def agreement_metrics(task: str, found: Agreement) -> dict[str, float]:
     }
 
 
-def scores_table(own: Mapping[str, float], engine: Mapping[str, float]) -> list[list[str]]:
-    """Header and a row for each score: in this process, in the engine, and the difference."""
+def scores_table(own: HeldOutScores, engine: HeldOutScores) -> list[list[str]]:
+    """Header and a row for each score: in this process, in the engine, and the difference.
+
+    Each is followed by its interval. A difference has one if the score is the mean of its items.
+    """
     rows = [["score", "transformers", "vLLM", "difference"]]
-    for name, value in engine.items():
-        rows.append([name, f"{own[name]:.6g}", f"{value:.6g}", f"{value - own[name]:+.2g}"])
+    for name, value in engine.scores.items():
+        inside = [_ends(side.intervals.get(name)) for side in (own, engine)]
+        ours, theirs = (side.items.get(name, ()) for side in (engine, own))
+        same = len(ours) == len(theirs) > 0 and math.isclose(fmean(ours), value, abs_tol=1e-9)
+        rows.append(
+            [
+                name,
+                f"{own.scores[name]:.6g}{inside[0]}",
+                f"{value:.6g}{inside[1]}",
+                f"{value - own.scores[name]:+.2g}{_ends(compare(ours, theirs) if same else None)}",
+            ]
+        )
     return rows
+
+
+def _ends(inside: Interval | Comparison | None) -> str:
+    return "" if inside is None else f" ({number(inside.low)}–{number(inside.high)})"
 
 
 def agreement_table(found: Mapping[str, Agreement]) -> list[Sequence[str]]:

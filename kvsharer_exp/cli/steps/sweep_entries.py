@@ -11,12 +11,14 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import cached_property
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.steps.sweep_progress import size_of
+from kvsharer_exp.measure.held_out import HeldOutScores
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.search.outcome import KL_VARIANCE
 from kvsharer_exp.search.study_store import HeldOut, StudyStore
@@ -48,11 +50,16 @@ class EntryMaker:
         self._held_out, self._fitted = scorers.held_out(), fitted
         self._weights = config.scoring.weights
         self._num_windows = scorers.fitness.num_windows
-        wanted = {"report": asdict(config.scoring.report), "heldout": asdict(config.heldout)}
+        given = config.scoring.task_metadata  # what came later is left out at its default
+        wanted = {
+            **{"report": asdict(config.scoring.report), "heldout": asdict(config.heldout)},
+            **({"task_metadata": given} if given else {}),
+        }
         text = json.dumps(wanted, sort_keys=True)
         self._key = hashlib.sha256(text.encode()).hexdigest()[:8]
         self._kept = store.held_out(self._key)
-        held_out, self.full_intervals = self._score(KVPlan.of(loaded.full_cache))
+        self._full = KVPlan.of(loaded.full_cache)
+        held_out, self.full_intervals = self._score(self._full)
         self.full_scores: dict[str, float] = {
             **scorers.fitness.full_scores.named(),
             **full_tasks,
@@ -79,7 +86,7 @@ class EntryMaker:
             num_shared=result.num_shared,
             kv_fraction=result.footprint.kv_fraction,
             scores=scores,
-            retained=retained(scores, full, self._scorers.directions),
+            retained=retained(scores, full, self._scorers.directions, self._scorers.pass_marks),
             mlflow_run_id=self._store.map_run(plan),
             origin=result.origin,
             intervals={**({KL: list(kl)} if kl is not None else {}), **intervals},
@@ -105,10 +112,22 @@ class EntryMaker:
     def _score(self, plan: KVPlan) -> HeldOut:
         """The held-out scores of a plan and their intervals, measured once, kept in the study."""
         if plan.digest not in self._kept:
-            measured = self._held_out.score(self._fitted(plan))
+            measured = self._of_full if plan == self._full else self._beside_full(plan)
             self._kept[plan.digest] = dict(measured.scores), measured.ends
             self._store.keep_held_out(self._key, self._kept)
         return self._kept[plan.digest]
+
+    @cached_property
+    def _of_full(self) -> HeldOutScores:
+        """The full cache's, with items; a study keeps no items, so they may be measured again."""
+        return self._held_out.score(self._full)
+
+    def _beside_full(self, plan: KVPlan) -> HeldOutScores:
+        """The scores of a plan, with intervals of what it retains of the full cache's."""
+        told, full = self._scorers, self._of_full
+        measured = self._held_out.score(self._fitted(plan))
+        shares = retained(measured.scores, full.scores, told.directions, told.pass_marks)
+        return measured.beside(full, shares, told.directions)
 
     def _kl_interval(self, result: TrialResult) -> tuple[float, float] | None:
         """The 95 % interval of a map's KL over scoring windows, by Student's t and not below 0.

@@ -22,6 +22,8 @@ from kvsharer_exp.search.study_store import StudyStore
 from kvsharer_exp.values.score_names import (
     CALIBRATION_PERPLEXITY,
     HELD_OUT_PERPLEXITY,
+    retained_metrics,
+    share_name,
     table_columns,
 )
 from kvsharer_exp.values.trial import TrialResult
@@ -64,7 +66,7 @@ def _mark_front(log: RunLog, store: StudyStore, sweep: SweepResult) -> str:
     for entry in sweep.entries:
         if entry.mlflow_run_id and log.tracker.exists(entry.mlflow_run_id):
             members.append(entry.mlflow_run_id)
-            kept = {f"retained/{name}": value for name, value in entry.retained.items()}
+            kept = retained_metrics(entry.retained, entry.intervals)
             plan = entry.kv_plan
             log.tracker.log_map(
                 entry.mlflow_run_id,
@@ -78,7 +80,7 @@ def _mark_front(log: RunLog, store: StudyStore, sweep: SweepResult) -> str:
     shown = [name for name in table_columns(sweep.full_scores) if name != CALIBRATION_PERPLEXITY]
     return log.tracker.save_view(
         log.run_id,
-        [*shown, f"retained/{HELD_OUT_PERPLEXITY}"],
+        [*shown, share_name(HELD_OUT_PERPLEXITY)],
         name=f"{sweep.model}: front of {sweep.study}",
     )
 

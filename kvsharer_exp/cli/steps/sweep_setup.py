@@ -61,6 +61,7 @@ def identity_of(
         "windows": [config.scoring.num_windows, config.scoring.window_tokens],
         **({"prompt": prompt} if (prompt := config.scoring.prompt_tokens) else {}),
         **({"recall": True} if config.scoring.recall else {}),
+        **({"task_metadata": given} if (given := config.scoring.task_metadata) else {}),
         "fitness": config.scoring.fitness,
         "search_tasks": asdict(config.scoring.search),
         "seed": config.seed,

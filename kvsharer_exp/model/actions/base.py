@@ -57,6 +57,10 @@ class ActionRunner:
         """Bytes of parameters that the layer does without, less those that it needs instead."""
         return 0
 
+    def weights_saved(self, layer: AttentionLayer) -> int:
+        """How many numbers a token is not multiplied with, less those that it is with instead."""
+        return 0
+
     def fit(self, fitted: Moments, held: Moments) -> dict[str, torch.Tensor]:
         """The numbers of a stand-in, from the moments of two parts of the calibration text.
 

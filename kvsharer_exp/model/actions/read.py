@@ -20,6 +20,9 @@ class ReadRunner(ActionRunner):
     def parameter_bytes(self, layer: AttentionLayer) -> int:
         return layer.kv_parameter_bytes
 
+    def weights_saved(self, layer: AttentionLayer) -> int:
+        return layer.projections.num_weights()
+
     def install(self, site: Site) -> None:
         rows = site.stub(True, True)
         site.hook(LayerView, (self.action.source, self.action.source), rows)

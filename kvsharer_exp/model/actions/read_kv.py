@@ -35,6 +35,10 @@ class ReadKVRunner(ActionRunner):
         key, value = self._owns(layer)
         return layer.projections.parameter_bytes(key=not key, value=not value)
 
+    def weights_saved(self, layer: AttentionLayer) -> int:
+        key, value = self._owns(layer)
+        return layer.projections.num_weights(key=not key, value=not value)
+
     def install(self, site: Site) -> None:
         key, value = self._owns(site.layer)
         rows = site.stub(not key, not value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kvsharer_exp.model.actions.registry import runner_of
 from kvsharer_exp.model.sharing.architectures import AttentionLayer
+from kvsharer_exp.model.sharing.projections import num_weights
 from kvsharer_exp.values.plan import KVPlan
 
 BUDGET_SIZE = 2
@@ -40,9 +41,7 @@ def attention_flops(
     """FLOPs of all attentions for one token after ``context`` others, see `Footprint`."""
     total = 0
     for layer, action, source in zip(layers, plan.actions, plan.key_sources, strict=True):
-        weights = list(layer.attention.parameters())
-        saved = runner_of(action).parameter_bytes(layer) // weights[0].element_size()
-        total += 2 * (sum(weight.numel() for weight in weights) - saved)
+        total += 2 * (num_weights(layer.attention) - runner_of(action).weights_saved(layer))
         if source is not None:
             heads, keys, values = layer.kv_shape
             read = runner_of(plan.actions[source]).tokens_read(layers[source], context)

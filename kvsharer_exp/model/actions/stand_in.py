@@ -12,7 +12,7 @@ from kvsharer_exp.model.branch import branches_of, check_stand_in
 from kvsharer_exp.model.devices import device_of
 from kvsharer_exp.model.fitted_plan import Fit
 from kvsharer_exp.model.sharing.architectures import AttentionLayer
-from kvsharer_exp.model.sharing.projections import SharingError
+from kvsharer_exp.model.sharing.projections import SharingError, num_weights
 from kvsharer_exp.model.sharing.site import Site
 from kvsharer_exp.model.sharing.stand_in import StandIn
 
@@ -42,6 +42,9 @@ class StandInRunner(ActionRunner):
         held = list(layer.attention.parameters())
         saved = sum(p.numel() * p.element_size() for p in held)
         return saved - self.parameters_needed(layer.hidden_size) * layer.element_size
+
+    def weights_saved(self, layer: AttentionLayer) -> int:
+        return num_weights(layer.attention) - self.parameters_needed(layer.hidden_size)
 
     def install(self, site: Site) -> None:
         layer, fit = site.layer, site.fit

@@ -119,6 +119,10 @@ class SeparateProjections:
         modules = (self.attention.get_submodule(name) for name in _named(key, value))
         return sum(_bytes(module.parameters()) for module in modules)
 
+    def num_weights(self, *, key: bool = True, value: bool = True) -> int:
+        """How many numbers make keys and values, see `num_weights`."""
+        return sum(num_weights(self.attention.get_submodule(name)) for name in _named(key, value))
+
     @property
     def replaced(self) -> bool:
         """Whether stubs have replaced the projections already."""
@@ -157,9 +161,17 @@ class FusedProjection:
 
         They are all dropped or none: a layer that needs one of the two projects both.
         """
-        if self.replaced or not (key and value):
-            return 0
         whole = _bytes(self.attention.get_submodule(self.name).parameters())
+        return self._share(whole, key and value)
+
+    def num_weights(self, *, key: bool = True, value: bool = True) -> int:
+        """How many numbers make keys and values, see `num_weights`."""
+        return self._share(num_weights(self.attention.get_submodule(self.name)), key and value)
+
+    def _share(self, whole: int, both: bool) -> int:
+        """The part of ``whole`` that makes keys and values; none unless ``both`` can go."""
+        if self.replaced or not both:
+            return 0
         return whole * self.kv_rows // (self.query_rows + self.kv_rows)
 
     @property
@@ -221,6 +233,21 @@ def _find_fused(
         kv_rows=2 * kv_heads // groups * head_dim,
         num_key_value_heads=kv_heads,
     )
+
+
+def num_weights(module: nn.Module) -> int:
+    """How many numbers a token is multiplied with, or gets added, in ``module``.
+
+    A linear layer has a number for each of its inputs and outputs, however few bits each takes:
+    packages that quantise keep several of them in one element of a parameter, and their scales in
+    others, which do not count.
+    """
+    inputs, outputs = (getattr(module, f"{end}_features", None) for end in ("in", "out"))
+    if isinstance(inputs, int) and isinstance(outputs, int):
+        bias = getattr(module, "bias", None)
+        return inputs * outputs + (0 if bias is None else bias.numel())
+    own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    return own + sum(map(num_weights, module.children()))
 
 
 def _named(key: bool, value: bool) -> list[str]:

@@ -12,7 +12,7 @@ from kvsharer_exp.reporting.figures.style import BLACK, GREY, empty, shades
 from kvsharer_exp.reporting.front_table import NONE, Ends
 from kvsharer_exp.reporting.plan_kinds import kv_percent
 from kvsharer_exp.reporting.sharing_front import holds_plans
-from kvsharer_exp.values.score_names import ScoreName, label
+from kvsharer_exp.values.score_names import ScoreName, label, share_name
 from kvsharer_exp.values.trial import FrontEntry
 
 
@@ -26,8 +26,8 @@ def tasks_figure(
 
     If an entry is a plan that is no map, the bars come in the order of the KV kept, most first.
     The line is the full cache, whose score is under each name. A score that a map lacks has no bar.
-    A whisker is the interval of a task's score, and the grey behind the bars that of the full
-    cache's: a task cannot tell a plan from the full cache whose bar ends there.
+    A whisker is the interval of what a plan retains, and the grey behind the bars that of the full
+    cache's score: a task cannot tell a plan from the full cache whose bar ends there.
     """
     plans = holds_plans(entries)
     shown = [entry for entry in entries if not entry.is_full]
@@ -66,15 +66,18 @@ def tasks_figure(
 
 
 def _whiskers(axes: Any, entry: FrontEntry, places: Sequence[tuple[float, str]]) -> None:
-    """Draw the intervals of the tasks' scores, in the unit of what is retained."""
+    """Draw the intervals of what is retained; those of the tasks' scores, where a run has no other.
+
+    Runs of earlier versions have no others.
+    """
     for place, name in places:
-        score = entry.scores.get(name)
-        if score and name in entry.intervals and ScoreName.parse(name).is_task:
-            low, high = (end * entry.retained[name] / score for end in entry.intervals[name])
-            middle = entry.retained[name]
-            axes.errorbar(
-                place, middle, [[middle - low], [high - middle]], color=BLACK, lw=0.8, capsize=2
-            )
+        middle, score = entry.retained[name], entry.scores.get(name)
+        inside = entry.intervals.get(share_name(name))
+        if not inside and score and ScoreName.parse(name).is_task:
+            inside = [end * middle / score for end in entry.intervals.get(name, [])]
+        if inside:
+            arms = [[max(0.0, middle - inside[0])], [max(0.0, inside[1] - middle)]]
+            axes.errorbar(place, middle, arms, color=BLACK, lw=0.8, capsize=2)
 
 
 def _label(name: str, full: float) -> str:

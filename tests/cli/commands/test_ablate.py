@@ -1,6 +1,7 @@
 """``ablate`` end to end on the tiny model, and every experiment file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,14 @@ from mlflow.tracking import MlflowClient
 from kvsharer_exp.cli.argv import translate
 from kvsharer_exp.cli.main import main
 from kvsharer_exp.cli.session import plans
+from kvsharer_exp.cli.steps.ablation_outputs import notes_on_tasks
+from kvsharer_exp.cli.steps.ablation_rows import Scores
 from kvsharer_exp.model.folders import data_dir
 from kvsharer_exp.search.paper.arms import ARMS, PLAN_ARMS
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.intervals import wilson
 from kvsharer_exp.values.sharing_map import SharingMap
+from tests.reporting.test_ablation import row as row_of
 
 EXPERIMENTS = sorted(path.stem for path in data_dir("conf").glob("experiment/*.yaml"))
 QUICK = (
@@ -102,6 +107,20 @@ def test_every_arm_at_every_ratio(run, store, capsys) -> None:
     shown = capsys.readouterr().out
     assert "given: too few layers at 34.0%, 50.0%; no map of that size" in " ".join(shown.split())
     assert "The limit: wiki_next acc" in shown
+    (failed,) = [note for note in result["notes"] if note.startswith("The full cache fails ")]
+    assert "copying exact_match" in failed and failed.split()[-1] in shown
+
+
+def test_tasks_that_cannot_tell_and_those_that_the_full_cache_fails_are_noted() -> None:
+    good, bad, other = (f"lm_eval/{name}/acc" for name in ("good", "bad", "other"))
+    scores, kept = {good: 0.8, bad: 0.25, other: 0.1}, {good: 1.0, other: 0.2}
+    rows = [replace(row_of("read"), scores=scores, retained=kept)]
+    rows.append(replace(row_of("joint"), scores={}, retained={}))  # an arm that found nothing
+    full = {good: wilson(16, 20), bad: wilson(5, 20), other: wilson(12, 20)}
+    told = Scores({name: inside.mean for name, inside in full.items()}, full, {})
+    silent, failed = notes_on_tasks(rows, told)
+    assert silent.startswith("Cannot tell these from the full cache: good acc, bad acc;")
+    assert failed.startswith("The full cache fails bad acc (0.25), so nothing is retained there")
 
 
 @pytest.mark.slow

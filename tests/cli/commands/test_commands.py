@@ -101,7 +101,7 @@ def test_search_without_the_acceptance_test(run) -> None:
 
 @pytest.mark.parametrize("written", ["0_1_2_1_4_4", "[0,1,2,1,4,4]", "map.json"])
 def test_evaluate_scores_a_map_beside_the_full_cache(
-    run, tmp_path: Path, written: str, capsys
+    run, tmp_path: Path, written: str, store, capsys
 ) -> None:
     (tmp_path / "map.json").write_text('{"kv_source_layers": [0, 1, 2, 1, 4, 4]}')
     result = run("evaluate", f"map={written}", quick=WITH_TASKS)
@@ -116,8 +116,17 @@ def test_evaluate_scores_a_map_beside_the_full_cache(
     measured = size["measured"]
     assert measured["cache_bytes"] == size["kv_bytes_per_token"] * measured["tokens"]
     said = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"kl \W 0 \W", said)  # of the full cache, and no rounding noise
-    assert "The full cache fails" in said  # as a model of random weights does
+    assert re.search(r"\bkl (\W )?0 (\W )?0\.", said)  # of the full cache, and no rounding noise
+    # As a model of random weights does: neither copies nor guesses better than chance.
+    assert re.search(r"The full cache fails .*wiki_next acc \([0-9.]+\), copying exact_match", said)
+    assert "lm_eval/wiki_next/acc" not in result["retained"]
+    assert result["pass_marks"].keys() == {f"lm_eval/wiki_next/{m}" for m in ("acc", "acc_norm")}
+    low, high = result["intervals"]["retained/perplexity/report"]
+    assert low < result["retained"]["perplexity/report"] < high
+    assert f"({low:.1%}–{high:.1%})" in said
+    metrics = client(store).get_run(result["mlflow_run_id"]).data.metrics
+    assert metrics["low/retained/perplexity/report"] == pytest.approx(low)
+    assert metrics["high/retained/perplexity/report"] == pytest.approx(high)
 
 
 def test_sweep_gives_a_front_and_continues(run, store, capsys) -> None:
@@ -125,6 +134,11 @@ def test_sweep_gives_a_front_and_continues(run, store, capsys) -> None:
     first, again, same = (run(*sweep, f"study.n_trials={n}", quick=WITH_TASKS) for n in (8, 12, 12))
     assert first["study"] == again["study"] == "continues"
     assert first["mlflow_run_id"] == again["mlflow_run_id"] == same["mlflow_run_id"]
+    for entry in (entry for result in (first, same) for entry in result["front"]):
+        if entry["num_shared"]:  # also of plans that were scored when the full cache was not
+            low, high = entry["intervals"]["retained/perplexity/report"]
+            assert low < entry["retained"]["perplexity/report"] < high
+            assert "lm_eval/wiki_next/acc" not in entry["retained"]
     counted = [
         sum(r["trials"][s] for s in ("complete", "screened_out", "failed"))
         for r in (first, again, same)

@@ -74,6 +74,7 @@ def test_an_honest_engine_agrees_on_every_item(
     assert engine["versions"]["vllm"] == "0.32.0"
     assert {name.split("/")[1] for name in engine["scores"]} == set(engine["agreement"])
     assert engine["scores"] == pytest.approx({k: scores[k] for k in engine["scores"]}, rel=1e-5)
+    assert engine["intervals"].keys() == engine["scores"].keys()
     texts = {"wiki_cloze": 3, "wiki_next": 12, "wiki_ppl": 3}
     for task, found in engine["agreement"].items():
         whole = None if task == "wiki_ppl" else 3
@@ -82,6 +83,11 @@ def test_an_honest_engine_agrees_on_every_item(
         assert 0 <= found["largest_difference"] < 1e-2
     said = capfd.readouterr().out
     assert "vLLM 0.32.0" in said and "3 of 3" in said
+    said = " ".join(said.split())
+    name = "lm_eval/wiki_next/acc"
+    ends = "({:.3g}–{:.3g})".format(*engine["intervals"][name])
+    assert f"{engine['scores'][name]:.6g} {ends}" in said
+    assert "+0 (0–0)" in said and "that of a difference is paired" in said
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {"plan.log", "result.json"}
     assert not list((tmp_path / "run").glob("served-*"))
 

@@ -2,10 +2,16 @@
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 from kvsharer_exp import KVPlan
+from kvsharer_exp.cli.config.model import ModelConfig
+from kvsharer_exp.cli.config.plans import FootprintConfig
+from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.plan_words import (
     action_words,
     counted,
@@ -99,3 +105,35 @@ def test_a_text_that_is_too_small_for_a_keep_is_told_with_its_key() -> None:
         "nothing is saved or lost",
     ]
     assert unseen_words(both, 1000) and not unseen_words(KVPlan.parse("0_1snap40+8"), 42, 41)
+
+
+@pytest.mark.parametrize(
+    ("context", "contexts", "says"),
+    [
+        (
+            100_000,
+            (),
+            "footprint.context: 100,000 tokens are more than the 2,048 positions of tiny",
+        ),
+        (2048, (), ""),
+        (
+            9999,
+            (512, 4096, 32_768),
+            "ablate.contexts: 4,096, 32,768 tokens are more than the 2,048",
+        ),
+        (9999, (512, 2048), ""),
+    ],
+)
+def test_bytes_at_a_context_beyond_the_models_positions_are_said_to_be_of_no_text(
+    context: int, contexts: tuple[int, ...], says: str
+) -> None:
+    config = Config(
+        model=ModelConfig(name="tiny", source="random:tiny"),
+        footprint=FootprintConfig(context=context),
+    )
+    said: list[str] = []
+    loaded = LoadedModel(config, SimpleNamespace(say=said.append))  # type: ignore[arg-type]
+    loaded.tell_contexts(contexts)
+    lines = [line for line in said if "positions" in line]
+    assert len(lines) == bool(says)
+    assert all(says in line and "bytes there follow from the shapes" in line for line in lines)

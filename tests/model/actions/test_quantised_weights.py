@@ -8,8 +8,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from kvsharer_exp import KVPlan, apply_plan, fit_plan
+from kvsharer_exp.measure.prediction import predict
 from kvsharer_exp.model.actions.sizes import kv_bytes
-from kvsharer_exp.model.footprint import measured_footprint
+from kvsharer_exp.model.footprint import footprint, measured_footprint
 from kvsharer_exp.model.sharing.architectures import attention_layers
 from kvsharer_exp.model.sharing.permanent import make_plan
 from tests.tiny import tiny_model, tokens
@@ -64,3 +65,28 @@ def test_a_plan_runs_in_the_dtype_of_the_model(model: PreTrainedModel) -> None:
     stand_in = model.model.layers[1].self_attn
     assert {weight.dtype for weight in stand_in.parameters()} == {torch.bfloat16}
     assert torch.equal(model(ids, use_cache=False).logits, expected)
+
+
+def packed(full: nn.Linear) -> nn.Linear:
+    """Two weights of 4 bits in each byte of its parameter, as bitsandbytes has them."""
+    layer = nn.Linear(full.in_features, full.out_features, bias=full.bias is not None)
+    half = torch.zeros(full.weight.numel() // 2, 1, dtype=torch.uint8)
+    layer.weight = nn.Parameter(half, requires_grad=False)
+    layer.scale = nn.Parameter(torch.ones(full.out_features, 1))
+    return layer
+
+
+def test_packed_weights_take_as_many_flops(model: PreTrainedModel) -> None:
+    stock, plan = copy.deepcopy(tiny_model("llama")), KVPlan.parse("0_a_2_0k2v_2_c")
+    in_four = copy.deepcopy(stock)
+    for block in in_four.model.layers:
+        for owner in (block.self_attn, block.mlp):
+            for name, module in list(owner.named_children()):
+                if isinstance(module, nn.Linear):
+                    setattr(owner, name, packed(module))
+    expected = footprint(stock, plan).attention_flops
+    size = {"batch": 2, "context": 8, "new_tokens": 2}
+    saved = predict(stock, plan, **size)["prefill_speedup"]
+    for quantised in (model, in_four):
+        assert footprint(quantised, plan).attention_flops == expected
+        assert predict(quantised, plan, **size)["prefill_speedup"] == saved
