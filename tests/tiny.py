@@ -1,10 +1,12 @@
 """Tiny random models of many architectures: 6 layers, for contracts only."""
 
 import copy
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -136,6 +138,24 @@ def running(
     else:
         with share_kv(model, sharing_map):
             yield model
+
+
+@contextmanager
+def room_for(model: PreTrainedModel, most: int) -> Iterator[list[int]]:
+    """Inside, memory runs out for more than ``most`` rows at once; gives the numbers tried."""
+    tried: list[int] = []
+
+    def check(_: object, args: tuple, kwargs: dict[str, Any]) -> None:
+        tried.append(len(args[0] if args else kwargs["input_ids"]))
+        if tried[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    handle = model.base_model.register_forward_pre_hook(check, with_kwargs=True)
+    try:
+        with patch.object(gc, "collect"):  # it takes a second with all that the tests import
+            yield tried
+    finally:
+        handle.remove()
 
 
 def hooks(model: PreTrainedModel) -> dict[str, tuple]:

@@ -9,19 +9,21 @@ only the arithmetic is skipped, so the numbers are those of a plain evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
+from kvsharer_exp.measure.batch_size import BatchSize
 from kvsharer_exp.measure.blocks import forward, num_bytes, part_of, recorded, repeated, skipped
 from kvsharer_exp.measure.memory_plan import plan_memory
 from kvsharer_exp.measure.overflow import overflow
 from kvsharer_exp.measure.prefix_states import LayerState, PrefixStates, kept_by, layers_in_common
 from kvsharer_exp.measure.reference import Reference
+from kvsharer_exp.measure.window_batches import batches_in, cut
 from kvsharer_exp.measure.window_scores import cosines, first_not_finite, losses
 from kvsharer_exp.model.actions.check import check_plan
 from kvsharer_exp.model.devices import input_device
@@ -36,6 +38,7 @@ from kvsharer_exp.values.scores import Accept, CandidateScores
 from kvsharer_exp.values.sharing_map import SharingMap
 
 AnyPlan = FittedPlan | KVPlan | SharingMap
+_Result = TypeVar("_Result")
 
 
 class Evaluator:
@@ -44,7 +47,7 @@ class Evaluator:
     Args:
         model: a causal language model in eval mode.
         windows: token ids (num_windows, window_tokens).
-        batch_size: the most windows of each map per forward.
+        batch_size: the most windows of each map per forward; fewer after memory has run out.
         cuts: numbers of windows after which a batch ends, so that `score` can stop there.
         memory_budget: bytes for what is kept. Reference probabilities have at most half of them.
             Those of batches that do not fit are made again from the last layer's output, which is
@@ -59,38 +62,28 @@ class Evaluator:
         model: nn.Module,
         windows: torch.Tensor,
         *,
-        batch_size: int = 8,
+        batch_size: BatchSize | int = 8,
         cuts: Sequence[int] = (),
         memory_budget: int = 4 << 30,
         prompt: int | None = None,
     ) -> None:
         self._model = cast(Any, model)
-        self._windows, self.batch_size = windows, batch_size
-        self._prompt, self._first = prompt, prompt or 0  # the first token that is scored
-        self._settings: dict[str, Any] = {
-            "cuts": cuts,
-            "memory_budget": memory_budget,
-            "prompt": prompt,
-        }
         self._layers = attention_layers(model)
-        device = input_device(model)
-        ends = sorted({*(cut for cut in cuts if 0 < cut < len(windows)), len(windows)})
-        parts = zip([0, *ends], ends, strict=False)
-        self._batches: tuple[torch.Tensor, ...] = tuple(
-            batch for a, b in parts for batch in windows[a:b].to(device).split(batch_size)
-        )
-        self.layers_run = 0  # counted block forwards, for tests and benchmarks
-        plan = plan_memory(model, self._layers, self._batches, memory_budget, self._first)
-        self._kept_probabilities, self._kept_layers = plan.probability_batches, plan.state_layers
-        self._states = [
-            PrefixStates(plan.state_bytes * len(batch) // len(windows)) for batch in self._batches
-        ]
         self._full = FittedPlan(KVPlan.full(self.num_layers))
-        self._references: dict[int, Reference] = {}  # made when their batch is first scored
+        self._prompt, self._first = prompt, prompt or 0  # the first token that is scored
+        self._windows, self._cuts = windows.to(input_device(model)), cuts
+        self._budget, self._batch_size = memory_budget, BatchSize.of(batch_size)
+        self.layers_run = 0  # counted block forwards, for tests and benchmarks
+        self._cut(self._batch_size.size)
 
-    def with_batches_of(self, batch_size: int) -> Evaluator:
-        """An evaluator of the same windows, in other batches; it begins with nothing kept."""
-        return Evaluator(self._model, self._windows, batch_size=batch_size, **self._settings)
+    def _cut(self, size: int) -> None:
+        """Cut the windows into batches of at most ``size``; what was kept of others is dropped."""
+        self._size, self._batches = size, cut(self._windows, self._cuts, size)
+        plan = plan_memory(self._model, self._layers, self._batches, self._budget, self._first)
+        self._kept_probabilities, self._kept_layers = plan.probability_batches, plan.state_layers
+        bytes_each = [plan.state_bytes * len(b) // self.num_windows for b in self._batches]
+        self._states = list(map(PrefixStates, bytes_each))
+        self._references: dict[int, Reference] = {}  # made when their batch is first scored
 
     @property
     def num_layers(self) -> int:
@@ -98,7 +91,7 @@ class Evaluator:
 
     @property
     def num_windows(self) -> int:
-        return sum(len(batch) for batch in self._batches)
+        return len(self._windows)
 
     @property
     def kept_bytes(self) -> int:
@@ -127,8 +120,19 @@ class Evaluator:
         Raises:
             ValueError: ``windows`` begin or end within a batch.
             InputError: the plan does not fit the model, or has stand-ins without fits.
+            NotFiniteError: a score is not finite; names the window, and the layer where it began.
         """
-        return self.score_together([plan], windows=windows, logits=logits)[0]
+        return self._fitting(lambda: self._score_all([plan], windows, logits))[0]
+
+    def _fitting(self, score: Callable[[], _Result]) -> _Result:
+        """What ``score`` gives, where batches get smaller if memory runs out (`BatchSize.run`)."""
+
+        def sized(size: int) -> _Result:
+            if size != self._size:
+                self._cut(size)
+            return score()
+
+        return self._batch_size.run(sized, self.reset)
 
     @torch.inference_mode()
     def score_together(
@@ -141,11 +145,17 @@ class Evaluator:
         """`score` each of ``plans``, all in one forward per batch of windows.
 
         The forward starts after the first layers that all plans have in common and whose states are
-        kept. This pays where one plan alone leaves the device idle.
+        kept. This pays where one plan alone leaves the device idle. Memory that runs out is an
+        error here, for fewer plans may fit.
         """
+        return self._score_all(plans, windows, logits)
+
+    def _score_all(
+        self, plans: Sequence[AnyPlan], windows: slice, logits: bool
+    ) -> list[CandidateScores]:
         fitted = [self._fitted(plan) for plan in plans]
         scores = [CandidateScores(())] * len(plans)
-        for index in self._batches_of(windows):
+        for index in batches_in(windows, self._batches):
             for number, (more, states) in enumerate(self._score(index, fitted, logits)):
                 self._states[index].keep(fitted[number], states)
                 scores[number] += more
@@ -156,16 +166,6 @@ class Evaluator:
         check_plan(fitted, self._layers)
         return fitted
 
-    def _batches_of(self, windows: slice) -> list[int]:
-        asked, found, begin = range(self.num_windows)[windows], [], 0
-        for index, batch in enumerate(self._batches):
-            if begin in asked:
-                found.append(index)
-            begin += len(batch)
-        if sum(len(self._batches[index]) for index in found) != len(asked):
-            raise ValueError(f"{windows} begins or ends within a batch: name its ends in cuts")
-        return found
-
     @torch.inference_mode()
     def advance(self, plan: AnyPlan, accept: Accept) -> tuple[CandidateScores, bool]:
         """Score by cosine, batch by batch, until ``accept`` decides.
@@ -173,7 +173,9 @@ class Evaluator:
         Returns the scores so far and whether the plan is accepted. The states of the plan are kept
         only if it is.
         """
-        fitted = self._fitted(plan)
+        return self._fitting(lambda: self._advance(self._fitted(plan), accept))
+
+    def _advance(self, fitted: FittedPlan, accept: Accept) -> tuple[CandidateScores, bool]:
         scores, kept, accepted = CandidateScores(()), [], None
         for index in range(len(self._batches)):
             ((more, states),) = self._score(index, [fitted], False)
@@ -187,10 +189,9 @@ class Evaluator:
                 known.keep(fitted, states)
         return scores, bool(accepted)
 
-    def reset(self) -> None:
-        """Drop the states of all maps except those of the full model."""
-        for states in self._states:
-            states.forget_all_but(self._full)
+    def reset(self) -> bool:
+        """Drop the states of all maps except the full one; returns whether there were any."""
+        return any([states.forget_all_but(self._full) for states in self._states])
 
     def _score(
         self, index: int, plans: Sequence[FittedPlan], logits: bool
@@ -200,18 +201,10 @@ class Evaluator:
         scored = []
         for number, (hidden, raw, states) in enumerate(self._run(index, plans, logits)):
             scored.append((self._compare(index, hidden, raw), states))
-            self._check(index, plans[number], scored[-1][0])
+            row = first_not_finite(scored[-1][0])
+            if row is not None:  # nothing may be compared with that
+                raise self._overflow(index, row, plans[number])
         return scored
-
-    def _check(self, index: int, plan: FittedPlan, scores: CandidateScores) -> None:
-        """Refuse scores that are not finite: nothing may be compared with them.
-
-        Raises:
-            NotFiniteError: names the window, and the layer in which it began.
-        """
-        row = first_not_finite(scores)
-        if row is not None:
-            raise self._overflow(index, row, plan)
 
     def _overflow(self, index: int, row: int, plan: FittedPlan) -> NotFiniteError:
         """The error for one window of a batch, which is not finite under ``plan``."""

@@ -38,6 +38,11 @@ def with_fits(plan: KVPlan, fits: Fits) -> FittedPlan:
     return FittedPlan(plan, {i: fits[i, action] for i, action in fitted})
 
 
+def fingerprints(fits: Fits) -> dict[str, str]:
+    """By layer and stand-in, as text, what identifies the numbers of its fit."""
+    return {f"{action.text(i)} of layer {i}": fit.fingerprint for (i, action), fit in fits.items()}
+
+
 def fit_plan(
     model: nn.Module,
     plan: KVPlan,

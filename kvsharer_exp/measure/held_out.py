@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from kvsharer_exp.measure.batch_size import BatchSize
 from kvsharer_exp.measure.perplexity import perplexity_of, window_losses
 from kvsharer_exp.measure.score_interval import Items, score_intervals, share_intervals
 from kvsharer_exp.measure.scoring import TaskScorer
@@ -65,7 +66,7 @@ class HeldOutScorer:
     Args:
         windows: token ids (num_windows, window_tokens) of text that the search never saw.
         tasks: scores the report tasks; None if there are none.
-        batch_size: how many windows go through the model at once.
+        batch_size: how many windows go through the model at once; fewer after memory has run out.
         prompt: how many first tokens of each window are a prompt, see `window_losses`.
         seed: the seed of the bootstrap.
     """
@@ -76,12 +77,12 @@ class HeldOutScorer:
         windows: torch.Tensor,
         tasks: TaskScorer | None,
         *,
-        batch_size: int,
+        batch_size: BatchSize | int,
         prompt: int | None = None,
         seed: int = 0,
     ) -> None:
         self._model, self._windows, self._tasks = model, windows, tasks
-        self._batch_size, self._prompt, self._seed = batch_size, prompt, seed
+        self._batch_size, self._prompt, self._seed = BatchSize.of(batch_size), prompt, seed
 
     def score(self, plan: FittedPlan | KVPlan | SharingMap) -> HeldOutScores:
         """Perplexity and the tasks' scores under ``plan``, with 95 % intervals.
@@ -91,7 +92,9 @@ class HeldOutScorer:
         """
         fitted = FittedPlan.of(plan)
         with apply_plan(self._model, fitted, prompt=self._prompt):
-            losses = window_losses(self._model, self._windows, self._batch_size, self._prompt)
+            losses = self._batch_size.run(
+                lambda size: window_losses(self._model, self._windows, size, self._prompt)
+            )
         scores = {HELD_OUT_PERPLEXITY: perplexity_of(losses)}
         items = {HELD_OUT_PERPLEXITY: [-loss for loss in losses]}
         intervals = score_intervals(scores, items, {}, confidence=CONFIDENCE, seed=self._seed)

@@ -76,11 +76,13 @@ class PrefixStates:
             _, state = self._states.popitem(last=False)
             self.nbytes -= num_bytes(state.tensors)
 
-    def forget_all_but(self, plan: FittedPlan) -> None:
-        """Drop all states except those of ``plan``."""
+    def forget_all_but(self, plan: FittedPlan) -> bool:
+        """Drop all states except those of ``plan``; returns whether there were any."""
         keys = plan.keys
-        for prefix in [p for p in self._states if keys[: len(p)] != p]:
+        others = [p for p in self._states if keys[: len(p)] != p]
+        for prefix in others:
             self.nbytes -= num_bytes(self._states.pop(prefix).tensors)
+        return bool(others)
 
     def _touch(self, keys: tuple[str, ...], depth: int) -> None:
         """Mark the first ``depth`` layers as used, the first layer last.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from statistics import fmean, stdev
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 
 from kvsharer_exp.data.chance import pass_marks
 from kvsharer_exp.data.tasks import WEIGHS, check_no_generation, members, quiet_lm_eval
+from kvsharer_exp.measure.batch_size import BatchSize
 from kvsharer_exp.model.devices import input_device
 from kvsharer_exp.values.agreement import Answer, Likelihoods
 from kvsharer_exp.values.errors import InputError, at_least
@@ -76,6 +77,7 @@ class TaskScorer:
         self._members = {name: list(members({name: task})) for name, task in tasks.items()}
         self._groups = {name: task for name, task in tasks.items() if name not in self.tasks}
         self.limit = limit
+        self._batch_size = BatchSize(batch_size, "scoring.batch_size of tasks")
         self.item_scores: dict[str, list[float]] = {}
         self.samples: dict[str, list[float]] = {}
         self.answers: dict[str, list[list[Answer]]] = {}
@@ -103,27 +105,17 @@ class TaskScorer:
         for name, task in self.tasks.items():
             self._check_length(name, task)
 
-    def score(self) -> dict[str, float]:
+    def score(self, drop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """Score the model as it is now; returns the value of each ``lm_eval/<task>/<metric>``.
 
-        A metric behind a named filter is written ``<metric>.<filter>``.
+        A metric behind a named filter is written ``<metric>.<filter>``. If memory runs out, what
+        ``drop`` drops goes first, and then batches get smaller (`BatchSize.run`).
 
         Raises:
             NotFiniteError: a metric is not a finite number.
             InputError: nobody says of a metric whether higher is better.
         """
-        import lm_eval
-
-        for task in self.tasks.values():
-            task.set_fewshot_seed(_FEWSHOT_SEED)  # otherwise every call draws other examples
-        with quiet_lm_eval():
-            results = lm_eval.evaluate(
-                lm=self._lm,
-                task_dict={"tasks": self.tasks, "groups": self._groups, "group_map": {}},
-                limit=self.limit,
-                bootstrap_iters=0,
-                log_samples=True,
-            )
+        results = self._batch_size.run(self._evaluate, drop)
         scores: dict[str, float] = {}
         self.item_scores, self.samples, self.answers, self._stderr = {}, {}, {}, {}
         for task, names in self._members.items():
@@ -168,6 +160,23 @@ class TaskScorer:
         """What the full cache has to score at least to do each task (see `PassMarks`)."""
         held = {task: [self.tasks[name] for name in names] for task, names in self._members.items()}
         return pass_marks(held, self.limit)
+
+    def _evaluate(self, batch_size: int) -> dict[str, Any]:
+        """What lm-eval says of all tasks, whose items go through in batches of ``batch_size``."""
+        import lm_eval
+
+        self._lm.batch_size_per_gpu = batch_size
+        for task in self.tasks.values():
+            task.set_fewshot_seed(_FEWSHOT_SEED)  # otherwise every call draws other examples
+        with quiet_lm_eval():
+            results: dict[str, Any] = lm_eval.evaluate(
+                lm=self._lm,
+                task_dict={"tasks": self.tasks, "groups": self._groups, "group_map": {}},
+                limit=self.limit,
+                bootstrap_iters=0,
+                log_samples=True,
+            )
+        return results
 
     def _check_length(self, name: str, task: Any) -> None:
         """Refuse a task that generates more than the model has positions for, before it is run.

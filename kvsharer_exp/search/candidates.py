@@ -16,7 +16,7 @@ from kvsharer_exp.values.actions.own import Own
 from kvsharer_exp.values.actions.registry import read_action
 from kvsharer_exp.values.choice import Choice, ReadChoice
 from kvsharer_exp.values.errors import InputError
-from kvsharer_exp.values.text import clip
+from kvsharer_exp.values.text import clip, read_integer
 
 OWN, READ, HALVES = "own", "read", "halves"
 
@@ -81,7 +81,7 @@ def fixed_layers(given: Any) -> dict[int, str]:
         InputError: it is no mapping from the numbers of layers.
     """
     try:
-        return {int(layer): str(text) for layer, text in (given or {}).items()}
+        return {read_integer(str(layer)): str(text) for layer, text in (given or {}).items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(
             f"search_space.options.fixed={clip(str(given), 40)}: give layers and what they do, "

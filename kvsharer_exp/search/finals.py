@@ -25,9 +25,9 @@ import torch
 
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.model.fitted_plan import FittedPlan
+from kvsharer_exp.search.execution.base import PLAN_FAULTS, reason_of
 from kvsharer_exp.search.front import Rung, kv_of, undominated
 from kvsharer_exp.search.study_store import StudyStore
-from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.intervals import standard_error, t_interval
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.trial import TrialResult
@@ -72,8 +72,9 @@ class Finals:
         """Decide on the front; returns it with what ``result.json`` says of the finals.
 
         The loss of a map is the increase of the loss on the text over that of the full cache, in
-        nats. Losses are kept in the study, so that a killed run goes on where it was. If no map
-        competes with those of ``front``, or there is no text, the front stays as it is.
+        nats. The study keeps the losses of every map on every batch as soon as they are measured,
+        so a killed run loses those under way at most. If no map competes with those of ``front``,
+        or there is no text, the front stays as it is.
         """
         maps = finalists(found, front, self.rung)
         if len(maps) == len(front):
@@ -85,7 +86,7 @@ class Finals:
         self.say(
             f"finals: {len(maps)} maps for {len(front)} places on up to {len(windows)} windows"
         )
-        left = race(maps, self._batches(store, windows), self.is_over, self.rung)
+        left = race(maps, self._batches(store, windows), self.is_over, self.rung, self.say)
         best = winners(maps, left, self.rung)
         seen = max(map(len, left.values()), default=0)
         self.say(f"finals: {len(left)} maps are left after {seen} windows")
@@ -95,26 +96,26 @@ class Finals:
         kept = store.finals
         for begin in range(0, len(windows), self.batch_size):
             part = slice(begin, min(begin + self.batch_size, len(windows)))
-            yield partial(_losses, self.evaluator(windows[part]), self.fitted, part, kept)
-            store.finals = kept
+            yield partial(self._losses, store, kept, self.evaluator(windows[part]), part)
 
+    def _losses(
+        self,
+        store: StudyStore,
+        kept: dict[str, list[float]],
+        evaluator: Evaluator,
+        part: slice,
+        result: TrialResult,
+    ) -> list[float]:
+        """The losses of a map on the windows of ``part``, which are those of ``evaluator``.
 
-def _losses(
-    evaluator: Evaluator,
-    fitted: Callable[[KVPlan], FittedPlan],
-    part: slice,
-    kept: dict[str, list[float]],
-    result: TrialResult,
-) -> list[float]:
-    """The losses of a map on the windows of ``part``, which are those of ``evaluator``.
-
-    Losses that are measured are kept in ``kept``.
-    """
-    known = kept.setdefault(result.plan.digest, [])
-    if len(known) < part.stop:  # those of an earlier run may end within the batch
-        scores, full = evaluator.score(fitted(result.plan)), evaluator.full_scores
-        known[part] = [a - b for a, b in zip(scores.nlls, full.nlls, strict=True)]
-    return known[part]
+        ``kept`` is what ``store`` has kept; losses that are measured are kept in both.
+        """
+        known = kept.setdefault(result.plan.digest, [])
+        if len(known) < part.stop:  # those of an earlier run may end within the batch
+            scores, full = evaluator.score(self.fitted(result.plan)), evaluator.full_scores
+            known[part] = [a - b for a, b in zip(scores.nlls, full.nlls, strict=True)]
+            store.keep_final(result.plan, known)
+        return known[part]
 
 
 def _standing(
@@ -158,12 +159,13 @@ def race(
     batches: Iterable[Batch],
     is_over: Callable[[], bool],
     rung: Rung = kv_of,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Losses:
     """Run the race; returns the losses of the maps that are left in the end.
 
     The race ends when one map of every ``rung`` is left, when there are no more ``batches``, or
-    when ``is_over`` says so. A batch that not all maps have had counts for none of them. A map that
-    overflows in the model's dtype leaves.
+    when ``is_over`` says so. A batch that not all maps have had counts for none of them. A map
+    whose scoring ends in one of `PLAN_FAULTS` leaves, and ``say`` is told why.
     """
     left: Losses = {result.number: () for result in maps}
     by_number = {result.number: result for result in maps}
@@ -176,8 +178,8 @@ def race(
                 return left
             try:
                 more[number] = (*losses, *batch(by_number[number]))
-            except NotFiniteError:  # it overflows where others do not: it cannot be the best
-                continue
+            except PLAN_FAULTS as error:  # nothing can be said of it on these windows
+                say(f"finals: {by_number[number].plan} leaves ({reason_of(error)})")
         left = _in_doubt(more, by_number, rung)
     return left
 

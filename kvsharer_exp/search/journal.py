@@ -29,28 +29,34 @@ class JournalLock(JournalFileOpenLock):
     """The right to write to a journal, which several studies may share.
 
     It is held for the milliseconds of one record. No file is made for it, so none is left behind.
+    A record that is written in part only, because the disk is full, is taken back: studies that
+    share the journal would go on behind it.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path), grace_period=None)
         self._path = path
         self._held: IO[bytes] | None = None
+        self._size = 0  # of the journal, in bytes, when the lock was taken
 
     def acquire(self) -> bool:
         """Wait until no living process holds the lock, and take it."""
-        file = self._path.open("ab")
+        file = self._path.open("a+b")
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except BaseException:
             file.close()
             raise
-        self._held = file
+        self._held, self._size = file, os.fstat(file.fileno()).st_size
         return True
 
     def release(self) -> None:
-        """Let the lock go."""
+        """Let the lock go, and take back what was written under it if it does not end a line."""
         assert self._held is not None, "the lock is not held"
-        self._held.close()
+        with self._held as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > self._size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+                os.ftruncate(file.fileno(), self._size)
         self._held = None
 
 

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from kvsharer_exp.values.errors import MALFORMED, InputError
 from kvsharer_exp.values.record import typed
 from kvsharer_exp.values.text import shorten
-from kvsharer_exp.values.text_files import read_json, whole_lines
+from kvsharer_exp.values.text_files import append_whole, read_json, whole_lines
 
 _HEAD = '{"study": '  # every spool begins so
 _TIMES = ("datetime_start", "datetime_complete")
@@ -73,12 +73,14 @@ class Spool:
         return self._count
 
     def append(self, write: dict[str, Any]) -> None:
-        """Put a write on the disk, behind the others."""
+        """Put a write on the disk, behind the others.
+
+        Raises:
+            OSError: the disk is full, or fails; the others are there as before.
+        """
         lines = [write] if self._count else [{"study": self._study}, write]
         with self.path.open("ab") as file:
-            file.write("".join(f"{json.dumps(line)}\n" for line in lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
+            append_whole(file.fileno(), "".join(f"{json.dumps(line)}\n" for line in lines).encode())
         self._count += 1
 
     def writes(self) -> list[dict[str, Any]]:

@@ -14,17 +14,16 @@ Staged selection follows EvoPress, https://arxiv.org/abs/2410.14649.
 
 from __future__ import annotations
 
-import gc
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from statistics import fmean, variance
 from typing import Any
 
-import torch
 from torch import nn
 
+from kvsharer_exp.measure.batch_size import BatchSize
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.measure.scoring import TaskScorer
 from kvsharer_exp.model.fitted_plan import FittedPlan
@@ -38,8 +37,6 @@ from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.score_names import ScoreName, retained
 from kvsharer_exp.values.scores import CandidateScores
 from kvsharer_exp.values.trial import TrialResult
-
-_log = logging.getLogger(__name__)
 
 
 class StagedScorer:
@@ -56,6 +53,7 @@ class StagedScorer:
         tasks: scores the search tasks; None if there are none.
         screen_windows: how many of the evaluator's windows each ``screen`` stage has seen. Numbers
             that are not below that of all windows are left out.
+        together: how many maps `look_ahead` measures in one forward.
         fitted: gives a plan the fits of its stand-ins.
 
     Raises:
@@ -70,6 +68,7 @@ class StagedScorer:
         fitness: Mapping[str, float],
         tasks: TaskScorer | None = None,
         screen_windows: Sequence[int] = (),
+        together: int = 1,
         fitted: Callable[[KVPlan], FittedPlan] = FittedPlan.of,
     ) -> None:
         parts = {name: find_fitness(name) for name in fitness}
@@ -81,68 +80,44 @@ class StagedScorer:
         self._fitness = fitness
         self.screens = [count for count in screen_windows if count < evaluator.num_windows]
         self._ahead: dict[KVPlan, CandidateScores] = {}
-        self._looks_ahead = True
+        self._together = BatchSize(together, "scoring.maps_per_forward")
         self._fitted = fitted
         # Tasks cost too much for the first stages. If nothing else counts, KL stands for them.
         cheap = [(w, parts[n].loss) for n, w in fitness.items() if parts[n].loss is not None]
         self._cheap = cheap or [(1.0, FITNESSES["kl"].loss)]
         self.reference_score = -sum(w * parts[n].reference for n, w in fitness.items())
         self._full = evaluator.full_scores
-        self.full_tasks = tasks.score() if tasks is not None else {}
+        self.full_tasks = tasks.score(evaluator.reset) if tasks is not None else {}
 
     def look_ahead(self, maps: Sequence[KVPlan]) -> None:
         """Measure the first stage of all ``maps`` in one forward, before each of them is scored.
 
-        If memory runs out, the log says so, and from then on each map is scored alone.
+        If memory runs out, it is one of fewer maps, from then on; the last way is each map alone.
         """
-        if not self.screens or not self._looks_ahead:
-            return
-        try:
-            measured = self._evaluator.score_together(
-                [self._fitted(plan) for plan in maps], windows=slice(self.screens[0])
+        if self.screens:
+            self._ahead = self._together.run(
+                partial(self._measure_ahead, maps), self._evaluator.reset
             )
-        except NotFiniteError:  # which of them it is shows when each is scored alone
-            return
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            self._looks_ahead = False
-            _log.warning(
-                "memory ran out with %d maps in one forward: from here on one map in each "
-                "(lower scoring.maps_per_forward)",
-                len(maps),
-            )
-            return
-        self._ahead = dict(zip(maps, measured, strict=True))
+
+    def _measure_ahead(
+        self, maps: Sequence[KVPlan], together: int
+    ) -> dict[KVPlan, CandidateScores]:
+        first = slice(self.screens[0])
+        found: dict[KVPlan, CandidateScores] = {}
+        for begin in range(0, len(maps), together):
+            some = maps[begin : begin + together]
+            if len(some) > 1:
+                try:
+                    measured = self._evaluator.score_together(
+                        list(map(self._fitted, some)), windows=first
+                    )
+                except NotFiniteError:  # which of them it is shows when each is scored alone
+                    continue
+                found.update(zip(some, measured, strict=True))
+        return found
 
     def __call__(self, plan: KVPlan, bar: Bar) -> Outcome:
-        """Score one map, which has to pass ``bar`` in the first stages (`execution.base.Score`).
-
-        If memory runs out, what is kept of other maps is dropped, and then the batches get smaller.
-        """
-        while True:
-            try:
-                return self._score(plan, bar)
-            except RuntimeError as error:
-                if not out_of_memory(error) or not self._make_room():
-                    raise
-
-    def _make_room(self) -> bool:
-        """Free some memory; returns whether there was any to free."""
-        before = self._evaluator.kept_bytes
-        self._ahead.clear()
-        self._evaluator.reset()
-        smaller = self._evaluator.batch_size // 2
-        if self._evaluator.kept_bytes == before:
-            if not smaller:
-                return False
-            _log.warning("memory ran out: from here on in batches of %d windows", smaller)
-            self._evaluator = self._evaluator.with_batches_of(smaller)
-        gc.collect()
-        torch.cuda.empty_cache()  # does nothing without CUDA
-        return True
-
-    def _score(self, plan: KVPlan, bar: Bar) -> Outcome:
+        """Score one map, which has to pass ``bar`` in the first stages (`execution.base.Score`)."""
         fitted = self._fitted(plan)
         scores: dict[str, float] = {}
         measured = self._ahead.pop(plan, CandidateScores(()))
@@ -166,7 +141,7 @@ class StagedScorer:
         on_front = bar.score is None or bar.score < score
         if self._tasks is not None and ("lm_eval" in self._fitness or on_front):
             with apply_plan(self._model, fitted):
-                on_tasks = self._tasks.score()
+                on_tasks = self._tasks.score(self._evaluator.reset)
             scores |= on_tasks
             reached = "tasks"
             if "lm_eval" in self._fitness:
@@ -247,8 +222,3 @@ def _agreement(
     known = [(a, b) for a, b in losses if a is not None and b is not None]
     tau = kendall(*zip(*known, strict=True)) if len(known) > 2 else None
     return Agreement(cheap, dear, len(known), tau)
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether the error says that a device, or the machine, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -35,11 +35,11 @@ HeldOut = tuple[dict[str, float], dict[str, list[float]]]
 
 # The attributes of a trial.
 _RESULT, _CACHED, _ORIGIN = "result", "cached_from", "origin"
-# The attributes of a study. The names of held-out scores are made below. The name of the MLflow run
-# of a map ends in the map's digest.
+# The attributes of a study. The names of held-out scores are made below. Those of a map end in its
+# digest, because one dictionary would be written whole every time; older finals are such a one.
 _VERSION, _IDENTITY, _RUN, _FRONT = "version", "identity", "mlflow_run_id", "front"
 _SEEDS, _FINALS, _CANDIDATES = "seeds", "finals", "candidates"
-_MAP_RUN, _UNDER_WAY, _KEY = "run ", "under way ", "key"
+_MAP_RUN, _UNDER_WAY, _KEY, _FINAL = "run ", "under way ", "key", "finals "
 
 
 def result_of(trial: FrozenTrial) -> TrialResult | None:
@@ -207,7 +207,6 @@ class StudyStore:
 
     def keep_map_run(self, plan: KVPlan, run_id: str) -> None:
         """Keep the id of the MLflow run of a map."""
-        # Each map has an attribute, because one dictionary would be written whole every time.
         self._set(_MAP_RUN + plan.digest, run_id)
 
     @property
@@ -257,11 +256,14 @@ class StudyStore:
     @property
     def finals(self) -> dict[str, list[float]]:
         """By the digest of a map, its losses on the windows of the finals so far."""
-        return self._get(_FINALS, dict[str, list[float]], {})
+        held = self.study.user_attrs
+        each = {k.removeprefix(_FINAL): v for k, v in held.items() if k.startswith(_FINAL)}
+        with self._reading(_FINALS):
+            return typed(dict[str, list[float]], {**held.get(_FINALS, {}), **each}, _FINALS)
 
-    @finals.setter
-    def finals(self, losses: Mapping[str, list[float]]) -> None:
-        self._set(_FINALS, dict(losses))
+    def keep_final(self, plan: KVPlan, losses: Sequence[float]) -> None:
+        """Keep all losses of a map in the finals so far, for `finals`."""
+        self._set(_FINAL + plan.digest, list(losses))
 
     def held_out(self, key: str) -> dict[str, HeldOut]:
         """By the digest of a map, its held-out scores under the settings that ``key`` names."""

@@ -8,6 +8,7 @@ child run with it.
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import pairwise
 from typing import Any
 
 STUDY_KEY = "study_key"
@@ -26,12 +27,21 @@ def close_children(client: Any, experiment_id: str, parent_id: str) -> None:
 def close_study(client: Any, experiment_id: str, key: str, *, but: str) -> None:
     """End every open run of the study ``key`` as KILLED, with its children; of ``but`` only these.
 
-    Whoever calls this must be the only process that runs the study.
+    Each is linked with the one that began after it, and the last one with ``but``. Whoever calls
+    this must be the only process that runs the study.
     """
-    for run_id in _find(client, experiment_id, f"tags.{STUDY_KEY} = '{key}'", _OPEN):
+    left = _find(client, experiment_id, f"tags.{STUDY_KEY} = '{key}'", _OPEN)
+    for run_id in left:
         close_children(client, experiment_id, run_id)
-        if run_id != but:
-            client.set_terminated(run_id, "KILLED")
+    for run_id, successor in pairwise([*(i for i in reversed(left) if i != but), but]):
+        link(client, run_id, successor)
+        client.set_terminated(run_id, "KILLED")
+
+
+def link(client: Any, run_id: str, successor: str) -> None:
+    """Tag a run that was killed and the run that goes on in its place with each other's id."""
+    client.set_tag(run_id, "continued_by", successor)
+    client.set_tag(successor, "continues", run_id)
 
 
 def delete_trials(client: Any, experiment_id: str, parent_id: str, but: Collection[str]) -> None:
@@ -46,7 +56,7 @@ def _child_of(parent_id: str) -> str:
 
 
 def _find(client: Any, experiment_id: str, *conditions: str) -> list[str]:
-    """The ids of all runs that are not deleted and meet all ``conditions``."""
+    """The ids of all runs that are not deleted and meet all ``conditions``, the newest first."""
     found: list[str] = []
     token = None
     while True:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvsharer_exp.tracking.leftovers import close_children, close_study, delete_trials
+from kvsharer_exp.tracking.leftovers import close_children, close_study, delete_trials, link
 from kvsharer_exp.tracking.logged_models import model_of
 from kvsharer_exp.tracking.patience import waiting_of
 from kvsharer_exp.tracking.runs import Runs
@@ -149,11 +149,8 @@ class Tracker:
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log the finite values; the names of all others go into the tag ``not_finite``."""
         lost = not_finite(metrics)
-        self._log(
-            run_id,
-            metrics=metrics_of(metrics, step),
-            tags=tags_of({"not_finite": lost}) if lost else [],
-        )
+        tags = tags_of({"not_finite": lost}) if lost else []
+        self._log(run_id, metrics=metrics_of(metrics, step), tags=tags)
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set the tags; a tag of the same name is replaced."""
@@ -222,9 +219,8 @@ class Tracker:
         A run of ``before`` that has been deleted in the UI is passed over.
         """
         members = set(members)
-        for run_id in set(before) - members:
-            if self.exists(run_id):
-                self.set_tags(run_id, {"front": "false"})
+        for run_id in filter(self.exists, set(before) - members):
+            self.set_tags(run_id, {"front": "false"})
         for run_id in members:
             self.set_tags(run_id, {"front": "true"})
 
@@ -235,12 +231,17 @@ class Tracker:
         options = {"compareRunsMode": "CHART", "viewStateShareKey": parent_id}
         return runs_page(self._host, self._experiment_id, **options)
 
-    def finish(self, run_id: str, status: str = "FINISHED") -> None:
-        """End the run as FINISHED, FAILED or KILLED; a child run that is still open is KILLED."""
+    def finish(self, run_id: str, status: str = "FINISHED", *, successor: str = "") -> None:
+        """End the run as FINISHED, FAILED or KILLED; a child run that is still open is KILLED.
+
+        ``successor``: the run that goes on in its place, if any; the two are linked.
+        """
         if run_id in self._sampled:
             self._sampled.pop(run_id).stop()
         if status != "FINISHED":
             close_children(self._client, self._experiment_id, run_id)
+        if successor:
+            link(self._client, run_id, successor)
         self._client.set_terminated(run_id, status)
 
     def finish_all(self, status: str) -> None:
@@ -251,8 +252,8 @@ class Tracker:
     def close_left_open(self, key: str, run_id: str, trials: Collection[str]) -> None:
         """Put in order what killed processes left of the study ``key``, which now runs as `run_id`.
 
-        Their open runs are ended as KILLED. Of the child runs of ``run_id``, those that are not in
-        ``trials`` are deleted: nobody knows whether they are complete.
+        Their open runs are ended as KILLED, and linked with what comes after them. Of the child
+        runs of ``run_id``, those that are not in ``trials`` are deleted: they may be incomplete.
         """
         close_study(self._client, self._experiment_id, key, but=run_id)
         delete_trials(self._client, self._experiment_id, run_id, trials)

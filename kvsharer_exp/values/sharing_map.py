@@ -21,7 +21,7 @@ from typing import Any
 
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan_files import json_of_file, json_of_text
-from kvsharer_exp.values.text import clip
+from kvsharer_exp.values.text import clip, read_integer
 from kvsharer_exp.values.text_files import read_json
 
 _EMPTY = "map is empty: give one source layer per layer, like 0_1_0_3"
@@ -99,7 +99,7 @@ class SharingMap:
         if not text:
             raise SharingMapError(_EMPTY)
         try:
-            return cls(tuple(_integer(part) for part in text.split("_")))
+            return cls(tuple(read_integer(part) for part in text.split("_")))
         except SharingMapError:
             raise
         except ValueError as error:
@@ -204,10 +204,3 @@ def _index(source: Any, layer: int) -> int:
     raise SharingMapError(
         f"source {clip(repr(source))} of layer {layer} is not an integer: give a layer index"
     )
-
-
-def _integer(text: str) -> int:
-    """Read an integer more strictly than ``int``: no blanks, no ``+``, no ``1_000``, no ``٥``."""
-    if not (text.isascii() and text.removeprefix("-").isdecimal()):
-        raise ValueError(text)
-    return int(text)

@@ -1,4 +1,4 @@
-"""Cut text to a length, for error messages that have to stay on one line."""
+"""Cut text to a length, for error messages that have to stay on one line, and read integers."""
 
 from __future__ import annotations
 
@@ -12,3 +12,14 @@ def shorten(value: object, limit: int = 60) -> str:
 def clip(text: str, limit: int = 60) -> str:
     """Cut ``text`` to at most ``limit`` characters; keep its beginning, as of a sentence."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def read_integer(text: str) -> int:
+    """Read an integer more strictly than ``int``: no blanks, no ``+``, no ``1_000``, no ``٥``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (text.isascii() and text.removeprefix("-").isdecimal()):
+        raise ValueError(text)
+    return int(text)

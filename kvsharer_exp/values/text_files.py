@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,25 @@ def whole_lines(content: bytes) -> tuple[bytes, bytes]:
     """
     end = content.rfind(b"\n") + 1
     return content[:end], content[end:].rstrip(b"\0")
+
+
+def append_whole(file: int, data: bytes) -> None:
+    """Append ``data`` to the open file of this descriptor and to the disk, whole or not at all.
+
+    Nobody else may write to the file meanwhile.
+
+    Raises:
+        OSError: the disk is full, or fails.
+    """
+    size = os.fstat(file).st_size
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(file, left) :]
+        os.fsync(file)
+    except BaseException:
+        os.ftruncate(file, size)
+        raise
 
 
 def why_unreadable(error: OSError | UnicodeDecodeError) -> str:

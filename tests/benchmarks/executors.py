@@ -100,7 +100,7 @@ def main() -> int:
     log: Any = WorkerLog()
     loaded = LoadedModel(config, log)
     identity = identity_of(config, loaded, Windows(config, loaded), plans=True)
-    settings = settings_of(config, identity)
+    settings = settings_of(config, identity, {})  # no action here is fitted
     plans = plans_of(loaded.num_layers, options.plans)
 
     @contextmanager

@@ -34,7 +34,8 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     with open_study("s", storage=None, folder=folder) as store:
         store.claim({"seed": 0})
         store.mlflow_run_id, store.front_runs = "run", ["a", "b"]
-        store.seeds, store.finals = [("paper", PLAN)], {"digest": [0.5, 0.25]}
+        store.seeds = [("paper", PLAN)]
+        store.keep_final(PLAN, [0.5, 0.25])
         store.candidates = [Candidate(1, Own(4), 0.5, 10, 40)]
         store.keep_map_run(PLAN, "child")
         store.keep_held_out("key", {"digest": ({"kl": 0.5}, {"kl": [0.4, 0.6]})})

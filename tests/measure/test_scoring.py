@@ -20,6 +20,7 @@ from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.score_names import higher_is_better, retained
 from kvsharer_exp.values.sharing_map import SharingMap
+from tests.tiny import room_for
 
 NAMES = ("wiki_cloze", "wiki_next", "wiki_ppl")
 LIMIT = 4
@@ -73,6 +74,18 @@ def test_scores_repeat_and_are_named(scorer: TaskScorer) -> None:
     random.random(), torch.rand(1)
     assert scorer.score() == first
     assert scorer.samples == samples
+
+
+def test_items_go_through_in_smaller_batches_when_memory_runs_out(
+    scorer: TaskScorer, tiny: tuple[Any, Any], tasks: dict[str, Any]
+) -> None:
+    some = {"wiki_next": tasks["wiki_next"]}
+    small = TaskScorer(*tiny, some, limit=LIMIT, batch_size=4, add_bos_token=False)
+    with room_for(tiny[0], 2) as tried:
+        found = small.score()
+    assert (tried[0], max(tried[1:])) == (4, 2)
+    expected = scorer.score()
+    assert found == pytest.approx({name: expected[name] for name in found}, rel=1e-5)
 
 
 def test_scores_are_those_of_the_plain_way(

@@ -3,16 +3,21 @@
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from kvsharer_exp.measure.batch_size import BatchSize
+from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.search.finals import EACH, MARGIN, Batch, Finals, finalists, race, winners
 from kvsharer_exp.values.footprint import Footprint
+from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import TrialResult
+from tests.tiny import NUM_LAYERS, room_for, tiny_model
 
 IDENTITY = SharingMap.identity(12)
 
@@ -43,7 +48,14 @@ class FakeStore:
     """The losses that a study keeps."""
 
     def __init__(self) -> None:
-        self.finals: dict[str, list[float]] = {}
+        self._kept: dict[str, list[float]] = {}
+
+    @property
+    def finals(self) -> dict[str, list[float]]:
+        return {digest: list(losses) for digest, losses in self._kept.items()}
+
+    def keep_final(self, plan: KVPlan, losses: Sequence[float]) -> None:
+        self._kept[plan.digest] = list(losses)
 
 
 class FakeEvaluator:
@@ -58,27 +70,83 @@ class FakeEvaluator:
         return SimpleNamespace(nlls=[number + more for number in self._windows])
 
 
+def finals_of(size: int, calls: int = 10_000) -> Finals:
+    """Finals on 30 windows in batches of ``size``, whose time is over after so many ``calls``."""
+    left = itertools.count(calls, -1)
+    return Finals(
+        lambda: torch.arange(30)[:, None],
+        FakeEvaluator,  # type: ignore[arg-type]
+        size,
+        is_over=lambda: next(left) <= 0,
+        say=lambda _: None,
+    )
+
+
 @pytest.mark.parametrize(("before", "after"), [(8, 5), (4, 16), (5, 8)])
 def test_finals_that_were_cut_off_go_on_with_batches_of_another_size(before, after) -> None:
     """They compared other windows, or ended in an error at every start."""
     maps = [result(number, 0.1, 0.9) for number in range(3)]
-
-    def held(store: FakeStore, size: int, calls: int = 10_000) -> dict:
-        left = itertools.count(calls, -1)
-        finals = Finals(
-            lambda: torch.arange(30)[:, None],
-            FakeEvaluator,  # type: ignore[arg-type]
-            size,
-            is_over=lambda: next(left) <= 0,
-            say=lambda _: None,
-        )
-        front, said = finals.hold(store, maps, maps[:1])  # type: ignore[arg-type]
-        return {"front": front, **said}
-
     resumed, anew = FakeStore(), FakeStore()
-    held(resumed, before, calls=5)
+    finals_of(before, calls=5).hold(resumed, maps, maps[:1])  # type: ignore[arg-type]
     assert 0 < sum(map(len, resumed.finals.values())) < 90
-    assert held(resumed, after) == held(anew, after)
+    held = [finals_of(after).hold(store, maps, maps[:1]) for store in (resumed, anew)]  # type: ignore[arg-type]
+    assert held[0] == held[1]
+
+
+def test_a_kill_in_the_finals_loses_the_map_under_way_only(monkeypatch) -> None:
+    """It lost every map of the batch under way."""
+    maps, resumed, anew = [result(n, 0.1, 0.9) for n in range(4)], FakeStore(), FakeStore()
+    whole = finals_of(10).hold(anew, maps, maps[:1])  # type: ignore[arg-type]
+    scored: list[KVPlan] = []
+    inner = FakeEvaluator.score
+
+    def killed_once(self: FakeEvaluator, fitted: FittedPlan) -> SimpleNamespace:
+        scored.append(fitted.plan)
+        if len(scored) == 3:
+            raise KeyboardInterrupt
+        return inner(self, fitted)
+
+    monkeypatch.setattr(FakeEvaluator, "score", killed_once)
+    with pytest.raises(KeyboardInterrupt):
+        finals_of(10).hold(resumed, maps, maps[:1])  # type: ignore[arg-type]
+    assert list(resumed.finals) == [r.plan.digest for r in maps[:2]]
+    assert finals_of(10).hold(resumed, maps, maps[:1]) == whole  # type: ignore[arg-type]
+    assert scored == [r.plan for r in (*maps[:3], *maps[2:])]
+
+
+def test_memory_that_runs_out_in_the_finals_makes_batches_smaller_or_costs_one_map() -> None:
+    """It ended the sweep."""
+    model = tiny_model("llama")
+    windows = torch.randint(100, (4, 8), generator=torch.Generator().manual_seed(0))
+    full = SharingMap.identity(NUM_LAYERS)
+    shared = [full.share(target, 0) for target in (1, 2, 3)]
+    maps = [replace(result(n, 0.1, 0.9), plan=KVPlan.of(m)) for n, m in enumerate(shared)]
+    said: list[str] = []
+
+    def held(store: FakeStore) -> dict:
+        size = BatchSize(4)
+        finals = Finals(
+            lambda: windows,
+            lambda some: Evaluator(model, some, batch_size=size),
+            4,
+            is_over=never,
+            say=said.append,
+        )
+        return finals.hold(store, maps, maps[:1])[1]  # type: ignore[arg-type]
+
+    whole, small, none = FakeStore(), FakeStore(), FakeStore()
+    held(whole)
+    with room_for(model, 1):
+        held(small)
+    for digest, losses in whole.finals.items():
+        assert small.finals[digest] == pytest.approx(losses, rel=1e-4, abs=1e-6)
+    with room_for(model, 0):
+        assert held(none)["windows"] == 0
+    left = [line for line in said if "leaves" in line]
+    assert left == [
+        f"finals: {m} leaves (OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB)"
+        for m in shared
+    ]
 
 
 def test_those_close_behind_the_front_take_part() -> None:

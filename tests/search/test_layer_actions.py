@@ -9,6 +9,7 @@ from optuna.samplers import RandomSampler
 
 from kvsharer_exp.search.candidates import (
     Candidate,
+    fixed_layers,
     full_bytes,
     priced,
     smallest,
@@ -70,6 +71,14 @@ def space_of(found: list[Candidate], budgets: tuple[float, ...] = (0.1, 0.3)) ->
 
 
 SPACE = space_of(candidates())
+
+
+@pytest.mark.parametrize("layer", ["٣", "1_0", "+1", " 1", 1.0, True, "x"])
+def test_the_layers_of_fixed_are_numbers_as_those_of_a_plan(layer: object) -> None:
+    """``int`` takes digits of any script, underscores, and 1.0."""
+    assert fixed_layers({0: "own", "3": "x"}) == {0: "own", 3: "x"}
+    with pytest.raises(InputError, match="give layers and what they do"):
+        fixed_layers({layer: "own"})
 
 
 def test_every_draw_is_a_valid_plan_that_comes_back() -> None:

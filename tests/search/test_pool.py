@@ -69,38 +69,44 @@ def results(running: Pool, count: int) -> Iterator[int]:
             yield done.number
 
 
-def test_a_plan_goes_to_the_worker_that_has_the_states_of_its_first_layers() -> None:
-    crew = FakeCrew()
-    with pool(crew, 2) as running:
-        until_ready(running, 2)
-        running.submit([task(0, "0_1q4_2_3_4"), task(1, "0_1_2q4_3_4")])
-        list(results(running, 2))
-        first, second = (place for place in (0, 1) for _ in crew.given[place])
-        running.submit([task(2, "0_1_2q4_3q4_4"), task(3, "0_1q4_2_3_4q4")])
-        list(results(running, 2))
-        assert crew.given == {first: [0, 3], second: [1, 2]}
-        running.submit([task(4, "0_1_2q4_3q4_4q4")])  # the last of them was number 2
-        list(results(running, 1))
-        assert crew.given[second] == [1, 2, 4]
+@pytest.fixture
+def crew() -> FakeCrew:
+    return FakeCrew()
 
 
-def test_a_new_worker_has_no_states() -> None:
-    """Worker 1 is lost with a plan; what it had scored before says nothing of the new one."""
-    crew = FakeCrew()
+@pytest.fixture
+def running(crew: FakeCrew) -> Iterator[Pool]:
+    """Two workers, each of which has scored a plan: worker 0 one with 1q4, worker 1 with 2q4."""
     with pool(crew, 2) as running:
         until_ready(running, 2)
         running.submit([task(0, "0_1q4_2_3_4"), task(1, "0_1_2q4_3_4")])
         list(results(running, 2))
         assert crew.given == {0: [0], 1: [1]}
-        running.submit([task(2, "0_1_2q4_3q4_4")])
-        worker, _ = crew.said.pop()
-        crew.said.append((worker, Lost("a fault")))
-        assert running.wait() == []
-        assert list(results(running, 1)) == [2]  # by worker 0, at once
-        until_ready(running, 2)
-        for number, text in ((3, "0_1q4_2_3_4q4"), (4, "0_1_2q4_3_4q4")):  # both begin with 0
-            running.submit([task(number, text)])
-            list(results(running, 1))
+        yield running
+
+
+def test_a_plan_goes_to_the_worker_that_has_the_states_of_its_first_layers(
+    crew: FakeCrew, running: Pool
+) -> None:
+    running.submit([task(2, "0_1_2q4_3q4_4"), task(3, "0_1q4_2_3_4q4")])
+    list(results(running, 2))
+    assert crew.given == {0: [0, 3], 1: [1, 2]}
+    running.submit([task(4, "0_1_2q4_3q4_4q4")])  # the last of them was number 2
+    list(results(running, 1))
+    assert crew.given[1] == [1, 2, 4]
+
+
+def test_a_new_worker_has_no_states(crew: FakeCrew, running: Pool) -> None:
+    """Worker 1 is lost with a plan; what it had scored before says nothing of the new one."""
+    running.submit([task(2, "0_1_2q4_3q4_4")])
+    worker, _ = crew.said.pop()
+    crew.said.append((worker, Lost("a fault")))
+    assert running.wait() == []
+    assert list(results(running, 1)) == [2]  # by worker 0, at once
+    until_ready(running, 2)
+    for number, text in ((3, "0_1q4_2_3_4q4"), (4, "0_1_2q4_3_4q4")):  # both begin with 0
+        running.submit([task(number, text)])
+        list(results(running, 1))
     assert crew.given == {0: [0, 2, 3, 4], 1: [1, 2]}
 
 
@@ -141,3 +147,22 @@ def test_a_worker_that_hangs_while_it_loads_is_replaced_and_then_given_up() -> N
         "worker 0 is lost (not ready after 60 seconds): a new one is started",
         "worker 0 does not start (not ready after 60 seconds): the sweep goes on with 1 of 2",
     ]
+
+
+def test_workers_are_added_where_there_is_room_for_more_than_ever() -> None:
+    """A place that was given up is no room: who starts there is lost again."""
+    said: list[str] = []
+    crew, room = FakeCrew(dead=(1,)), iter([2, 3, 2, 3, 4])
+    with pool(crew, 2, may_have=lambda: next(room), say=said.append) as running:
+        until_ready(running, 1)
+        while crew.said:
+            running.wait()
+        counts = []
+        for number in range(5):
+            running.submit([task(number, "0_1")])
+            list(results(running, 1))
+            counts.append(len(running.workers))
+        assert counts == [1, 2, 2, 2, 3]
+        until_ready(running, 3)
+    assert crew.starts == [0, 1, 1, 1, 2, 3]
+    assert said[-2:] == [f"there is room for worker {n}: it is started" for n in (2, 3)]

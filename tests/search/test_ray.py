@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,13 @@ from ray.cluster_utils import Cluster
 
 from kvsharer_exp.search.coordinator import run_search
 from kvsharer_exp.search.execution.pool import Pool
-from kvsharer_exp.search.execution.ray_cluster import RayCrew, cluster, fitting
+from kvsharer_exp.search.execution.ray_cluster import (
+    RayCrew,
+    cluster,
+    fitting,
+    in_memory,
+    living_nodes,
+)
 from kvsharer_exp.search.study import open_study
 from kvsharer_exp.values.errors import InputError
 from tests.refusals import check_refusal
@@ -42,7 +49,8 @@ def test_a_node_that_goes_away_costs_its_plan_one_more_turn(tmp_path: Path) -> N
             assert fitting(resources, num_cpus=0.5, num_gpus=0) == 4
             assert fitting(resources, num_cpus=2, num_gpus=0) == 0
             settings = json.dumps({"log": str(tmp_path / "scored.txt"), "seconds": 1})
-            crew = RayCrew(cheap.MAKE, settings, num_cpus=1, num_gpus=0)
+            assert in_memory(resources, 1 << 20) >= 2
+            crew = RayCrew(cheap.MAKE, settings, num_cpus=1, num_gpus=0, memory=1 << 20)
             with Pool(crew, 2, say=said.append) as pool:
                 with open_study("s", storage=None, folder=tmp_path) as store:
                     found = run_search(
@@ -56,6 +64,34 @@ def test_a_node_that_goes_away_costs_its_plan_one_more_turn(tmp_path: Path) -> N
     began = cheap.scored(tmp_path)
     assert len(began) == 13 and len(set(began)) == 12  # the plan of the node, once more
     assert sum("its plan is scored again" in line for line in said) == 1
+
+
+@pytest.mark.slow
+def test_a_node_that_joins_is_given_a_worker(tmp_path: Path) -> None:
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    joined: list[int] = []
+
+    def on_result(result) -> None:
+        if not joined:
+            nodes.add_node(num_cpus=1)
+        joined.append(len(pool.workers))
+
+    try:
+        with cluster(nodes.address):
+            settings = json.dumps({"log": str(tmp_path / "scored.txt"), "seconds": 0.5})
+            crew = RayCrew(cheap.MAKE, settings, num_cpus=1, num_gpus=0)
+            may_have = partial(fitting, num_cpus=1, num_gpus=0)
+            with Pool(crew, 1, may_have=lambda: may_have(living_nodes())) as pool:
+                with open_study("s", storage=None, folder=tmp_path) as store:
+                    found = run_search(
+                        store, cheap.search(), pool, n_trials=12, on_result=on_result
+                    )
+                assert [worker.state for worker in pool.workers] == ["free", "free"]
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+    assert len(found) == 12
+    assert (joined[0], joined[-1]) == (1, 2)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "nonsense", "127.0.0.1:port"])
@@ -106,6 +142,10 @@ def test_a_worker_fits_on_one_node_or_not_at_all() -> None:
     assert fitting(shared, num_cpus=0.1, num_gpus=0.3) == 9  # three on each GPU
     assert fitting(shared, num_cpus=0.2, num_gpus=0.3) == 5
     assert fitting([], num_cpus=1, num_gpus=0) == 0
+    unlike = [{"CPU": 8.0, "memory": 5e9}, {"CPU": 8.0, "memory": 19e9}, {"CPU": 1.0}]
+    assert fitting(unlike, num_cpus=1, num_gpus=0, memory=3 * 10**9) == 1 + 6
+    assert fitting(unlike, num_cpus=2, num_gpus=0, memory=3 * 10**9) == 1 + 4
+    assert in_memory(unlike, 3 * 10**9) == 1 + 6
 
 
 _LISTENING = """

@@ -8,7 +8,6 @@ from statistics import variance
 import pytest
 import torch
 
-from kvsharer_exp.measure import evaluator as evaluator_module
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.search.bars import Bars
 from kvsharer_exp.search.execution.base import Task, attempt
@@ -19,7 +18,7 @@ from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import TrialResult
-from tests.tiny import NUM_LAYERS, tiny_model
+from tests.tiny import NUM_LAYERS, room_for, tiny_model
 
 WINDOWS = torch.randint(100, (6, 8), generator=torch.Generator().manual_seed(0))
 IDENTITY = SharingMap.identity(NUM_LAYERS)
@@ -149,7 +148,7 @@ def test_maps_looked_ahead_at_score_as_without_in_fewer_forwards() -> None:
     model = tiny_model("llama")
 
     def outcomes(ahead: bool) -> list[Outcome]:
-        staged = scorer(Evaluator(model, WINDOWS, batch_size=2), screen_windows=[2, 4])
+        staged = scorer(Evaluator(model, WINDOWS, batch_size=2), screen_windows=[2, 4], together=3)
         handle = model.model.layers[-1].register_forward_pre_hook(lambda *_: forwards.append(ahead))
         if ahead:
             staged.look_ahead(MAPS[:3])
@@ -163,68 +162,52 @@ def test_maps_looked_ahead_at_score_as_without_in_fewer_forwards() -> None:
     assert forwards.count(False) - forwards.count(True) == 2
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
-    ],
-    ids=["cuda", "cpu"],
-)
-def test_maps_that_do_not_fit_together_are_scored_one_by_one_from_then_on(
-    error: RuntimeError, monkeypatch, caplog
+@pytest.mark.parametrize(("most", "then", "said"), [(4, [4, 4], 2), (2, [], 1)])
+def test_maps_that_do_not_fit_together_are_scored_in_fewer_from_then_on(
+    most: int, then: list[int], said: int, caplog
 ) -> None:
-    staged = scorer(Evaluator(tiny_model("llama"), WINDOWS, batch_size=2))
-    expected, inner, tried = [staged(m, Bar()) for m in MAPS[:3]], evaluator_module.forward, []
-
-    def small(model, ids, logits, first):
-        tried.append(len(ids))
-        if len(ids) > 2:
-            raise error
-        return inner(model, ids, logits, first)
-
-    monkeypatch.setattr(evaluator_module, "forward", small)
-    staged.look_ahead(MAPS[:3])
-    staged.look_ahead(MAPS[:3])
-    assert tried == [6]  # it was tried once
-    assert [staged(m, Bar()).score for m in MAPS[:3]] == pytest.approx([e.score for e in expected])
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith(
-        "memory ran out with 3 maps in one forward: from here on one map in each"
-    )
+    """There are two windows of each map in the first stage."""
+    model = tiny_model("llama")
+    staged = scorer(Evaluator(model, WINDOWS, batch_size=2), together=4)
+    expected = [staged(m, Bar()).score for m in MAPS[:4]]
+    with room_for(model, most) as tried:
+        staged.look_ahead(MAPS[:4])
+        assert tried[0] == 8
+        line = f"memory ran out: scoring.maps_per_forward is {said} from here on"
+        assert caplog.records[-1].getMessage() == line
+        tried.clear()
+        staged.look_ahead(MAPS[:4])
+        assert tried == then  # what does not fit is not tried again
+        assert [staged(m, Bar()).score for m in MAPS[:4]] == pytest.approx(expected, rel=1e-4)
 
 
 def test_other_faults_of_looking_ahead_are_told(evaluator: Evaluator, monkeypatch) -> None:
     def fault(*_: object, **__: object) -> None:
         raise RuntimeError("a kernel refuses")
 
-    staged = scorer(evaluator)
+    staged = scorer(evaluator, together=3)
     monkeypatch.setattr(evaluator, "score_together", fault)
     with pytest.raises(RuntimeError, match="a kernel refuses"):
         staged.look_ahead(MAPS[:3])
 
 
 @pytest.mark.parametrize("most", [1, 0])
-def test_memory_that_runs_out_makes_batches_smaller_and_then_fails(most: int, monkeypatch) -> None:
-    staged = scorer(Evaluator(tiny_model("llama"), WINDOWS, batch_size=4), screen_windows=[])
-    expected, inner, tried = staged(MAPS[-1], Bar()), evaluator_module.forward, []
-
-    def small(model, ids, logits, first):
-        tried.append(len(ids))
-        if len(ids) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return inner(model, ids, logits, first)
-
-    monkeypatch.setattr(evaluator_module, "forward", small)
-    if most:
-        outcome = staged(MAPS[-1], Bar())
-        assert outcome.score == pytest.approx(expected.score, rel=1e-4)
-        assert outcome.window_losses == pytest.approx(expected.window_losses, rel=1e-3, abs=1e-6)
-        assert sorted(set(tried), reverse=True) == [4, 2, 1]
-        tried.clear()
-        staged(MAPS[0], Bar())
-        assert set(tried) == {1}
-    else:
-        done = attempt(staged, Task(0, KVPlan.of(MAPS[-1]), Bar()))
-        assert done.outcome.status == "failed"
-        assert done.outcome.reason.startswith("OutOfMemoryError: CUDA out of memory")
+def test_memory_that_runs_out_makes_batches_smaller_and_then_fails(most: int) -> None:
+    model = tiny_model("llama")
+    staged = scorer(Evaluator(model, WINDOWS, batch_size=4), screen_windows=[])
+    expected = staged(MAPS[-1], Bar())
+    with room_for(model, most) as tried:
+        if most:
+            outcome = staged(MAPS[-1], Bar())
+            assert outcome.score == pytest.approx(expected.score, rel=1e-4)
+            assert outcome.window_losses == pytest.approx(
+                expected.window_losses, rel=1e-3, abs=1e-6
+            )
+            assert sorted(set(tried), reverse=True) == [4, 2, 1]
+            tried.clear()
+            staged(MAPS[0], Bar())
+            assert set(tried) == {1}
+        else:
+            done = attempt(staged, Task(0, KVPlan.of(MAPS[-1]), Bar()))
+            assert done.outcome.status == "failed"
+            assert done.outcome.reason.startswith("OutOfMemoryError: CUDA out of memory")

@@ -28,7 +28,8 @@ def test_everything_is_read_back_by_the_next_process(tmp_path: Path) -> None:
         store.mlflow_run_id = "run"
         store.front_runs = ["a", "b"]
         store.seeds = [("paper greedy", MAP)]
-        store.finals = {MAP.digest: [0.5, 0.25]}
+        store.keep_final(KVPlan.of(MAP), [0.5])
+        store.keep_final(KVPlan.of(MAP), [0.5, 0.25])
         store.keep_map_run(MAP, "child")
         store.keep_held_out("key", {MAP.digest: ({"kl": 0.5}, {"kl": [0.4, 0.6]})})
     with open_study("s", storage=None, folder=tmp_path) as store:
@@ -80,7 +81,9 @@ def test_a_study_of_a_newer_version_is_refused_and_one_without_is_the_first(tmp_
         ("front", {"a": 1}, lambda store: store.front_runs),
         ("seeds", [["paper", "0_2"]], lambda store: store.seeds),
         ("candidates", [[1, "1q4", "dear", 1, 2]], lambda store: store.candidates),
+        ("finals digest", ["0.5"], lambda store: store.finals),
         ("finals", {"digest": ["0.5"]}, lambda store: store.finals),
+        ("finals", [0.5], lambda store: store.finals),
         ("report key", {"digest": [{"kl": None}, {}]}, lambda store: store.held_out("key")),
         ("under way 000000", ["sampler"], lambda store: store.under_way()),
     ],

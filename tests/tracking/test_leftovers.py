@@ -1,5 +1,6 @@
 """Public fault 9: no run stays RUNNING that nobody writes to any more."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,9 @@ def test_the_next_start_of_a_study_ends_what_the_last_one_left(
     known, unknown = (tracker.log_trial(continued, trial(number), {}) for number in range(2))
     half, own = open_child(client, continued, "2"), open_child(client, continued)
     tracker.close_left_open("mine", continued, [known, "f" * 32])
+    for before, after in itertools.pairwise([*killed, continued]):
+        assert client.get_run(before).data.tags["continued_by"] == after
+        assert client.get_run(after).data.tags["continues"] == before
     assert status(client, *killed, *children, half, own) == ["KILLED"] * 8
     assert status(client, foreign, continued, finished) == ["RUNNING", "RUNNING", "FINISHED"]
     experiment = client.get_run(continued).info.experiment_id

@@ -35,6 +35,7 @@ from kvsharer_exp.cli.steps.sweep_search import search_in
 from kvsharer_exp.cli.steps.sweep_setup import (
     identity_of,
     say_left_out,
+    say_short_screens,
     solved_seeds,
     staged_scorer,
     start_sweep,
@@ -97,18 +98,20 @@ def run(
         parts = None
         if of_plans:
             parts = PlanParts.make(config, log, loaded, windows, calibration, plans, store, seeds)
-        fitted = parts.fitted if parts else FittedPlan.of
+        fitted, fits = (parts.fitted, parts.fits) if parts else (FittedPlan.of, {})
         space = sweep_space(config, calibration, max_shared, seeds, parts)
         say_left_out(config, log, space, given)
+        say_short_screens(config, log, scorers.fitness.num_windows)
         seeds = solved_seeds(log, space, seeds)
-        scorer = staged_scorer(config, loaded, scorers, parts.fits if parts else None)
+        scorer = staged_scorer(config, loaded, scorers, fits)
         search = sweep_search(config, loaded, calibration, scorer, store, space, seeds)
         log.say("scored the full cache")
         reference = (1.0, scorer.reference_score)
         known_before, began = len(store.results()), log.seconds
-        with open_executor(config, log, scorer, identity) as executor:
+        with open_executor(config, log, loaded, scorer, identity, fits) as executor:
             found = search_in(config, log, store, search, executor, reference)
         searched = log.seconds - began
+        scorers.fitness.reset()
         rung = Rungs(parts.budgets) if parts else kv_of
         front, finals = _finals(config, log, windows, scorers, store, found, searched, fitted, rung)
         log.say(f"scoring the {len(front)} of the front on report texts and tasks")
@@ -136,11 +139,11 @@ def run(
         sweep = replace(sweep, compare_url=mark_front(log, store, sweep))
         keep_files(log, sweep)
         if parts:
-            fits = log.folder / FRONT_FITS
-            save_each(fits, (fitted(result.plan) for result in front), origin=plans.origin)
-            if fits.is_dir():
+            folder = log.folder / FRONT_FITS
+            save_each(folder, (fitted(result.plan) for result in front), origin=plans.origin)
+            if folder.is_dir():
                 with log.delivering("the fits"):
-                    log.tracker.log_folder(log.run_id, fits)
+                    log.tracker.log_folder(log.run_id, folder)
         _show(log, sweep)
         new = found[known_before:]
         log.finish(
@@ -194,7 +197,6 @@ def _finals(
     of_plans = is_for_plans(config.search_space.kind)
     left = float("inf") if minutes is None else max(0.0, 60 * minutes - searched)
     deadline = time.monotonic() + left
-    scorers.fitness.reset()
     finals = Finals(
         lambda: windows.beside_fits(windows.finals) if of_plans else windows.finals,
         scorers.final,

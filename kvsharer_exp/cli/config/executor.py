@@ -20,7 +20,7 @@ class ExecutorConfig:
         name: ``local``, ``processes`` or ``ray``; ``executor=processes`` sets it. Default:
             ``local``.
         num_workers: the number of workers, at least 1. Default: one for each GPU. Without a GPU
-            two, and on a Ray cluster as many as its CPUs allow.
+            two, and on a Ray cluster as many as its CPUs and memory allow, also when it grows.
         address: with ``ray``: where the cluster listens, like ``10.0.0.1:6379``. Default: the
             cluster of ``RAY_ADDRESS``; without that Ray starts one on this machine.
         num_gpus: with ``ray``: the GPUs of each worker, at least 0; below 1 it is a share of one.

@@ -90,6 +90,12 @@ class Config:
             raise InputError(
                 f"{self.command} knows no executor={self.executor.name}: give it to sweep"
             )
+        screens, windows = self.study.screen_windows, self.scoring.num_windows
+        if screens != StudyConfig().screen_windows and max(screens, default=0) >= windows:
+            raise InputError(
+                f"study.screen_windows={list(screens)}: give numbers below scoring.num_windows="
+                f"{windows}, or [] to score every map on all"
+            )
         prompt = self.scoring.prompt_tokens
         for group, of in (("scoring", self.scoring), ("heldout", self.heldout)):
             if prompt is not None and of.window_tokens < prompt + 2:

@@ -51,9 +51,9 @@ class ScoringConfig:
             them, so that plans are chosen by what they can still look up. Default: false.
             ``scoring=recall`` is ``scoring=long`` with it. Needs ``prompt_tokens``.
         batch_size: how many windows of a map, or items of a task, go through the model at once, at
-            least 1. Default: 8.
+            least 1. Default: 8. It is halved whenever memory runs out.
         maps_per_forward: how many maps go through the first stage at once, at least 1. Default: 1.
-            More of them pay if one map leaves the device idle, so not on a CPU.
+            More of them pay if one map leaves the device idle, so not on a CPU. It is halved too.
         memory_budget_gib: GiB that evaluators may keep of states and probabilities, at least 0.
             Default: 4. 0 keeps nothing.
         search: the tasks that the search sees. ``lm_eval`` in the fitness needs at least one.

@@ -117,8 +117,9 @@ class StudyConfig:
             than 0.1 % to the hypervolume. Default: it is not ended so.
         seeds: a file with more maps to start from: a list of maps, or the front.json or result.json
             of a sweep. Default: none.
-        screen_windows: rising numbers of scoring windows, from 1 up. Default: 2 and 8. A map that
-            looks beaten after so many windows is not scored on the others.
+        screen_windows: rising numbers of scoring windows, from 1 to below ``scoring.num_windows``.
+            Default: 2 and 8, where there are more windows. A map that looks beaten after so many
+            windows is not scored on the others.
         margin: how much larger its loss must be for that than the loss of the best map with no more
             KV, at least 0 (0.25: by a quarter). Default: learned for each number of windows.
     """

@@ -18,6 +18,7 @@ from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.data.retrieval_tasks import is_retrieval
 from kvsharer_exp.data.tasks import check_no_overlap, load_tasks, members, without_generation
+from kvsharer_exp.measure.batch_size import BatchSize
 from kvsharer_exp.measure.benchmark import check_length
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.measure.held_out import HeldOutScorer
@@ -56,6 +57,7 @@ class Scorers:
         self._config, self._say, self._loaded = config, log.say, loaded
         self._windows, self._calibration = windows, calibration
         self._tasks: tuple[Tasks, Tasks] | None = None
+        self._batch_size = BatchSize(config.scoring.batch_size)  # of windows, here and there
 
     def load_tasks(self) -> tuple[Tasks, Tasks]:
         """The tasks of the search and those of the report, loaded at the first call.
@@ -165,7 +167,7 @@ class Scorers:
             self._loaded.model,
             self._windows.held_out,
             self.report_tasks if tasks else None,
-            batch_size=self._config.scoring.batch_size,
+            batch_size=self._batch_size,
             prompt=self._config.scoring.prompt_tokens,
             seed=self._config.seed,
         )
@@ -187,7 +189,7 @@ class Scorers:
         return Evaluator(
             self._loaded.model,
             self._windows.fitness,
-            batch_size=scoring.batch_size,
+            batch_size=self._batch_size,
             cuts=self._config.study.screen_windows,
             memory_budget=max(0, scoring.memory_budget - self._calibration.text.kept_bytes),
             prompt=scoring.prompt_tokens,
@@ -200,7 +202,7 @@ class Scorers:
         return Evaluator(
             self._loaded.model,
             windows,
-            batch_size=scoring.batch_size,
+            batch_size=self._batch_size,
             memory_budget=left,
             prompt=scoring.prompt_tokens,
         )
@@ -211,7 +213,7 @@ class Scorers:
         return Evaluator(
             self._loaded.model,
             self._windows.held_out,
-            batch_size=scoring.batch_size,
+            batch_size=self._batch_size,
             memory_budget=scoring.memory_budget,
             prompt=scoring.prompt_tokens,
         )

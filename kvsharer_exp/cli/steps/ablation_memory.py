@@ -24,7 +24,7 @@ from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.values.errors import MALFORMED, InputError
 from kvsharer_exp.values.record import typed
 from kvsharer_exp.values.text import shorten
-from kvsharer_exp.values.text_files import read_json, whole_lines
+from kvsharer_exp.values.text_files import append_whole, read_json, whole_lines
 
 _RUN = "run"
 # What changes nothing of what is measured.
@@ -46,11 +46,11 @@ class AblationMemory:
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         self._path = Path(config.tracking.folder) / "ablations" / f"{digest}.jsonl"
         self._known: dict[str, Any] = {}
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
 
     def __enter__(self) -> AblationMemory:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("a+", encoding="utf-8")
+        self._file = self._path.open("ab")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -81,9 +81,7 @@ class AblationMemory:
         before = self._known.get(_RUN)
         if before is not None and log.tracker.exists(before):
             log.say(f"continuing: {len(self._known) - 1} results are known")
-            log.tracker.set_tags(before, {"continued_by": log.run_id})
-            log.tracker.set_tags(log.run_id, {"continues": before})
-            log.tracker.finish(before, "KILLED")
+            log.tracker.finish(before, "KILLED", successor=log.run_id)
         self._keep(_RUN, log.run_id)
 
     def once(self, key: list[Any], make: Callable[[], Any]) -> Any:
@@ -95,7 +93,5 @@ class AblationMemory:
 
     def _keep(self, key: str, value: Any) -> None:
         assert self._file is not None
-        self._file.write(json.dumps([key, value]) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        append_whole(self._file.fileno(), f"{json.dumps([key, value])}\n".encode())
         self._known[key] = value

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import psutil
@@ -18,6 +19,7 @@ from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.steps.sweep_worker import MAKE, settings_of
+from kvsharer_exp.measure.fits import Fits
 from kvsharer_exp.search.execution.base import Executor
 from kvsharer_exp.search.execution.local import LocalExecutor
 from kvsharer_exp.search.execution.pool import Pool
@@ -33,10 +35,12 @@ _BESIDE_MODEL = 1 << 30  # bytes of a worker beside its model: torch itself, and
 def open_executor(
     config: Config,
     log: RunLog,
+    loaded: LoadedModel,
     scorer: StagedScorer,
     identity: dict[str, Any],
+    fitted: Fits,
 ) -> Iterator[Executor]:
-    """Start the workers, if any. ``scorer`` scores in this process.
+    """Start the workers, if any. ``scorer`` scores in this process, with the fits ``fitted``.
 
     Raises:
         InputError: there is no Ray cluster, or it is too small.
@@ -46,7 +50,7 @@ def open_executor(
         together = config.scoring.maps_per_forward
         yield LocalExecutor(scorer, together=together, look_ahead=scorer.look_ahead)
         return
-    settings = settings_of(config, identity)
+    settings = settings_of(config, identity, fitted)
     if wanted.name == "processes":
         count = _num_processes(config)
         folder = log.folder / "workers"
@@ -57,21 +61,35 @@ def open_executor(
         with Pool(crew, count, trial_timeout=limit, start_timeout=loading, say=log.say) as pool:
             yield pool
         return
-    from kvsharer_exp.search.execution.ray_cluster import RayCrew, cluster, fitting
+    from kvsharer_exp.search.execution.ray_cluster import (
+        RayCrew,
+        cluster,
+        fitting,
+        in_memory,
+        living_nodes,
+    )
 
     with cluster(wanted.address) as nodes:
         has_gpus = any(node.get("GPU") for node in nodes)
         num_gpus = wanted.num_gpus if wanted.num_gpus is not None else float(has_gpus)
-        fits = fitting(nodes, num_cpus=wanted.num_cpus, num_gpus=num_gpus)
-        if not fits:
+        room = partial(fitting, num_cpus=wanted.num_cpus, num_gpus=num_gpus)
+        if not room(nodes):
             raise InputError(
                 f"no node of the Ray cluster ({len(nodes)} in all) has {wanted.num_cpus:g} CPUs "
                 f"and {num_gpus:g} GPUs, one worker's: lower executor.num_cpus or executor.num_gpus"
             )
-        count = wanted.num_workers or fits
-        ray_crew = RayCrew(MAKE, settings, num_cpus=wanted.num_cpus, num_gpus=num_gpus)
+        # A worker that has GPUs keeps its model there, and Ray knows nothing of their memory.
+        memory = _BESIDE_MODEL + (0 if num_gpus else _model_bytes(loaded))
+        fits = room(nodes, memory=memory)
+        count = wanted.num_workers or max(1, fits)
+        _refuse_beyond(in_memory(nodes, memory) if fits else 0, count, memory)
+        ray_crew = RayCrew(
+            MAKE, settings, num_cpus=wanted.num_cpus, num_gpus=num_gpus, memory=memory
+        )
         log.say(f"{count} Ray workers of {wanted.num_cpus:g} CPUs and {num_gpus:g} GPUs each")
-        with Pool(ray_crew, count, trial_timeout=wanted.trial_timeout, say=log.say) as pool:
+        may_have = None if wanted.num_workers else lambda: room(living_nodes(), memory=memory)
+        limit = wanted.trial_timeout
+        with Pool(ray_crew, count, may_have=may_have, trial_timeout=limit, say=log.say) as pool:
             yield pool
 
 
@@ -108,13 +126,20 @@ def require_memory(config: Config, loaded: LoadedModel) -> None:
     """
     if config.executor.name != "processes":
         return
-    count = _num_processes(config)
-    model = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-    need, gpus = model + _BESIDE_MODEL, _gpus()
+    need, gpus = _model_bytes(loaded) + _BESIDE_MODEL, _gpus()
     free = [torch.cuda.mem_get_info(index)[0] for index in reversed(range(len(gpus)))]
     free = free or [psutil.virtual_memory().available]
     # The devices take turns, and the first that would have one too many ends the round.
     fits = min(turn + len(free) * int(bytes_ // need) for turn, bytes_ in enumerate(free))
+    _refuse_beyond(fits, _num_processes(config), need)
+
+
+def _model_bytes(loaded: LoadedModel) -> int:
+    return sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+
+
+def _refuse_beyond(fits: int, count: int, need: int) -> None:
+    """Refuse ``count`` workers of ``need`` bytes each, where only ``fits`` have room."""
     if count > fits:
         way = f"give at most {fits}" if fits else "leave executor out"
         raise InputError(

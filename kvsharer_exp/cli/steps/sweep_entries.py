@@ -20,9 +20,9 @@ from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.steps.sweep_progress import size_of
 from kvsharer_exp.measure.held_out import HeldOutScores
 from kvsharer_exp.model.fitted_plan import FittedPlan
+from kvsharer_exp.search.execution.base import PLAN_FAULTS, reason_of
 from kvsharer_exp.search.outcome import KL_VARIANCE
 from kvsharer_exp.search.study_store import HeldOut, StudyStore
-from kvsharer_exp.values.finite import NotFiniteError
 from kvsharer_exp.values.intervals import CONFIDENCE, t_quantile
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.score_names import KL, retained
@@ -71,8 +71,8 @@ class EntryMaker:
         plan, full = result.plan, self.full_scores
         try:
             held_out, intervals = self._score(plan)
-        except NotFiniteError as error:  # it has the scores of the search and no others
-            self._log.say(f"{plan}: {error}")
+        except PLAN_FAULTS as error:  # it has the scores of the search and no others
+            self._log.say(f"{plan} has no report scores ({reason_of(error)})")
             held_out, intervals = {}, {}
         scores = {**result.scores, **held_out}
         scores = {name: value for name, value in scores.items() if name in full}

@@ -21,7 +21,6 @@ from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.steps.plan_candidates import PlanParts
 from kvsharer_exp.measure.fits import Fits, with_fits
-from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.footprint import footprint
 from kvsharer_exp.search.bars import Bars
 from kvsharer_exp.search.coordinator import Search
@@ -163,6 +162,15 @@ def say_left_out(config: Config, log: RunLog, space: SearchSpace, given: Sequenc
         )
 
 
+def say_short_screens(config: Config, log: RunLog, num_windows: int) -> None:
+    """Say which of ``study.screen_windows`` count for nothing beside ``num_windows`` in all."""
+    if left_out := [count for count in config.study.screen_windows if count >= num_windows]:
+        log.say(
+            f"left out of study.screen_windows: {', '.join(map(str, left_out))}, for there are "
+            f"{num_windows} scoring windows"
+        )
+
+
 def sweep_search(
     config: Config,
     loaded: LoadedModel,
@@ -189,7 +197,7 @@ def sweep_search(
 
 
 def staged_scorer(
-    config: Config, loaded: LoadedModel, scorers: Scorers, fits: Fits | None
+    config: Config, loaded: LoadedModel, scorers: Scorers, fits: Fits
 ) -> StagedScorer:
     """Make what scores the plans, here or in a worker. ``fits``: those that plans may need."""
     return StagedScorer(
@@ -198,5 +206,6 @@ def staged_scorer(
         fitness=config.scoring.weights,
         tasks=scorers.search_tasks,
         screen_windows=config.study.screen_windows,
-        fitted=FittedPlan.of if fits is None else partial(with_fits, fits=fits),
+        together=config.scoring.maps_per_forward,
+        fitted=partial(with_fits, fits=fits),
     )

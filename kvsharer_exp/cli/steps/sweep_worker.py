@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,9 +25,11 @@ from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.steps.plan_candidates import fits_of
 from kvsharer_exp.cli.steps.sweep_setup import digest_of, identity_of, staged_scorer
+from kvsharer_exp.measure.fits import Fits, fingerprints
 from kvsharer_exp.search.spaces.registry import is_for_plans
 from kvsharer_exp.search.stages import StagedScorer
 from kvsharer_exp.values.errors import InputError
+from kvsharer_exp.values.text import clip
 
 MAKE = f"{__name__}:make_score"
 
@@ -38,13 +41,20 @@ class WorkerLog:
         sys.stderr.write(f"{text}\n")
 
 
-def settings_of(config: Config, identity: dict[str, Any]) -> str:
-    """The text that `make_score` takes, of a sweep with this configuration and identity.
+def settings_of(config: Config, identity: dict[str, Any], fits: Fits) -> str:
+    """The text that `make_score` takes, of a sweep with this configuration, identity and ``fits``.
 
     Paths stay as they were typed, for the identity is made of them; the folder says what they mean.
+    Of the fits it has the fingerprints: a worker reads the numbers from the cache folder.
     """
-    identity_digest, folder = digest_of(identity), str(Path.cwd())
-    return json.dumps({"config": to_yaml(config), "identity": identity_digest, "folder": folder})
+    return json.dumps(
+        {
+            "config": to_yaml(config),
+            "identity": digest_of(identity),
+            "fits": fingerprints(fits),
+            "folder": str(Path.cwd()),
+        }
+    )
 
 
 def make_score(settings: str) -> StagedScorer:
@@ -68,5 +78,17 @@ def make_score(settings: str) -> StagedScorer:
     calibration = Calibration(config, loaded, windows)
     scorers = Scorers(config, log, loaded, windows, calibration)
     plans = Plans(config, log, loaded, windows)
-    fits = fits_of(config, loaded, plans) if of_plans else None
+    fits = fits_of(config, loaded, plans) if of_plans else {}
+    _check_fits(fingerprints(fits), given["fits"])
     return staged_scorer(config, loaded, scorers, fits)
+
+
+def _check_fits(held: Mapping[str, str], given: Mapping[str, str]) -> None:
+    """Refuse fits that are not those of the sweep, which may be made elsewhere by other code."""
+    names = {**given, **held}
+    other = [name for name in names if held.get(name) != given.get(name)]
+    if other:
+        raise InputError(
+            f"a worker has another fit for {clip(other[0], 40)} than the sweep ({len(other)} of "
+            f"{len(names)} differ): give every node one KVSHARER_CACHE and one kvsharer_exp"
+        )

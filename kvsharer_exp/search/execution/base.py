@@ -17,6 +17,11 @@ from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.record import Record
 from kvsharer_exp.values.text import clip
 
+PLAN_FAULTS = (RuntimeError, ArithmeticError)
+"""What one plan may end in: memory ran out, a kernel refused, or a score is not finite.
+
+Any other exception is a fault of ours.
+"""
 _OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")  # as CUDA and cuBLAS say it
 
 
@@ -85,8 +90,7 @@ class DeviceLostError(Exception):
 def attempt(score: Score, task: Task) -> Done:
     """Score the plan of ``task``.
 
-    A ``RuntimeError`` or an ``ArithmeticError`` makes a failed outcome with its reason: memory ran
-    out, a kernel refused, or a score is not finite. Any other exception is a fault of ours.
+    One of `PLAN_FAULTS` makes a failed outcome with its reason.
 
     Raises:
         DeviceLostError: the plans that come next would fail too, whatever they are.
@@ -94,12 +98,21 @@ def attempt(score: Score, task: Task) -> Done:
     started = time.perf_counter()
     try:
         outcome = score(task.plan, task.bar)
-    except (RuntimeError, ArithmeticError) as error:
-        if _loses_device(error):
-            first = clip(str(error).strip().partition("\n")[0], 80)
-            raise DeviceLostError(f"{first}: run again, only a new process can go on") from error
-        outcome = failed(f"{type(error).__name__}: {error}")
+    except PLAN_FAULTS as error:
+        outcome = failed(reason_of(error))
     return Done(task.number, outcome, time.perf_counter() - started)
+
+
+def reason_of(error: Exception) -> str:
+    """Why the plan that was being scored failed, for ``error`` is one of `PLAN_FAULTS`.
+
+    Raises:
+        DeviceLostError: the plans that come next would fail too, whatever they are.
+    """
+    if _loses_device(error):
+        first = clip(str(error).strip().partition("\n")[0], 80)
+        raise DeviceLostError(f"{first}: run again, only a new process can go on") from error
+    return f"{type(error).__name__}: {error}"
 
 
 def _loses_device(error: Exception) -> bool:

@@ -4,7 +4,8 @@ A `Crew` starts, feeds and ends the workers: `ProcessCrew` on this machine, `Ray
 The `Pool` knows which worker has which task. A task whose worker is lost goes to another one, and a
 new worker is started; it counts as free once it says that it is ready. A plan that loses
 `ATTEMPTS` workers fails with the reason of the last loss. A place where so many workers in a row do
-not start is given up, and the run ends when none is left.
+not start is given up, and the run ends when none is left. In a cluster that has grown, workers are
+added when a plan is done.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Pool:
     """Runs tasks with the workers of ``crew`` (`base.Executor`); a context manager.
 
     Args:
-        count: the number of workers.
+        count: the number of workers at first.
+        may_have: says how many there may be now. None: no more than ``count``.
         trial_timeout: the seconds that a plan may take; the worker is lost then. None: any time.
         start_timeout: the seconds that a worker may take until it is ready. None: any time.
         say: is told of each worker that is lost.
@@ -85,12 +87,14 @@ class Pool:
         crew: Crew,
         count: int,
         *,
+        may_have: Callable[[], int] | None = None,
         trial_timeout: float | None = None,
         start_timeout: float | None = None,
         say: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._crew, self._count = crew, count
+        self._crew, self._count = crew, count  # the most workers so far
+        self._may_have = may_have
         self._trial_timeout, self._start_timeout = trial_timeout, start_timeout
         self._say, self._clock = say, clock
         self._places: list[_Place] = []
@@ -100,12 +104,14 @@ class Pool:
     def __enter__(self) -> Pool:
         try:
             for number in range(self._count):
-                worker = self._crew.start(number)
-                self._places.append(_Place(number, worker, since=self._clock()))
+                self._open(number)
         except BaseException:
             self._stop()
             raise
         return self
+
+    def _open(self, number: int) -> None:
+        self._places.append(_Place(number, self._crew.start(number), since=self._clock()))
 
     def __exit__(self, *_: object) -> None:
         self._stop()
@@ -151,11 +157,20 @@ class Pool:
         for place in list(self._places):
             limit = self._limit(place)
             if limit is not None and self._clock() - place.since >= limit:
-                late = (
-                    "no result after executor.trial_timeout=" if place.task else "not ready after "
-                )
-                done += self._lose(place, Lost(f"{late}{limit:g} seconds"))
+                reason = f"not ready after {limit:g} seconds"
+                if place.task is not None:
+                    reason = f"no result after executor.trial_timeout={limit:g} seconds"
+                done += self._lose(place, Lost(reason))
+        if done and self._may_have is not None:
+            self._grow(self._may_have())
         return done
+
+    def _grow(self, count: int) -> None:
+        """Open places, so that there are ``count`` beside those that were given up."""
+        while self._count < count:
+            self._say(f"there is room for worker {self._count}: it is started")
+            self._open(self._count)
+            self._count += 1
 
     def _free(self) -> list[_Place]:
         return [place for place in self._places if place.is_ready and place.task is None]

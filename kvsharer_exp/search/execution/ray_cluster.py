@@ -1,7 +1,8 @@
 """Workers that are actors of a Ray cluster, on any of its nodes.
 
 An actor is never restarted by Ray: the `Pool` counts losses and starts new ones. An actor for which
-there is no room waits until the cluster has room, so a node that joins is used.
+there is no room waits until the cluster has room. A node that joins takes such actors, or else the
+`Pool` is told that there is room for more.
 
 https://docs.ray.io/en/latest/ray-core/fault_tolerance/actors.html
 """
@@ -12,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,15 +54,22 @@ class RayCrew:
         settings: the text that it is called with.
         num_cpus: the CPUs of each worker.
         num_gpus: the GPUs of each worker.
+        memory: the bytes of its node's memory that each worker may need; 0: any.
     """
 
-    def __init__(self, make: str, settings: str, *, num_cpus: float, num_gpus: float) -> None:
+    def __init__(
+        self, make: str, settings: str, *, num_cpus: float, num_gpus: float, memory: int = 0
+    ) -> None:
         import ray
 
         self._ray = ray
         self._make, self._settings = make, settings
         self._kind = ray.remote(RayWorker).options(
-            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, max_task_retries=0
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            memory=memory,
+            max_restarts=0,
+            max_task_retries=0,
         )
         self._asked: dict[Any, Any] = {}  # what was asked → the actor that was asked
 
@@ -124,25 +133,40 @@ def cluster(address: str | None) -> Iterator[list[dict[str, float]]]:
         if on_sigterm is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts its own in its place
     try:
-        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield living_nodes()
     finally:
         ray.shutdown()
 
 
-def fitting(nodes: Sequence[Mapping[str, float]], *, num_cpus: float, num_gpus: float) -> int:
-    """How many workers of so many CPUs and GPUs fit on ``nodes``, each within one of them.
+def living_nodes() -> list[dict[str, float]]:
+    """The resources of each node that the cluster has now, inside `cluster`."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def fitting(
+    nodes: Sequence[Mapping[str, float]], *, num_cpus: float, num_gpus: float, memory: int = 0
+) -> int:
+    """How many workers of so many CPUs, GPUs and bytes fit on ``nodes``, each within one of them.
 
     A share of a GPU is one of a single GPU. Ray counts in units of 1/10000.
     """
     cpu, gpu = round(1e4 * num_cpus), round(1e4 * num_gpus)
 
     def fit(node: Mapping[str, float]) -> int:
-        by_cpu, gpus = round(1e4 * node.get("CPU", 0.0)) // cpu, int(node.get("GPU", 0.0))
-        if not gpu:
-            return by_cpu
-        return min(by_cpu, gpus * (10_000 // gpu) if gpu < 10_000 else 10_000 * gpus // gpu)
+        room, gpus = round(1e4 * node.get("CPU", 0.0)) // cpu, int(node.get("GPU", 0.0))
+        if gpu:
+            most = gpus * (10_000 // gpu) if gpu < 10_000 else 10_000 * gpus // gpu
+            room = min(room, most)
+        return min(room, in_memory([node], memory))
 
     return sum(map(fit, nodes))
+
+
+def in_memory(nodes: Sequence[Mapping[str, float]], memory: int) -> int:
+    """How many workers of so many bytes fit on ``nodes``, whatever else they need."""
+    return sum(int(node.get("memory", 0.0) // memory) for node in nodes) if memory else sys.maxsize
 
 
 def _check_listens(where: str) -> None:

@@ -72,7 +72,7 @@ class SpaceSetting:
     seeds: tuple[SharingMap, ...] = ()
     rank: Callable[[str, float], DissimilarityRanking] | None = None
     advance: Advance | None = None
-    reset: Callable[[], None] = lambda: None
+    reset: Callable[[], object] = lambda: None
     candidates: tuple[Candidate, ...] = ()
     budgets: tuple[float, ...] = ()
 

@@ -48,7 +48,7 @@ def make_space(
     seeds: Sequence[SharingMap] = (),
     rank: Callable[[str, float], DissimilarityRanking] | None = None,
     advance: Advance | None = None,
-    reset: Callable[[], None] = lambda: None,
+    reset: Callable[[], object] = lambda: None,
     candidates: Sequence[Candidate] = (),
     budgets: Sequence[float] = (),
     **options: Any,

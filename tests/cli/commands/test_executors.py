@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,9 +26,12 @@ from kvsharer_exp.cli.config.model import ModelConfig
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.main import main
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.steps import executors, sweep_worker
+from kvsharer_exp.cli.steps.plan_candidates import fits_of
 from kvsharer_exp.cli.steps.sweep_setup import identity_of
+from kvsharer_exp.measure.fits import Fits
 from kvsharer_exp.model.folders import data_dir
 from kvsharer_exp.search.execution import ray_cluster
 from kvsharer_exp.search.outcome import Bar
@@ -111,6 +115,7 @@ def config(**wanted: Any) -> Config:
 
 
 GIB = 1 << 30
+SMALL: Any = SimpleNamespace(model=torch.nn.Linear(8, 8))
 
 
 @pytest.mark.parametrize(
@@ -124,16 +129,15 @@ def test_the_workers_that_are_accepted_fit_on_the_gpus_they_get(
     names = [str(index) for index in range(len(free))]
     monkeypatch.setattr(executors, "_gpus", lambda: names)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (free[index] * GIB, 99 * GIB))
-    loaded: Any = SimpleNamespace(model=torch.nn.Linear(8, 8))
     places = executors._environments(fits)
     given = Counter(
         int(places[number % len(places)]["CUDA_VISIBLE_DEVICES"]) for number in range(fits)
     )
     assert all(count < free[index] for index, count in given.items())
     if fits:
-        executors.require_memory(config(name="processes", num_workers=fits), loaded)
+        executors.require_memory(config(name="processes", num_workers=fits), SMALL)
     with pytest.raises(InputError, match=f"there is memory for {fits}: ") as refused:
-        executors.require_memory(config(name="processes", num_workers=fits + 1), loaded)
+        executors.require_memory(config(name="processes", num_workers=fits + 1), SMALL)
     check_refusal(f"kvsharer: {refused.value}", "use a smaller model.dtype")
     assert ("give at most" in str(refused.value)) == (fits > 0)
 
@@ -152,29 +156,50 @@ def test_a_worker_process_has_an_hour_to_load_or_as_long_as_a_plan(
     monkeypatch.setattr(executors, "Pool", pool)
     log: Any = SimpleNamespace(folder=tmp_path, say=lambda text: None)
     asked = config(name="processes", trial_timeout=trial)
-    with executors.open_executor(asked, log, None, {}):  # type: ignore[arg-type]
+    with executors.open_executor(asked, log, SMALL, None, {}, {}):  # type: ignore[arg-type]
         assert limits == [(trial, start)]
 
 
-def test_a_cluster_whose_nodes_are_too_small_is_refused(tmp_path: Path, monkeypatch) -> None:
-    """Together they have the GPUs; Ray would wait for one node that has them all."""
-
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "names"),
+    [
+        (  # together they have the GPUs; Ray would wait for one node that has them all
+            [{"CPU": 8.0, "GPU": 1.0}] * 4,
+            {"num_gpus": 4.0},
+            "no node of the Ray cluster (4 in all) has 1 CPUs and 4 GPUs",
+        ),
+        (  # so are two nodes of half the memory
+            [{"CPU": 8.0, "memory": 1.5 * GIB}, {"CPU": 8.0, "memory": 2.5 * GIB}],
+            {"num_workers": 4},
+            "executor.num_workers=4: each needs 1.0 GiB, and there is memory for 3: give at most 3",
+        ),
+        (  # one node has the CPUs, and the other one the memory
+            [{"CPU": 8.0, "memory": 0.5 * GIB}, {"memory": 9 * GIB}],
+            {},
+            "executor.num_workers=1: each needs 1.0 GiB, and there is memory for 0: leave executor",
+        ),
+    ],
+    ids=["gpus", "memory", "no-memory"],
+)
+def test_a_cluster_whose_nodes_are_too_small_is_refused(
+    nodes, wanted: dict[str, Any], names: str, tmp_path: Path, monkeypatch
+) -> None:
     @contextmanager
     def cluster(address: str | None):
-        yield [{"CPU": 8.0, "GPU": 1.0}] * 4
+        yield nodes
 
     monkeypatch.setattr(ray_cluster, "cluster", cluster)
     log: Any = SimpleNamespace(folder=tmp_path, say=lambda text: None)
-    asked = config(name="ray", num_gpus=4.0)
+    asked = config(name="ray", **wanted)
     with pytest.raises(InputError) as refused:
-        with executors.open_executor(asked, log, None, {}):  # type: ignore[arg-type]
+        with executors.open_executor(asked, log, SMALL, None, {}, {}):  # type: ignore[arg-type]
             pass
-    names = "no node of the Ray cluster (4 in all) has 1 CPUs and 4 GPUs"
     check_refusal(f"kvsharer: {refused.value}", names)
 
 
-def test_a_worker_in_another_folder_reads_the_files_of_the_sweeps(tmp_path, monkeypatch) -> None:
-    """An actor of Ray works where Ray was started."""
+@pytest.fixture
+def asked_in_a_folder(tmp_path: Path, monkeypatch) -> tuple[Config, dict[str, Any], Fits]:
+    """A sweep of plans whose text is a file of its own folder, as it is when workers start."""
     lines = [
         f"The {n}th day of the year was {n % 7} hours long and {n} miles wide." for n in range(999)
     ]
@@ -188,11 +213,34 @@ def test_a_worker_in_another_folder_reads_the_files_of_the_sweeps(tmp_path, monk
         asked = to_config(compose("config", translate(["sweep", *words])))
     log: Any = sweep_worker.WorkerLog()
     loaded = LoadedModel(asked, log)
-    identity = identity_of(asked, loaded, Windows(asked, loaded), plans=True)
-    settings = sweep_worker.settings_of(asked, identity)
+    windows = Windows(asked, loaded)
+    identity = identity_of(asked, loaded, windows, plans=True)
+    return asked, identity, fits_of(asked, loaded, Plans(asked, log, loaded, windows))
+
+
+def test_a_worker_in_another_folder_reads_the_files_of_the_sweeps(
+    asked_in_a_folder, tmp_path, monkeypatch
+) -> None:
+    """An actor of Ray works where Ray was started."""
+    settings = sweep_worker.settings_of(*asked_in_a_folder)
     monkeypatch.chdir(tmp_path / "there")
     score = sweep_worker.make_score(settings)
-    assert score(KVPlan.full(loaded.num_layers), Bar()).status == "complete"
+    assert score(KVPlan.full(6), Bar()).status == "complete"
+
+
+def test_a_worker_whose_fits_are_not_those_of_the_sweep_is_refused(asked_in_a_folder) -> None:
+    asked, identity, fits = asked_in_a_folder
+    layer, action = key = max(fits, key=str)
+    moved = {name: tensor + 1 for name, tensor in fits[key].tensors.items()}
+    settings = sweep_worker.settings_of(
+        asked, identity, {**fits, key: replace(fits[key], tensors=moved)}
+    )
+    with pytest.raises(InputError) as refused:
+        sweep_worker.make_score(settings)
+    named = (
+        f"another fit for {action.text(layer)} of layer {layer} than the sweep (1 of {len(fits)}"
+    )
+    check_refusal(f"kvsharer: {refused.value}", named)
 
 
 STOPPED = """

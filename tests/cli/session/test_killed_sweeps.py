@@ -86,6 +86,7 @@ KILLS = {
 }
 
 
+BEFORE_IT_IS_KNOWN = ("while the run begins", "before the study knows its run")
 QUICKLY = ("in the middle of a trial's run",)
 
 
@@ -104,6 +105,11 @@ def test_the_next_start_leaves_every_trial_once_and_nothing_open(
     result = json.loads(Path("run/result.json").read_text())
     parent = client.get_run(result["mlflow_run_id"])
     assert parent.info.status == "FINISHED"
+    killed = [r for r in found if "study_key" in r.data.tags and r.info.status == "KILLED"]
+    assert len(killed) == (kind in BEFORE_IT_IS_KNOWN)
+    for before in killed:
+        assert before.data.tags["continued_by"] == parent.info.run_id
+        assert parent.data.tags["continues"] == before.info.run_id
     children = [
         run for run in found if "trial" in run.data.tags and run.info.lifecycle_stage == "active"
     ]

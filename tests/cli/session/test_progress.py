@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.steps.sweep_progress import SweepProgress
+from kvsharer_exp.cli.steps.sweep_setup import say_short_screens
 from kvsharer_exp.search.execution.base import Worker
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.plan import KVPlan
@@ -46,3 +48,16 @@ def test_it_names_rate_workers_failures_and_what_is_left(progress) -> None:
         "hv 1.050 · 26: 0.25 · 1 screened out · 2 × RuntimeError: out of me… · 1 × NaN · 5.0/min · "
         "2/3 workers busy · 2 min"
     )
+
+
+@pytest.mark.parametrize(("windows", "left_out"), [(24, []), (8, ["8"]), (2, ["2, 8"])])
+def test_screens_of_as_many_windows_as_there_are_are_named(
+    windows: int, left_out: list[str]
+) -> None:
+    said: list[str] = []
+    log: Any = SimpleNamespace(say=said.append)
+    say_short_screens(Config(command="sweep"), log, windows)
+    assert said == [
+        f"left out of study.screen_windows: {those}, for there are {windows} scoring windows"
+        for those in left_out
+    ]
