@@ -9,10 +9,8 @@ batches, so that two maps can be compared item by item.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -20,10 +18,11 @@ import torch
 from kvsharer_exp.data.chance import pass_marks
 from kvsharer_exp.data.tasks import WEIGHS, check_no_generation, members, quiet_lm_eval
 from kvsharer_exp.measure.batch_size import BatchSize
+from kvsharer_exp.measure.item_scores import is_weighted, per_item, standard_error
 from kvsharer_exp.model.devices import input_device
 from kvsharer_exp.values.agreement import Answer, Likelihoods
 from kvsharer_exp.values.errors import InputError, at_least
-from kvsharer_exp.values.finite import as_number, finite
+from kvsharer_exp.values.finite import finite
 from kvsharer_exp.values.score_names import ScoreName, is_known_lower
 
 _FEWSHOT_SEED = 1234  # lm-eval's own default
@@ -146,11 +145,11 @@ class TaskScorer:
                 scores[name] = finite(name, value)
                 told = results["higher_is_better"].get(task, {}).get(metric)
                 self._tell(task, metric, told)
-                weighted = _is_weighted(self.tasks[names[0]], metric)
-                error = _standard_error(metric, scores[name], items, weighted)
+                weighted = is_weighted(self.tasks[names[0]], metric)
+                error = standard_error(metric, scores[name], items, weighted)
                 if error is not None:
                     self._stderr[name] = error
-                self.item_scores[name] = _per_item(items, weighted)
+                self.item_scores[name] = per_item(items, weighted)
                 if metric == next(iter(self.tasks[names[0]].aggregation())):
                     self.samples.setdefault(task, self.item_scores[name])
         return scores
@@ -257,47 +256,3 @@ def _first_token(tokenizer: Any) -> int | None:
             "break: name no tasks, or add a BOS token to it"
         )
     return line_break[-1]
-
-
-# lm-eval's aggregations whose items are (sum, weight) pairs.
-_WEIGHTED = ("weighted_perplexity", "bits_per_byte", "weighted_mean")
-
-
-def _is_weighted(task: Any, metric: str) -> bool:
-    return getattr(task.aggregation().get(metric), "__name__", "") in _WEIGHTED
-
-
-def _per_item(items: list[Any], weighted: bool) -> list[float]:
-    """Give numbers as they are, and (log-likelihood, weight) pairs as quotients.
-
-    Other items, like the (gold, predicted) pairs behind F1, are no values that could be compared.
-    There are none then.
-    """
-    if weighted:
-        return [float(value) / max(weight, 1) for value, weight in items]
-    numbers = [as_number(item) for item in items]
-    return [number for number in numbers if number is not None] if None not in numbers else []
-
-
-def _standard_error(metric: str, score: float, items: list[Any], weighted: bool) -> float | None:
-    """The standard error of ``score``; None if there is no formula for it.
-
-    There is one for a mean. For exp(-mean) and for a ratio of sums it is the delta method's.
-    """
-    if len(items) < 2:
-        return None
-    root = math.sqrt(len(items))
-    if weighted:
-        if metric not in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
-            return None
-        rate = sum(value for value, _ in items) / sum(weight for _, weight in items)
-        residuals = [value - rate * weight for value, weight in items]
-        error = stdev(residuals) / root / fmean(weight for _, weight in items)
-        return error / math.log(2) if metric == "bits_per_byte" else score * error
-    numbers = _per_item(items, weighted)
-    if not numbers:
-        return None
-    error = stdev(numbers) / root
-    if metric == "perplexity":
-        return score * error
-    return error if math.isclose(fmean(numbers), score, abs_tol=1e-9) else None

@@ -139,7 +139,7 @@ def test_the_values_of_the_items_add_up_to_the_score(scorer: TaskScorer) -> None
 
 
 def test_the_standard_error_of_a_perplexity_is_near_the_bootstrap(scorer: TaskScorer) -> None:
-    from kvsharer_exp.measure.scoring import _standard_error
+    from kvsharer_exp.measure.item_scores import standard_error
 
     draw = random.Random(0)
     items = [(-draw.gauss(300, 60), draw.randint(80, 120)) for _ in range(200)]
@@ -150,7 +150,7 @@ def test_the_standard_error_of_a_perplexity_is_near_the_bootstrap(scorer: TaskSc
     resampled = [score(draw.choices(items, k=len(items))) for _ in range(1000)]
     centre = sum(resampled) / 1000
     bootstrap = math.sqrt(sum((value - centre) ** 2 for value in resampled) / 999)
-    assert _standard_error("word_perplexity", score(items), items, True) == pytest.approx(
+    assert standard_error("word_perplexity", score(items), items, True) == pytest.approx(
         bootstrap, rel=0.1
     )
 

@@ -28,15 +28,16 @@ def entries() -> Any:
 
     def make(error: Exception) -> tuple[EntryMaker, list[str]]:
         def score(plan: Any) -> HeldOutScores:
-            if plan.plan == BAD:
+            if getattr(plan, "plan", plan) == BAD:
                 raise error
-            return HeldOutScores({PPL: 9.0}, {})
+            return HeldOutScores({PPL: 9.0}, {}, {})
 
         full = CandidateScores((1.0,), (0.0,), (2.0,))
         scorers: Any = SimpleNamespace(
             held_out=lambda: SimpleNamespace(score=score),
             fitness=SimpleNamespace(num_windows=1, full_scores=full),
             directions={},
+            pass_marks={},
         )
         store: Any = SimpleNamespace(
             held_out=lambda key: {}, keep_held_out=lambda *_: None, map_run=lambda plan: ""
