@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kvsharer_exp.model.fit_files import fit_path, load_each, load_fits
+from kvsharer_exp.model.fit_files import FitFileError, fit_path, load_each, load_fits
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.given_plan import read_plan
 from kvsharer_exp.tracking.runs import Runs, StoredRun
@@ -22,6 +22,7 @@ from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.plan_files import FITS, FRONT, FRONT_FITS, holds_plans, json_of_file
 from kvsharer_exp.values.sharing_map import SharingMap
+from kvsharer_exp.values.text import clip
 
 _RESULT = "result.json"
 
@@ -59,11 +60,21 @@ def load_plan(
 
 
 def run_and_choice(value: object) -> tuple[str, str | None] | None:
-    """The MLflow run id that ``RUN`` or ``RUN:CHOICE`` names, and the choice; else None."""
-    found = (
-        re.fullmatch(r"([0-9a-f]{32})(?::([0-9.]+))?", value) if isinstance(value, str) else None
-    )
-    return None if found is None else (found[1], found[2])
+    """The MLflow run id that ``RUN`` or ``RUN:CHOICE`` names, and the choice; else None.
+
+    Raises:
+        InputError: what stands behind the run is no choice.
+    """
+    found = re.fullmatch(r"([0-9a-f]{32})(?::(.*))?", value) if isinstance(value, str) else None
+    if found is None:
+        return None
+    run_id, choice = found[1], found[2]
+    if choice is not None and not re.fullmatch(r"[0-9]+\.?[0-9]*|\.[0-9]+", choice):
+        raise InputError(
+            f"{clip(choice, 20)!r} names no plan of MLflow run {run_id}: give a share of the KV "
+            f"that it keeps at most, like {run_id}:0.25"
+        )
+    return run_id, choice
 
 
 def plan_of_run(runs: Runs, run_id: str, choice: str | None = None) -> KVPlan | FittedPlan:
@@ -80,17 +91,28 @@ def plan_of_run(runs: Runs, run_id: str, choice: str | None = None) -> KVPlan | 
     with tempfile.TemporaryDirectory() as held:
         folder = Path(held)
         plan = _plan(runs, run, choice, folder)
-        if not any(action.fitted for action in plan.actions):
-            return plan
-        if runs.copy(run_id, [FITS], folder):
-            return load_fits(folder / FITS, plan)
-        names = [
-            fit_path(Path(FRONT_FITS), layer, action).as_posix()
-            for layer, action in enumerate(plan.actions)
-            if action.fitted
-        ]
-        found = runs.copy(run.parent_id or run_id, names, folder, under=FRONT_FITS)
-        return load_each(folder / FRONT_FITS, plan) if found == set(names) else plan
+        try:
+            return _with_fits(runs, run, plan, folder)
+        except FitFileError as error:  # which names a copy that is gone
+            raise FitFileError(
+                f"fits of {plan} among the files of MLflow run {run_id} are damaged or missing: "
+                "give the plan as text to fit it again"
+            ) from error
+
+
+def _with_fits(runs: Runs, run: StoredRun, plan: KVPlan, folder: Path) -> KVPlan | FittedPlan:
+    """``plan`` with its fits, if the run, or the sweep that it is a trial of, has any of them."""
+    if not any(action.fitted for action in plan.actions):
+        return plan
+    if runs.copy(run.run_id, [FITS], folder):
+        return load_fits(folder / FITS, plan)
+    names = [
+        fit_path(Path(FRONT_FITS), layer, action).as_posix()
+        for layer, action in enumerate(plan.actions)
+        if action.fitted
+    ]
+    found = runs.copy(run.parent_id or run.run_id, names, folder, under=FRONT_FITS)
+    return load_each(folder / FRONT_FITS, plan) if found else plan
 
 
 def map_of_run(runs: Runs, run_id: str, choice: str | None = None) -> SharingMap:
@@ -102,16 +124,17 @@ def map_of_run(runs: Runs, run_id: str, choice: str | None = None) -> SharingMap
     plan: Any = plan_of_run(runs, run_id, choice)
     found = None if isinstance(plan, FittedPlan) else plan.sharing_map
     if found is None:
-        raise InputError(f"MLflow run {run_id} has a plan that is no map: give plan={run_id}")
+        named = run_id if choice is None else f"{run_id}:{choice}"
+        raise InputError(f"MLflow run {run_id} has a plan that is no map: give plan={named}")
     return found
 
 
 def _plan(runs: Runs, run: StoredRun, choice: str | None, folder: Path) -> KVPlan:
     copied = runs.copy(run.run_id, [FRONT, _RESULT], folder)
     if FRONT in copied:
-        return KVPlan.from_json(json_of_file(folder / FRONT, choice))
+        return KVPlan.from_json(json_of_file(folder / FRONT, choice, called=run.run_id))
     if _RESULT in copied and holds_plans(folder / _RESULT):
-        return KVPlan.from_json(json_of_file(folder / _RESULT, choice))
+        return KVPlan.from_json(json_of_file(folder / _RESULT, choice, called=run.run_id))
     if choice is not None:
         raise InputError(f"MLflow run {run.run_id} has one plan at most: leave out :{choice}")
     if not run.plan:

@@ -54,11 +54,12 @@ def file_and_choice(text: str) -> tuple[Path, str | None] | None:
     return None if found is None else (Path(found[1]), found[2])
 
 
-def json_of_file(path: Path, choice: str | None = None) -> str:
+def json_of_file(path: Path, choice: str | None = None, *, called: str | None = None) -> str:
     """The JSON of the one plan of a file, or of the one that ``choice`` names.
 
     A choice with a decimal point, like ``0.25``, names the best plan of those that keep at most
     this fraction of the KV. One without, like ``4``, names the map with this many shared layers.
+    ``called`` is what the user knows the file by, for messages; None: its name.
 
     Raises:
         PlanFileError: the file cannot be read, or holds no plan of this choice.
@@ -79,23 +80,27 @@ def json_of_file(path: Path, choice: str | None = None) -> str:
     entries = _several(value)
     if choice is None and entries is None:
         return text
+    name = called or shorten(path.name, 24)
     if entries is None:
-        entries = [value if isinstance(value, Mapping) else {"kv_source_layers": value}]
+        entry = value if isinstance(value, Mapping) else {"kv_source_layers": value}
+        if _is_map(entry) and choice == str(_shared(entry["kv_source_layers"])):
+            return _json(entry)
+        raise PlanFileError(f"{name} has one plan: leave out :{clip(str(choice), 20)}")
     if choice is None and len(entries) == 1:
         return _json(entries[0])
     if choice is not None and "." in choice:
-        return _json(_best(entries, choice, path))
+        return _json(_best(entries, choice, name))
     sizes = {_shared(e["kv_source_layers"]): e for e in reversed(entries) if _is_map(e)}
     if not sizes:
         raise PlanFileError(
-            f"plan file {shorten(path.name, 24)} holds plans, and no map: name one like :0.25 "
-            "behind the file, the best that keeps at most a quarter of the KV"
+            f"{name} has several plans, and no map: name one like {name}:0.25, the best "
+            "that keeps at most a quarter of the KV"
         )
     if choice is None or int(choice) not in sizes:
         listed = ", ".join(map(str, sorted(sizes)))
         raise PlanFileError(
-            f"plan file {shorten(path.name, 24)} holds maps of {clip(listed, 24)} shared layers: "
-            "name one like :4 behind the file, or like :0.5 what keeps at most half of the KV"
+            f"{name} has maps of {clip(listed, 24)} shared layers: give one of these "
+            "numbers behind it, like :4, or like :0.5 what keeps at most half of the KV"
         )
     return _json(sizes[int(choice)])
 
@@ -108,7 +113,7 @@ def json_of_folder(folder: Path) -> str:
     """
     for name in _IN_FOLDERS:
         if (folder / name).is_file():
-            text = json_of_file(folder / name)
+            text = json_of_file(folder / name, called=shorten(folder / name, 40))
             if name == PLAN or _is_plan(read_json(text)):
                 return text
     raise PlanFileError(
@@ -132,8 +137,7 @@ def _several(value: Any) -> list[Mapping[str, Any]] | None:
     return [entry for entry in value if _has_plan(entry)] or None
 
 
-def _best(entries: Sequence[Mapping[str, Any]], choice: str, path: Path) -> Mapping[str, Any]:
-    name = shorten(path.name, 30)
+def _best(entries: Sequence[Mapping[str, Any]], choice: str, name: str) -> Mapping[str, Any]:
     try:
         most = float(choice)
     except ValueError as error:

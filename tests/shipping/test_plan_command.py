@@ -40,6 +40,11 @@ def test_the_folder_is_the_plan_that_was_scored(run, plan: str, capsys) -> None:
     assert said["plan"] == plan
     used = load_plan(said["folder"]) if "a" in plan else kept
     assert getattr(used, "keys", used) == getattr(kept, "keys", kept)
+    if "a" in plan:  # as in an export that transformers has saved again
+        assert "no fits with it" not in capsys.readouterr().out
+        (folder / "fits.json").unlink()
+        run("generate", f"plan={folder}", "generate.prompt=Hello", "generate.max_new_tokens=2")
+        assert "no fits with it" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -78,8 +78,12 @@ def test_what_is_no_plan_is_one_line(
         ("f" * 32, "is not in this store: check tracking.uri"),
         (bare, "has no plan or map: give a sweep"),
         (f"{trial}:0.5", "has one plan at most: leave out :0.5"),
-        (f"{sweep}:0.1", "no plan of front.json keeps at most 0.1 of the KV: give 0.5 or more"),
-        (sweep, "front.json holds plans"),
+        (f"{sweep}:0.1", f"no plan of {sweep} keeps at most 0.1 of the KV: give 0.5 or more"),
+        (sweep, f"name one like {sweep}:0.25"),
+        (f"{sweep}:4", f"name one like {sweep}:0.25"),
+        (f"{sweep}:", f"like {sweep}:0.25"),
+        (f"{sweep}:nan", "'nan' names no plan of MLflow run"),
+        (f"{sweep}:1.2.3", "'1.2.3' names no plan of MLflow run"),
     ):
         with pytest.raises(InputError) as error:
             load_plan(value, tracking_uri=uri)
@@ -88,3 +92,23 @@ def test_what_is_no_plan_is_one_line(
     with pytest.raises(InputError, match="does not exist, so it has no runs"):
         load_plan(sweep, tracking_uri=absent)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_evaluated_run_has_one_plan(tracker: Tracker, uri: str) -> None:
+    run_id = tracker.start_run("evaluate", tags={}, params={})
+    tracker.log_dict(run_id, {"plan": "0_1q4_0_3"}, "result.json")
+    for choice in ("0.5", "4"):
+        with pytest.raises(InputError, match=f"{run_id} has one plan: leave out :{choice}"):
+            load_plan(f"{run_id}:{choice}", tracking_uri=uri)
+
+
+def test_damaged_fits_are_named_by_their_run(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+    run_id = tracker.start_run("sweep", tags={}, params={})
+    tracker.log_text(run_id, json.dumps([{"plan": str(AFFINE), "kv_fraction": 0.5}]), "front.json")
+    save_each(tmp_path / "fits", [FITTED], origin=ORIGIN)
+    (fit,) = (tmp_path / "fits").iterdir()
+    fit.write_bytes(fit.read_bytes()[:-8])
+    tracker.log_folder(run_id, tmp_path / "fits")
+    with pytest.raises(InputError) as error:
+        load_plan(f"{run_id}:0.5", tracking_uri=uri)
+    check_refusal(f"kvsharer: {error.value}", f"MLflow run {run_id} are damaged or missing")

@@ -60,7 +60,7 @@ def test_a_whole_number_is_that_of_shared_layers_among_the_maps(front: Path) -> 
 def test_a_front_without_maps_asks_for_a_fraction(tmp_path: Path) -> None:
     (tmp_path / "front.json").write_text(json.dumps(FRONT[2:]))
     for choice in ("", ":4"):
-        with pytest.raises(PlanFileError, match=r"holds plans, and no map: name one like :0\.25"):
+        with pytest.raises(PlanFileError, match=r"no map: name one like front\.json:0\.25"):
             KVPlan.parse(f"{tmp_path}/front.json{choice}")
 
 

@@ -76,7 +76,7 @@ def test_one_line_reads_a_map_of_a_front(tmp_path, content) -> None:
     path.write_text(json.dumps(content))
     assert SharingMap.parse(f"{path}:1") == SharingMap((0, 1, 1))
     assert SharingMap.parse(f"{path}:2") == SharingMap((0, 0, 0))
-    several = r"front\.json holds maps of 1, 2 shared layers: name one like :4 behind the file"
+    several = r"front\.json has maps of 1, 2 shared layers: give one of these numbers behind it"
     for written in (path, str(path), f"{path}:0"):
         with pytest.raises(PlanFileError, match=several):
             SharingMap.parse(written)
@@ -89,8 +89,9 @@ def test_a_file_of_one_map_needs_no_number_and_holds_no_other(tmp_path) -> None:
         path = tmp_path / "one.json"
         path.write_text(json.dumps(content))
         assert SharingMap.parse(path) == SharingMap.parse(f"{path}:1") == SharingMap((0, 0))
-        with pytest.raises(PlanFileError, match="holds maps of 1 shared layers"):
-            SharingMap.parse(f"{path}:3")
+        for choice in ("3", "0.5") if content != [{"kv_source_layers": [0, 0]}] else ():
+            with pytest.raises(PlanFileError, match=f"one.json has one plan: leave out :{choice}"):
+                SharingMap.parse(f"{path}:{choice}")
 
 
 def test_identity_shares_nothing() -> None:

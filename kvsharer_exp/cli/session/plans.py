@@ -27,12 +27,12 @@ from kvsharer_exp.model.devices import device_of
 from kvsharer_exp.model.fit_files import check_origin, save_plan
 from kvsharer_exp.model.fitted_plan import Fit, FittedPlan
 from kvsharer_exp.model.folders import cache_dir
-from kvsharer_exp.model.given_plan import read_plan
+from kvsharer_exp.model.given_plan import folder_of, read_plan
 from kvsharer_exp.tracking.run_plans import plan_of_run, run_and_choice
 from kvsharer_exp.values.actions.base import Action
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
-from kvsharer_exp.values.plan_files import FITS, PLAN
+from kvsharer_exp.values.plan_files import FITS, PLAN, file_and_choice
 
 _VERSION = "1"  # of the way that fits are made: another one makes those of the cache folder anew
 
@@ -88,10 +88,13 @@ class Plans:
 
         Raises:
             SharingError: the numbers of layers differ, or a layer cannot do its action.
+            InputError: the fits that lie beside a plan are of another model or text.
         """
-        for plan in (self.plan, self.other):
-            if plan is not None:
-                self._loaded.check(plan)
+        for given in (self._given, self._other):
+            if given is not None:
+                self._loaded.check(_bare(given))
+            if isinstance(given, FittedPlan):
+                self._check_fits(given)
 
     @cached_property
     def fitted(self) -> FittedPlan:
@@ -100,7 +103,7 @@ class Plans:
         Raises:
             InputError: the fits that lie there are of another model or text.
         """
-        return self._with_fits(self._given)
+        return self._with_fits(self._config.plan, self._given)
 
     @cached_property
     def other_fitted(self) -> FittedPlan | None:
@@ -109,7 +112,8 @@ class Plans:
         Raises:
             InputError: see `fitted`.
         """
-        return None if self._other is None else self._with_fits(self._other)
+        other = self._other
+        return None if other is None else self._with_fits(self._config.compare, other)
 
     def fit(self, plan: KVPlan) -> FittedPlan:
         """``plan`` with fits on the fit windows; those in the cache folder are not made again.
@@ -222,19 +226,32 @@ class Plans:
         device = device_of(self._loaded.layers[layer].attention)
         return replace(fit, tensors={name: t.to(device) for name, t in fit.tensors.items()})
 
-    def _with_fits(self, given: KVPlan | FittedPlan) -> FittedPlan:
-        if isinstance(given, KVPlan):
-            return self.fit(given)
+    def _with_fits(self, value: Any, given: KVPlan | FittedPlan) -> FittedPlan:
+        if isinstance(given, FittedPlan):
+            self._check_fits(given)
+            return self._at_home(given)
+        if _is_place(value) and any(action.fitted for action in given.actions):
+            self._log.say(
+                "the plan has no fits with it: its stand-ins are those of this calibration text"
+            )
+        return self.fit(given)
+
+    def _check_fits(self, given: FittedPlan) -> None:
         asked = {"sequential": "true"} if self._config.fit.sequential else {}
         check_origin(given.origin, {**self._place, **asked}, "beside the plan")
         check_plan(given, self._loaded.layers)
-        return self._at_home(given)
 
     def _read(self, value: Any) -> KVPlan | FittedPlan:
         named = run_and_choice(value)
         if named is not None:
             return plan_of_run(self._log.tracker.runs, *named)
         return read_plan(str(value) if isinstance(value, int) else value)
+
+
+def _is_place(value: Any) -> bool:
+    """Whether ``value`` names a run, a file or a folder with a plan, and is no plan itself."""
+    places = run_and_choice, folder_of, lambda text: file_and_choice(str(text))
+    return any(find(value) is not None for find in places)
 
 
 def _bare(given: KVPlan | FittedPlan) -> KVPlan:
