@@ -13,9 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from kvsharer_exp.values.intervals import CONFIDENCE, z_quantile
-from kvsharer_exp.values.score_names import ScoreName
-
-_GUESSED = frozenset(["acc", "acc_norm", "acc_bytes", "acc_mutual_info"])
+from kvsharer_exp.values.score_names import ACCURACIES, ScoreName
 
 
 def chances(task: Any, limit: int | None = None) -> list[float]:
@@ -55,6 +53,6 @@ def pass_marks(tasks: Mapping[str, Sequence[Any]], limit: int | None = None) -> 
         guessed = [chances(task, limit) for task in members]
         if guessed and all(guessed):
             mark = pass_mark([chance for some in guessed for chance in some])
-            told = set(members[0].aggregation()) & _GUESSED
+            told = set(members[0].aggregation()) & ACCURACIES
             marks |= {str(ScoreName.of_task(name, metric)): mark for metric in sorted(told)}
     return marks

@@ -12,7 +12,13 @@ from statistics import NormalDist, fmean
 
 from kvsharer_exp.values.comparisons import paired_ratio
 from kvsharer_exp.values.intervals import Interval, bootstrap, is_binary, t_interval, wilson
-from kvsharer_exp.values.score_names import Directions, ScoreName, higher_is_better, share_name
+from kvsharer_exp.values.score_names import (
+    Directions,
+    ScoreName,
+    bounds,
+    higher_is_better,
+    share_name,
+)
 
 Items = Mapping[str, Sequence[float]]
 """By score name, the values behind a score in the order of the items."""
@@ -69,8 +75,7 @@ def score_interval(
     if stderr is not None:
         half = NormalDist().inv_cdf((1 + confidence) / 2) * stderr
         # No perplexity is below 0, and the formula of a few items may say so.
-        low = max(0.0, value - half) if ScoreName.parse(name).of_likelihoods else value - half
-        return Interval(value, low, value + half)
+        return Interval(value, value - half, value + half).within(*bounds(name))
     if items and math.isclose(fmean(items), value, abs_tol=1e-9):
         return bootstrap(items, confidence=confidence, seed=seed)
     return None

@@ -21,7 +21,13 @@ from kvsharer_exp.search.paper.arms import evaluated
 from kvsharer_exp.values.comparisons import Comparison, compare, compare_draws, holm
 from kvsharer_exp.values.greedy import GreedyResult
 from kvsharer_exp.values.intervals import Interval, t_interval
-from kvsharer_exp.values.score_names import HELD_OUT_KL, Directions, ScoreName, higher_is_better
+from kvsharer_exp.values.score_names import (
+    HELD_OUT_KL,
+    Directions,
+    ScoreName,
+    bounds,
+    higher_is_better,
+)
 
 MARKS = {"better": "▲", "worse": "▼", "not told apart": "≈"}
 """How tables mark each verdict of a comparison with the reference."""
@@ -168,7 +174,7 @@ def _over_draws(group: Sequence[Row], name: str, confidence: float) -> Interval 
     if len(values) == 1:
         return group[0].intervals.get(name, Interval(values[0], values[0], values[0]))
     if not (name == HELD_OUT_KL or ScoreName.parse(name).of_likelihoods) or min(values) <= 0:
-        return t_interval(values, confidence=confidence)
+        return t_interval(values, confidence=confidence).within(*bounds(name))
     logs = t_interval([math.log(value) for value in values], confidence=confidence)
     return Interval(*(math.exp(x) for x in (logs.mean, logs.low, logs.high)))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvsharer_exp.reporting.beside_paper import Compared
+from kvsharer_exp.reporting.front_table import task_notes
 from kvsharer_exp.reporting.measured import Measured
 from kvsharer_exp.reporting.paper_numbers import PaperNumber
 from kvsharer_exp.reporting.plan_kinds import kv_percent, summary
@@ -160,6 +161,30 @@ def _notes(shown: Sequence[Compared]) -> list[str]:
             notes[f"The paper has no number for {value.model} with {one.unlike}."] = None
     if any(one.value.mark for one in shown):
         notes["▲ better, ▼ worse than the first arm of its run, ≈ not told apart."] = None
+    return [*notes, *_notes_on_tasks(shown)]
+
+
+def _notes_on_tasks(shown: Sequence[Compared]) -> list[str]:
+    """The `task_notes` of each run; they begin with the model if there are several."""
+    models = {one.value.model for one in shown}
+    by_run: dict[str, list[Measured]] = {}
+    for one in shown:
+        by_run.setdefault(one.value.run.run_id, []).append(one.value)
+    notes: dict[str, None] = {}
+    for values in by_run.values():
+        full: dict[str, float] = {}
+        ends: dict[str, tuple[float, float]] = {}
+        others = []
+        for value in values:
+            name, kept = value.quantity, value.retained
+            if value.num_shared != 0:
+                others.append(({name: value.value}, {} if kept is None else {name: kept}))
+            elif not value.arm:
+                full[name] = value.value
+                if value.low is not None and value.high is not None:
+                    ends[name] = (value.low, value.high)
+        head = f"{values[0].model}: " if len(models) > 1 else ""
+        notes |= {head + note: None for note in task_notes(others, full, ends)}
     return list(notes)
 
 

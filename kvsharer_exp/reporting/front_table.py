@@ -68,14 +68,15 @@ def task_notes(
 ) -> list[str]:
     """Say which tasks cannot tell plans from the full cache, and which the full cache fails.
 
-    ``others``: the scores of each plan, and what it retains of the full cache's.
+    ``others``: the scores of each plan, and what it retains of the full cache's. Every score of
+    which no plan retains a share is named, also where a table shows another score of the task.
     """
-    tasks = [n for n in table_columns(full_scores) if ScoreName.parse(n).is_task]
+    shown = table_columns(full_scores)
     silent, failed = [], []
-    for name in tasks:
+    for name in (name for name in full_scores if ScoreName.parse(name).is_task):
         found = [scores[name] for scores, _ in others if name in scores]
         low, high = full_intervals.get(name, (1.0, 0.0))
-        if found and all(low <= score <= high for score in found):
+        if name in shown and found and all(low <= score <= high for score in found):
             silent.append(label(name))
         if found and not any(name in kept for _, kept in others):
             failed.append(f"{label(name)} ({number(full_scores[name])})")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
 
 from kvsharer_exp.reporting.ablation import MARKS
 from kvsharer_exp.reporting.measured import Measured
@@ -76,37 +75,42 @@ def _task_means(
     tasks = [value for value in tasks if higher_is_better(value.quantity, told)]
     if len(tasks) < 2:
         return
-    halves = [_half(v.low, v.high) for v in tasks]
-    mean = 100 * fmean(v.value for v in tasks)
-    yield _mean(base, "tasks/mean", mean, tasks, [100 * h / len(tasks) for h in halves])
+    each = [(v, v.value, v.low, v.high) for v in tasks]
+    yield _mean(base, "tasks/mean", each, [100 / len(tasks)] * len(tasks))
     kept = [value for value in tasks if value.retained is not None]
     if len(kept) < 2:
         return
     # The mean of the map over that of the full cache weighs each task's share by the full score.
     weights = [100 * full[v.quantity] / sum(full[v.quantity] for v in kept) for v in kept]
-    share = sum(w * (v.retained or 0.0) for w, v in zip(weights, kept, strict=True))
-    halves = [_half(v.retained_low, v.retained_high) for v in kept]
-    halves = [weight * half for weight, half in zip(weights, halves, strict=True)]
-    yield _mean(base, "tasks/retained", share, kept, halves)
+    each = [(v, v.retained or 0.0, v.retained_low, v.retained_high) for v in kept]
+    yield _mean(base, "tasks/retained", each, weights)
 
 
 def _mean(
-    base: Measured, quantity: str, mean: float, tasks: Sequence[Measured], halves: Sequence[float]
+    base: Measured,
+    quantity: str,
+    each: Sequence[tuple[Measured, float, float | None, float | None]],
+    weights: Sequence[float],
 ) -> Measured:
-    """A mean over ``tasks``; ``halves`` are what the interval of each adds, NaN: nobody knows."""
-    names = sorted(ScoreName.parse(value.quantity).subject for value in tasks)
-    half = math.hypot(*halves)
-    known = not math.isnan(half)
+    """The sum of ``weights`` × values; ``each`` task has its value and the ends of its interval.
+
+    The way from the sum to an end is the root of the squared ways of the tasks to that end. So the
+    interval stays within the bounds of the tasks' own (https://doi.org/10.1002/sim.3095). It is not
+    known if that of a task is not.
+    """
+    names = sorted(ScoreName.parse(value.quantity).subject for value, *_ in each)
+    mean = sum(weight * value for weight, (_, value, _, _) in zip(weights, each, strict=True))
+    below, above = [], []
+    for weight, (_, value, low, high) in zip(weights, each, strict=True):
+        if low is not None and high is not None:
+            below.append(weight * (value - low))
+            above.append(weight * (high - value))
+    known = len(below) == len(each)
     return replace(
         base,
         settings={**base.settings, "tasks": names},
         quantity=quantity,
         value=mean,
-        low=mean - half if known else None,
-        high=mean + half if known else None,
+        low=mean - math.hypot(*below) if known else None,
+        high=mean + math.hypot(*above) if known else None,
     )
-
-
-def _half(low: float | None, high: float | None) -> float:
-    """Half the width of an interval; NaN if there is none."""
-    return math.nan if low is None or high is None else (high - low) / 2

@@ -3,17 +3,18 @@
 The command ``reproduce`` compares a recorded run with the same run made again.
 
 Times, addresses and ids are no results and are left out. Sentences, and the intervals of what is
-retained, are left out too, for they follow from the values. A sharing map is one value.
+retained, are left out too, for they follow from the values. So is what is retained of a task that
+the full cache fails, which earlier versions wrote. A sharing map is one value.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kvsharer_exp.values.score_names import is_share
+from kvsharer_exp.values.score_names import failed, is_share
 
 Verdict = Literal["exact", "within tolerance", "differs", "missing", "new"]
 
@@ -59,8 +60,19 @@ def compare_results(
     ``tolerance`` is the largest relative difference of two numbers that match. Two integers match
     only if they are equal.
     """
-    before, after = dict(_leaves(recorded)), dict(_leaves(again))
+    full = again.get("full", {})
+    failing = failed(full.get("scores", {}), again.get("pass_marks"))
+    before, after = dict(_leaves(recorded, failing)), dict(_leaves(again, failing))
     return [_value(path, before, after, tolerance) for path in {**before, **after}]
+
+
+def drew_other_maps(values: Sequence[Value]) -> bool:
+    """Whether the two sides of a sweep hold other maps or plans, or another number of trials."""
+    return any(
+        value.section == "trials" or value.path.endswith((".kv_source_layers", ".plan"))
+        for value in values
+        if not value.matches
+    )
 
 
 def differing_surroundings(
@@ -103,16 +115,19 @@ def _text(value: Any) -> str:
     return "–" if value is None else repr(value) if isinstance(value, float) else str(value)
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any, failing: Container[str], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The path and value of all that is compared; ``failing``: the scores that retain nothing."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if key == "kv_source_layers" and item is not None:
                 yield f"{path}.{key}".lstrip("."), "_".join(map(str, item))
+            elif key in failing and path.rpartition(".")[2] == "retained":
+                continue
             elif key not in _LEFT_OUT and "seconds" not in key and not is_share(key):
-                yield from _leaves(item, f"{path}.{key}".lstrip("."))
+                yield from _leaves(item, failing, f"{path}.{key}".lstrip("."))
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _leaves(item, f"{path}[{index}]")
+            yield from _leaves(item, failing, f"{path}[{index}]")
     else:
         yield path, value
 

@@ -31,6 +31,15 @@ class Interval:
     low: float
     high: float
 
+    def within(self, least: float, most: float) -> Interval:
+        """The interval without what lies outside of the bounds of its values.
+
+        A mean outside of the bounds shows that the values are on another scale; nothing is cut.
+        """
+        if not least <= self.mean <= most:
+            return self
+        return Interval(self.mean, max(least, self.low), min(most, self.high))
+
 
 def bootstrap(
     values: Sequence[float],

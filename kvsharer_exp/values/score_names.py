@@ -8,6 +8,7 @@ that compares two scores asks here which one is better.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,9 @@ _LOWER_IS_BETTER = frozenset(
 _NO_RATIO = frozenset([KL, COSINE])  # distances to the full cache, not qualities
 # Behind these stand log-likelihoods, which are better when higher.
 _OF_LIKELIHOODS = frozenset(["perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"])
+ACCURACIES = frozenset(["acc", "acc_norm", "acc_bytes", "acc_mutual_info"])
+"""The shares of right choices, which guessing raises where a task gives choices."""
+
 _ANSWERS = frozenset(["exact_match"])  # every answer is right or wrong
 FAILED = 0.5
 """A full cache that gives fewer right answers fails a task: nothing can be retained of it."""
@@ -100,6 +104,14 @@ def label(name: str, between: str = " ") -> str:
     return name.removeprefix("lm_eval/").replace("/", between)
 
 
+def bounds(name: str) -> tuple[float, float]:
+    """The least and the most that a score of this name can be, as far as its metric tells."""
+    parts = ScoreName.parse(name)
+    if parts.metric in ACCURACIES | _ANSWERS:
+        return 0.0, 1.0
+    return (0.0, math.inf) if parts.of_likelihoods or parts.kind == KL else (-math.inf, math.inf)
+
+
 Directions = Mapping[str, bool]
 """What tasks say of their scores: by score name without filter, whether higher is better."""
 
@@ -136,14 +148,41 @@ Multiple-choice tasks have one, because guessing scores there too.
 def fails(name: str, score: float, pass_marks: PassMarks | None = None) -> bool:
     """Whether a full cache with this ``score`` fails the task itself.
 
-    It does if its score is below the pass mark of the task, which is above what guessing scores, or
-    if fewer than half of its answers are right (``exact_match``).
+    It does if its score is below the pass mark of the task, which is above what guessing scores, if
+    fewer than half of its answers are right (``exact_match``), or if an accuracy is 0.
     """
     parts = ScoreName.parse(name)
     mark = (pass_marks or {}).get(str(replace(parts, filtered="")))
-    if mark is None:
-        return parts.metric in _ANSWERS and score < FAILED
-    return score < mark
+    if mark is not None:
+        return score < mark
+    if parts.metric in _ANSWERS:
+        return score < FAILED
+    return parts.metric in ACCURACIES and score <= 0
+
+
+def failed(full: Mapping[str, float], pass_marks: PassMarks | None = None) -> set[str]:
+    """The names of those ``full`` scores of the full cache of which nothing is retained.
+
+    These are the scores that fail (see `fails`). If the accuracy of a task fails, all scores of the
+    task do: a perplexity says nothing where no answer is right. The accuracy of a task is its
+    ``acc``, or the first by name of those it has. What two filters take from the answers of a task
+    counts as two tasks.
+    """
+    deciding: dict[ScoreName, str] = {}
+    for name in sorted(full):
+        if ScoreName.parse(name).metric in ACCURACIES | _ANSWERS:
+            deciding.setdefault(_any_metric(name), name)
+    lost = {task for task, name in deciding.items() if fails(name, full[name], pass_marks)}
+    return {
+        name
+        for name, score in full.items()
+        if fails(name, score, pass_marks) or _any_metric(name) in lost
+    }
+
+
+def _any_metric(name: str) -> ScoreName:
+    """The task and filter of a score."""
+    return replace(ScoreName.parse(name), metric="")
 
 
 def retained(
@@ -158,12 +197,12 @@ def retained(
     score of the map over that of the full cache. If less is better, as for perplexities, it is the
     other way round. A score has no share if one side lacks it, if it is a distance to the full
     cache (``kl``, ``cosine``), if the divisor is not above zero, or if the full cache fails the
-    task itself (see `fails`).
+    task itself (see `failed`).
     """
-    shares = {}
+    shares, left_out = {}, failed(full, pass_marks)
     for name, score in scores.items():
         metric = ScoreName.parse(name).metric
-        if name not in full or metric in _NO_RATIO or fails(name, full[name], pass_marks):
+        if name not in full or metric in _NO_RATIO or name in left_out:
             continue
         up = higher_is_better(name, directions)
         top, bottom = (score, full[name]) if up else (full[name], score)

@@ -72,6 +72,17 @@ def test_intervals_by_kind_of_score() -> None:
     assert score_interval("lm_eval/t/f1", 0.5, [], confidence=0.95) is None
     of_few = score_interval("lm_eval/t/perplexity", 9e20, [], confidence=0.95, stderr=3e21)
     assert of_few is not None and of_few.low == 0  # no perplexity is below 0
+    group = score_interval("lm_eval/group/acc", 0.97, [], confidence=0.95, stderr=0.04)
+    assert group is not None and 0.8 < group.low < group.high == 1  # no accuracy is above 1
+    percent = score_interval("lm_eval/odd/acc", 97.0, [], confidence=0.95, stderr=4.0)
+    assert percent is not None and percent.high > 100  # it is on another scale
+
+
+def test_the_interval_over_draws_of_an_accuracy_stays_within_0_and_1() -> None:
+    draws = [row("random", draw=draw, right=right) for draw, right in enumerate((0, 1, 4))]
+    (cell,) = summarise(draws, confidence=0.95)
+    inside = cell.scores[TASK]
+    assert inside.low == 0 < inside.mean < inside.high < 1
 
 
 def test_verdicts_are_against_the_first_arm_on_the_same_items() -> None:

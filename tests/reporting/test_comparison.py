@@ -1,6 +1,6 @@
 """Which number of the paper stands beside which value, and what the tables say of it."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -11,7 +11,13 @@ from kvsharer_exp.reporting.markup import to_latex
 from kvsharer_exp.reporting.measured import FinishedRun
 from kvsharer_exp.reporting.paper_numbers import paper_numbers
 from kvsharer_exp.reporting.result_readers import measured
-from kvsharer_exp.shipping.reproduction import compare_results, differing_surroundings, summary
+from kvsharer_exp.shipping.reproduction import (
+    compare_results,
+    differing_surroundings,
+    drew_other_maps,
+    summary,
+)
+from kvsharer_exp.values.intervals import wilson
 
 LLAMA = {"id": "meta-llama/Llama-2-7b-chat-hf", "num_layers": 32}
 CONFIG = {
@@ -177,6 +183,32 @@ def test_the_mean_over_tasks_has_the_interval_of_independent_tasks() -> None:
     assert (mean.low, mean.high) == pytest.approx((mean.value - half, mean.value + half))
 
 
+def test_the_interval_of_the_mean_over_tasks_at_chance_stays_within_0_and_100() -> None:
+    run = ablation(("dissimilar_tested", 8, 9.0), tasks=("piqa", "wsc"))
+    for rights in ((0, 1), (24, 23)):
+        for task, right in zip(("piqa", "wsc"), rights, strict=True):
+            run.result["cells"][0]["scores"][f"lm_eval/{task}/acc"] = asdict(wilson(right, 24))
+        (mean,) = [v for v in measured(run) if v.num_shared == 8 and v.quantity == "tasks/mean"]
+        assert mean.value == pytest.approx(100 * sum(rights) / 48)
+        assert 0 <= mean.low < mean.value < mean.high <= 100
+
+
+def test_a_table_says_that_the_full_cache_fails_its_task() -> None:
+    name = "lm_eval/boolq/acc"
+    run = ablation(("dissimilar_tested", 8, 9.0), tasks=("piqa", "boolq"))
+    run.result["pass_marks"] = {name: 0.61}
+    notes = {t.quantity: t.notes for t in tables(compare_with_paper(measured(run), []))}
+    told = "The full cache fails boolq acc (0.6), so nothing is retained there: "
+    assert [note for note in notes[name] if note.startswith(told)]
+    assert not any("fails" in note for key in notes.keys() - {name} for note in notes[key])
+    other = ablation(("dissimilar_tested", 8, 9.0), tasks=("boolq",), model={**LLAMA, "id": "b"})
+    other = replace(other, result={**other.result, "mlflow_run_id": "other"}, config={})
+    both = tables(compare_with_paper([*measured(run), *measured(other)], []))
+    (table,) = [table for table in both if table.quantity == name]
+    assert [note for note in table.notes if note.startswith(f"llama2_7b: {told}")]
+    assert not any(note.startswith(f"b: {told}") for note in table.notes)
+
+
 def test_what_is_retained_of_the_tasks_has_an_interval_and_leaves_out_those_that_fail() -> None:
     run = ablation(("dissimilar_tested", 8, 9.0), tasks=("piqa", "wsc", "boolq"))
     run.result["pass_marks"] = {"lm_eval/boolq/acc": 0.61}
@@ -330,3 +362,24 @@ def test_results_are_compared_value_by_value() -> None:
     assert exact[0].off == pytest.approx(1e-9)
     assert summary(exact)[1][:4] == ["scores", "0", "0", "2"]
     assert differing_surroundings(recorded, again) == [("versions.torch", "1", "2")]
+
+
+def test_a_share_that_an_earlier_version_told_of_a_failed_task_is_no_result() -> None:
+    name, passed = "lm_eval/wiki_next/acc", "perplexity/report"
+    entry = {"plan": "0_1", "scores": {name: 0.25}, "retained": {name: 1.0, passed: 0.9}}
+    recorded = {"full": {"scores": {name: 0.25}}, "trials": {"complete": 4}, "front": [entry]}
+    again = {
+        **recorded,
+        "pass_marks": {name: 0.4},
+        "front": [{**entry, "retained": {passed: 0.9}}],
+    }
+    values = compare_results(recorded, again, 0)
+    assert all(value.matches for value in values)
+    assert not drew_other_maps(values)
+    compared = compare_results(recorded, {**again, "pass_marks": {}}, 0)  # it does not fail: a loss
+    (missing,) = [value for value in compared if not value.matches]
+    assert (missing.path, missing.verdict) == (f"front[0].retained.{name}", "missing")
+    assert not drew_other_maps(compared)
+    other = {**again, "front": [{**again["front"][0], "plan": "0_0"}]}
+    assert drew_other_maps(compare_results(recorded, other, 0))
+    assert drew_other_maps(compare_results(recorded, {**again, "trials": {"complete": 5}}, 0))

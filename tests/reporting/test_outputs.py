@@ -7,7 +7,7 @@ from kvsharer_exp.reporting.answers import answer
 from kvsharer_exp.reporting.figures.front import front_figure
 from kvsharer_exp.reporting.figures.ranking import acceptance_figure, distance_heatmap
 from kvsharer_exp.reporting.figures.style import save_png
-from kvsharer_exp.reporting.front_table import front_table, table_notes
+from kvsharer_exp.reporting.front_table import front_table, table_notes, task_notes
 from kvsharer_exp.reporting.markup import to_markdown
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.greedy import GreedyResult, GreedyStep
@@ -143,4 +143,17 @@ def test_a_task_that_the_full_cache_fails_has_nothing_to_retain() -> None:
     (note,) = table_notes([failed], full)
     assert note.startswith(
         "The full cache fails needle_2048 exact_match (0.4), so nothing is retained there: "
+    )
+
+
+def test_the_note_names_every_score_of_which_nothing_is_retained() -> None:
+    next_, cloze = "lm_eval/wiki_next/", "lm_eval/wiki_cloze/"
+    full = {next_ + "acc": 0.375, next_ + "acc_norm": 0.4167}
+    full |= {cloze + "perplexity": 9e20, cloze + "acc": 0.0}
+    marks = {next_ + "acc": 0.423, next_ + "acc_norm": 0.423}
+    scores = {**full, cloze + "perplexity": 8e20}
+    (note,) = task_notes([(scores, retained(scores, full, None, marks))], full)
+    assert note.startswith(
+        "The full cache fails wiki_next acc (0.375), wiki_next acc_norm (0.417), "
+        "wiki_cloze perplexity (9e+20), wiki_cloze acc (0), so nothing is retained there: "
     )

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from kvsharer_exp.values.score_names import (
     KL,
     ScoreName,
+    failed,
     fails,
     higher_is_better,
     label,
@@ -68,7 +69,20 @@ def test_a_full_cache_below_the_pass_mark_fails_whatever_the_filter() -> None:
     assert retained({strict: 0.3}, {strict: 0.39}, None, marks) == {}
     assert retained({name: 0.3}, {name: 0.6}, None, marks) == {name: 0.5}
     assert fails("lm_eval/t/exact_match", 0.4) and not fails("lm_eval/t/exact_match", 0.5)
-    assert not fails(name, 0.0)  # nobody knows what guessing scores
+    assert fails(name, 0.0) and not fails(name, 0.01)  # nobody knows what guessing scores
+
+
+def test_of_a_task_whose_accuracy_fails_no_score_is_retained() -> None:
+    acc, norm, other = (f"lm_eval/next/{metric}" for metric in ("acc", "acc_norm", "f1"))
+    marks = {acc: 0.423, norm: 0.423}
+    assert failed({acc: 0.4, norm: 0.5, other: 0.5}, marks) == {acc, norm, other}
+    assert failed({norm: 0.4, other: 0.5, acc: 0.5}, marks) == {norm}
+    assert failed({norm: 0.4, other: 0.5}, marks) == {norm, other}
+    cloze = {"lm_eval/cloze/perplexity": 9e20, "lm_eval/cloze/acc": 0.0}
+    assert retained(cloze, cloze) == {}
+    assert set(retained({**cloze, KL: 0.1}, {**cloze, "lm_eval/cloze/acc": 0.1})) == {*cloze}
+    strict, loose = "lm_eval/sums/exact_match.strict", "lm_eval/sums/exact_match.loose"
+    assert failed({strict: 0.3, loose: 0.6, "kl": 0.0, "perplexity/report": 9.0}) == {strict}
 
 
 def test_mlflow_keeps_the_ends_of_what_is_retained() -> None:
