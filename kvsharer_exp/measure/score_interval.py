@@ -110,6 +110,8 @@ def share_intervals(
             if not fmean(under) > 0:
                 continue
             inside = paired_ratio(over, under, confidence=confidence)
+            if up:  # no share is above that of a perfect score
+                inside = inside.within(*(bound / fmean(theirs) for bound in bounds(name)))
         if math.isclose(inside.mean, share, rel_tol=1e-6):
             found[share_name(name)] = inside
     return found

@@ -96,3 +96,12 @@ def test_where_less_is_better_the_full_cache_is_on_top_and_f1_has_none() -> None
     found = share_intervals(shares, items, full, told, confidence=0.95)
     assert set(found) == {share_name(lost)}
     assert found[share_name(lost)].mean == 0.5
+
+
+def test_no_share_is_above_that_of_a_perfect_score() -> None:
+    items, name = [1.0] * 8, "lm_eval/copying/exact_match"
+    found = share_intervals({name: 1.0}, {name: items}, {name: items}, confidence=0.95)
+    assert found[share_name(name)].high == 1.0
+    most = [1.0] * 7 + [0.0]
+    found = share_intervals({name: 1.0}, {name: most}, {name: most}, confidence=0.95)
+    assert found[share_name(name)].high <= 8 / 7

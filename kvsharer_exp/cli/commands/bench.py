@@ -73,9 +73,8 @@ def _measure(
             "cells": cells,
             "where_from": sentence,
         },
-        then=f"kvsharer export model={loaded.name} map={plan}"
-        if plan.sharing_map is not None
-        else f"kvsharer evaluate model={loaded.name} plan={plan}",
+        then=f"kvsharer {'evaluate' if plan.sharing_map is None else 'export'} "
+        f"model={loaded.name} {plans.word}",
     )
 
 

@@ -98,8 +98,7 @@ def run(config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, plan
         other_size = footprint(loaded.model, other, context=config.footprint.context)
         _show_difference(config, log, (plan, size, lines), (other, other_size, others))
         result["compare"] = {**identify(other), **_as_result(config, other_size, others)}
-    key = kind_of(plan)
-    log.finish(result, then=f"kvsharer evaluate model={loaded.name} {key}={plan}")
+    log.finish(result, then=f"kvsharer evaluate model={loaded.name} {plans.word}")
 
 
 def _unseen(windows: Windows) -> torch.Tensor:

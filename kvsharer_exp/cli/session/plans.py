@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -18,6 +19,7 @@ import torch
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
 from kvsharer_exp.cli.session.named_maps import read_map
+from kvsharer_exp.cli.session.plan_words import kind_of
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.stored_fits import StoredFits
 from kvsharer_exp.cli.session.windows import Windows
@@ -179,6 +181,13 @@ class Plans:
         tracker, run_id = self._log.tracker, self._log.run_id
         tracker.log_text(run_id, fitted.plan.to_json() + "\n", PLAN)
         tracker.log_bytes(run_id, (self._log.folder / FITS).read_bytes(), FITS)
+
+    @property
+    def word(self) -> str:
+        """What gives `plan` to another command, with the fits that `keep` has kept of it."""
+        if self.fitted.fits:
+            return f"plan={shlex.quote(str(self._log.folder))}"
+        return f"{kind_of(self.plan)}={self.plan}"
 
     @property
     def _place(self) -> dict[str, str]:

@@ -23,7 +23,7 @@ def check_plan(plan: KVPlan | SharingMap | FittedPlan, layers: tuple[AttentionLa
         kind, rule = ("plan", "action") if plan.sharing_map is None else ("map", "source")
         raise SharingError(
             f"{kind} has {plan.num_layers} layers but the model has {len(layers)}: "
-            f"give one {rule} per layer"
+            f"give one {rule} per layer, or the model that it is for"
         )
     for layer, action in zip(layers, plan.actions, strict=True):
         runner_of(action).check(layer, layers)

@@ -80,9 +80,11 @@ def test_every_command_takes_a_plan_and_fits_are_made_once(run, fitted, capsys) 
     shown = capsys.readouterr().out
     assert f"plan {PLAN}" in shown
     assert "fitting 2 stand-ins on 6 windows of 40 tokens" in shown
-    answer = run("generate", f"plan={PLAN}")["answers"][0]
+    result = run("generate", f"plan={PLAN}")
+    answer = result["answers"][0]
     assert answer["shared"]["kv_bytes"] < answer["full"]["kv_bytes"]
-    assert f"kvsharer evaluate model=tiny plan={PLAN}" in capsys.readouterr().out
+    # What comes next takes the plan with its fits: its text would be fitted by other settings.
+    assert f"kvsharer evaluate model=tiny plan={result['folder']}" in capsys.readouterr().out
     result = run("bench", f"plan={PLAN}", "footprint.context=100")
     (cell,) = result["cells"]
     assert cell["shared"]["kv_projection_calls"] == 0
