@@ -24,7 +24,7 @@ def make_score(settings: str) -> Any:
     - ``log``: a file to which each plan is added before it is scored;
     - ``seconds``: how long a plan takes;
     - ``slow``, ``dies``, ``dies_once``, ``breaks_once``, ``hangs``, ``fails``, ``overflows``: the
-      numbers of trials, by the order in the log, that do so; one that breaks ends the device too;
+      numbers of plans, by when they first began, that do so; one that breaks ends the device too;
     - ``refuses``: whether the worker refuses to start; ``crashes``: whether it fails to.
     """
     told = json.loads(settings)
@@ -41,12 +41,12 @@ def make_score(settings: str) -> Any:
             file.seek(0)
             before = file.read().split()
             file.write(f"{plan}\n")
-        order = before.index(str(plan)) if str(plan) in before else len(before)
-        if order in told.get("dies", ()) or (
-            len(before) == order and order in told.get("dies_once", ())
-        ):
+        known = list(dict.fromkeys(before))
+        is_new = str(plan) not in known
+        order = len(known) if is_new else known.index(str(plan))
+        if order in told.get("dies", ()) or (is_new and order in told.get("dies_once", ())):
             os.kill(os.getpid(), signal.SIGKILL)
-        if len(before) == order and order in told.get("breaks_once", ()):
+        if is_new and order in told.get("breaks_once", ()):
             broken.append(order)
         if broken:
             raise RuntimeError(
