@@ -18,17 +18,6 @@ from tests.reporting.plan_sweep import FRONT, SWEEP, entry
 
 
 @pytest.fixture(scope="module")
-def uri(store: list[str]) -> str:
-    return store[0].partition("=")[2]
-
-
-@pytest.fixture(scope="module")
-def tracker(uri: str) -> Tracker:
-    folder = Path(uri.removeprefix("sqlite:///")).parent
-    return Tracker.open(uri, "tests of plans", str(folder / "artifacts"))
-
-
-@pytest.fixture(scope="module")
 def client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 

@@ -20,17 +20,6 @@ FITTED = FittedPlan(AFFINE, {3: Fit({"bias": torch.ones(2)}, "norm", 0.5)}, ORIG
 
 
 @pytest.fixture(scope="module")
-def uri(store: list[str]) -> str:
-    return store[0].partition("=")[2]
-
-
-@pytest.fixture(scope="module")
-def tracker(uri: str) -> Tracker:
-    folder = Path(uri.removeprefix("sqlite:///")).parent
-    return Tracker.open(uri, "tests of plans of runs", str(folder / "artifacts"))
-
-
-@pytest.fixture(scope="module")
 def sweep(tracker: Tracker, tmp_path_factory) -> str:
     """The run of a sweep: its front, the fits of the front, and two trials."""
     run_id = tracker.start_run("sweep", tags={}, params={})

@@ -47,17 +47,6 @@ def trial(number: int = 0, status: str = "complete", **changes: object) -> Trial
 
 
 @pytest.fixture(scope="module")
-def uri(store: list[str]) -> str:
-    return store[0].partition("=")[2]
-
-
-@pytest.fixture(scope="module")
-def tracker(uri: str) -> Tracker:
-    folder = Path(uri.removeprefix("sqlite:///")).parent
-    return Tracker.open(uri, "tests of tracking", str(folder / "artifacts"))
-
-
-@pytest.fixture(scope="module")
 def client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
