@@ -95,8 +95,8 @@ def plan_of_run(runs: Runs, run_id: str, choice: str | None = None) -> KVPlan | 
             return _with_fits(runs, run, plan, folder)
         except FitFileError as error:  # which names a copy that is gone
             raise FitFileError(
-                f"fits of {plan} among the files of MLflow run {run_id} are damaged or missing: "
-                "give the plan as text to fit it again"
+                f"fits of {clip(str(plan), 40)} among the files of MLflow run {run_id} are damaged "
+                "or missing: give the plan as text to fit it again"
             ) from error
 
 
