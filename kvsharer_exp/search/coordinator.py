@@ -26,15 +26,14 @@ from kvsharer_exp.search.bars import Bars
 from kvsharer_exp.search.execution.base import Done, Executor, Task
 from kvsharer_exp.search.reseeded import Reseeded
 from kvsharer_exp.search.spaces.base import SearchSpace, encoded
-from kvsharer_exp.search.study_store import (
-    Seed,
-    StudyStore,
+from kvsharer_exp.search.stored_trial import (
     is_cached,
     keep_cached,
     keep_result,
     origin_attributes,
     origin_of,
 )
+from kvsharer_exp.search.study_store import Seed, StudyStore
 from kvsharer_exp.search.working_study import tell, working_study
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.plan import KVPlan

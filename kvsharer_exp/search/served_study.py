@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial
 
 from kvsharer_exp.search.server_storage import StorageAwayError
 from kvsharer_exp.search.spool import Spool, trial_from_json, trial_to_json
-from kvsharer_exp.search.study_store import result_of, set_result
+from kvsharer_exp.search.stored_trial import result_of, set_result
 from kvsharer_exp.values.back_off import BackOff
 from kvsharer_exp.values.errors import InputError, UnansweredError
 from kvsharer_exp.values.text import shorten

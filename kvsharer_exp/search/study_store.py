@@ -1,9 +1,10 @@
 """Keep what a study remembers beside the parameters of its trials, and read it back.
 
 The `coordinator`, the command ``sweep``, the finals and the samplers use a study through
-this module. Optuna keeps user attributes of a study and of each trial as JSON. Their names and
-types are known here only. A study made by an earlier version of this project has no attribute
-``version``. It counts as version 1, whose attributes have not changed since.
+this module. Optuna keeps user attributes of a study as JSON. Their names and types are known
+here only, and those of a trial in `stored_trial`. A study made by an earlier version of this
+project has no attribute ``version``. It counts as version 1, whose attributes have not changed
+since.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import FrozenTrial
 
 from kvsharer_exp.search.candidates import Candidate
+from kvsharer_exp.search.stored_trial import is_cached, result_of
 from kvsharer_exp.values.actions.registry import read_action
 from kvsharer_exp.values.errors import MALFORMED, InputError
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.record import typed
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.text import clip, shorten
-from kvsharer_exp.values.trial import SAMPLED, TrialResult
+from kvsharer_exp.values.trial import TrialResult
 
 VERSION = 1
 """The version of the attributes below. Raise it when one of them changes its name or type."""
@@ -33,49 +35,11 @@ Seed = tuple[str, SharingMap | KVPlan]
 HeldOut = tuple[dict[str, float], dict[str, list[float]]]
 """A map's held-out scores by name, and [low, high] of those, and by `share_name` of shares."""
 
-# The attributes of a trial.
-_RESULT, _CACHED, _ORIGIN = "result", "cached_from", "origin"
 # The attributes of a study. The names of held-out scores are made below. Those of a map end in its
 # digest, because one dictionary would be written whole every time; older finals are such a one.
 _VERSION, _IDENTITY, _RUN, _FRONT = "version", "identity", "mlflow_run_id", "front"
-_SEEDS, _FINALS, _CANDIDATES = "seeds", "finals", "candidates"
+_SEEDS, _FINALS, _CANDIDATES, _FITS = "seeds", "finals", "candidates", "fits"
 _MAP_RUN, _UNDER_WAY, _KEY, _FINAL = "run ", "under way ", "key", "finals "
-
-
-def result_of(trial: FrozenTrial) -> TrialResult | None:
-    """The result of a stored trial; None if it is under way, or if it met a known map."""
-    text = trial.user_attrs.get(_RESULT)
-    return None if text is None else TrialResult.from_json(text)
-
-
-def keep_result(trial: Trial, result: TrialResult) -> None:
-    """Store ``result`` with its trial."""
-    trial.set_user_attr(_RESULT, result.to_json())
-
-
-def set_result(trial: FrozenTrial, result: TrialResult) -> None:
-    """Replace the result of a trial that is not stored yet."""
-    trial.user_attrs = {**trial.user_attrs, _RESULT: result.to_json()}
-
-
-def keep_cached(trial: Trial, known: TrialResult) -> None:
-    """Store that the trial met a map that ``known`` has scored."""
-    trial.set_user_attr(_CACHED, known.number)
-
-
-def is_cached(trial: FrozenTrial) -> bool:
-    """Whether the trial met a map that was known."""
-    return _CACHED in trial.user_attrs
-
-
-def origin_of(trial: Trial) -> str:
-    """Where the map of a trial comes from: the origin of a seed, or the sampler."""
-    return str(trial.user_attrs.get(_ORIGIN, SAMPLED))
-
-
-def origin_attributes(origin: str) -> dict[str, str]:
-    """The attributes to give Optuna's ``enqueue_trial``, so that `origin_of` finds ``origin``."""
-    return {_ORIGIN: origin}
 
 
 class KeptStudy(Protocol):
@@ -169,6 +133,25 @@ class StudyStore:
                 f"study {self.name} holds scores of another {', '.join(changed)}: "
                 "give another study.name, or study.fresh=true to forget them"
             )
+
+    def claim_fits(self, fingerprints: Mapping[str, str]) -> None:
+        """Refuse to score plans with other stand-ins than those that the study was scored with.
+
+        ``fingerprints``: by stand-in, as text, what identifies the numbers of its fit. The settings
+        of fits are part of the identity that `claim` compares, but a cache that was emptied is
+        filled with other numbers on another machine. An older study holds none, and takes these.
+
+        Raises:
+            InputError: the study was scored with other numbers; the message names a stand-in.
+        """
+        held = self._get(_FITS, dict[str, str], {})
+        if other := sorted(key for key in held if fingerprints.get(key, held[key]) != held[key]):
+            raise InputError(
+                f"study {shorten(self.name, 30)} was scored with another fit of {other[0]} (of "
+                f"{len(other)} in all): bring back the cache folder that it was made with, or give "
+                "another study.name"
+            )
+        self._set(_FITS, {**held, **fingerprints})
 
     def under_way(self) -> list[tuple[str, dict[str, Any]]]:
         """The origin and the parameters of the trials that were under way last.

@@ -60,6 +60,18 @@ def test_what_only_one_of_two_identities_names_differs_too(tmp_path: Path, first
             store.claim(second)
 
 
+def test_a_study_goes_on_with_its_own_fits_only(tmp_path: Path) -> None:
+    """Fits were made again on another machine, and their plans were scored beside the old ones."""
+    with open_study("s", storage=None, folder=tmp_path) as store:
+        store.claim_fits({"a of layer 3": "0123", "c of layer 4": "4567"})
+    with open_study("s", storage=None, folder=tmp_path) as store:
+        store.claim_fits({"a of layer 3": "0123", "a of layer 5": "89ab"})  # more are welcome
+        told = "another fit of a of layer 3 \\(of 2 in all\\): bring back the cache folder"
+        with pytest.raises(InputError, match=told):
+            store.claim_fits({"a of layer 3": "ffff", "a of layer 5": "ffff", "x": "0"})
+        store.claim_fits({"c of layer 4": "4567"})  # what was refused has left no mark
+
+
 def test_a_study_of_a_newer_version_is_refused_and_one_without_is_the_first(tmp_path: Path) -> None:
     with open_study("s", storage=None, folder=tmp_path) as store:
         study = store.study

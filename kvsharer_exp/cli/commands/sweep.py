@@ -28,7 +28,7 @@ from kvsharer_exp.cli.session.scorers import Scorers
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.steps.executors import open_executor, require_memory
 from kvsharer_exp.cli.steps.front_lines import print_front
-from kvsharer_exp.cli.steps.plan_candidates import PlanParts, check_keeps, wanted
+from kvsharer_exp.cli.steps.plan_candidates import PlanParts, check_keeps, fits_of, wanted
 from kvsharer_exp.cli.steps.sweep_entries import EntryMaker
 from kvsharer_exp.cli.steps.sweep_outputs import asked_of, keep_files, mark_front
 from kvsharer_exp.cli.steps.sweep_search import search_in
@@ -44,6 +44,7 @@ from kvsharer_exp.cli.steps.sweep_setup import (
     sweep_seeds,
     sweep_space,
 )
+from kvsharer_exp.measure.fits import fingerprints
 from kvsharer_exp.model.fit_files import save_each
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.reporting.sweep_result import SweepResult
@@ -91,14 +92,16 @@ def run(
         fresh=config.study.fresh,
     ) as store:
         store.claim(identity)
+        fits = fits_of(config, loaded, plans) if of_plans else {}
+        store.claim_fits(fingerprints(fits))
         start_sweep(log, loaded, windows, store)
         loaded.tell_contexts()
         calibration.keep_ranking(log)
         seeds = [*sweep_seeds(config, log, calibration, store), *given]
         parts = None
         if of_plans:
-            parts = PlanParts.make(config, log, loaded, windows, calibration, plans, store, seeds)
-        fitted, fits = (parts.fitted, parts.fits) if parts else (FittedPlan.of, {})
+            parts = PlanParts.make(config, log, loaded, windows, calibration, fits, store, seeds)
+        fitted = parts.fitted if parts else FittedPlan.of
         space = sweep_space(config, calibration, max_shared, seeds, parts)
         say_left_out(config, log, space, given)
         say_short_screens(config, log, scorers.fitness.num_windows)

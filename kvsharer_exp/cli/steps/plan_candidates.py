@@ -72,18 +72,19 @@ class PlanParts:
         loaded: LoadedModel,
         windows: Windows,
         calibration: Calibration,
-        plans: Plans,
+        fits: Fits,
         store: StudyStore,
         seeds: Sequence[Seed],
     ) -> PlanParts:
-        """Fit and measure; what the study keeps is not measured again.
+        """Measure block errors; what the study keeps is not measured again.
+
+        ``fits``: those of `fits_of`.
 
         Raises:
             InputError: an action is unknown, or a budget cannot be met.
         """
         options = config.search_space.options
         allowed = _allowed(loaded, options)
-        fits = plans.fits(fitted_among(allowed))
         if store.candidates is None:
             asked = {i: [a for a in of if a != Own()] for i, of in allowed.items()}
             texts, count = options.get("actions", ACTIONS), int(options.get("sources", SOURCES))

@@ -21,9 +21,10 @@ from kvsharer_exp.search.front import bytes_rung, is_comparable, num_shared, sco
 from kvsharer_exp.search.outcome import FIT, screens
 from kvsharer_exp.search.spaces.base import SearchSpace, holds_plans
 from kvsharer_exp.search.spaces.layer_actions import LayerActions
+from kvsharer_exp.search.stored_trial import result_of
 from kvsharer_exp.search.strategies.loss_model import LossModel, pair_terms
 from kvsharer_exp.search.strategies.plan_terms import action_terms
-from kvsharer_exp.search.study_store import KeptStudy, result_of
+from kvsharer_exp.search.study_store import KeptStudy
 from kvsharer_exp.values.sharing_map import SharingMap
 from kvsharer_exp.values.trial import SAMPLED, TrialResult
 

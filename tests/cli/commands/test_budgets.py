@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from kvsharer_exp import FittedPlan, load_plan
 from kvsharer_exp.cli.main import main
@@ -152,6 +154,24 @@ def test_a_plan_of_a_front_is_evaluated_with_the_fits_that_were_found(
         assert (kept.keys, kept.origin) == (want.keys, want.origin)
     refuse("of sequential false, not true", f"plan={front}", *QUICK[1:-1], "fit.sequential=true")
     refuse("are of model", f"plan={front}", *QUICK[1:-1], "model.seed=3")
+
+
+def test_a_study_is_not_continued_with_other_fits(swept, monkeypatch, capfd) -> None:
+    """As where the cache was emptied and another machine has filled it."""
+    made = plans.Plans.fits
+
+    def others(self, wanted):
+        return {key: replace(fit, norm="other") for key, fit in made(self, wanted).items()}
+
+    monkeypatch.setattr(plans.Plans, "fits", others)
+    words = ("study.n_trials=15", "compression.kv=[0.3]", "study.name=plans")
+    run_dir = f"hydra.run.dir={swept['folder'] / 'others'}"
+    assert main([*SWEEP, *QUICK, *swept["store"], *words, run_dir, "--quiet"]) == 2
+    check_refusal(capfd.readouterr().err, "was scored with another fit of a of layer 0 (of 6")
+    client = MlflowClient(swept["store"][0].removeprefix("tracking.uri="))
+    assert client.get_run(swept["plans"]["mlflow_run_id"]).info.status == "FINISHED"
+    with open_study("plans", storage=None, folder=swept["folder"] / "studies") as store:
+        assert store.count_trials() == 14
 
 
 def test_shares_are_counted_as_with_a_model(swept) -> None:
