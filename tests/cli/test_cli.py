@@ -151,6 +151,7 @@ EARLY = {
     "search_space.options.actions=[own,foo]": "foo is no action of layer 0: give own, q4",
     "+search_space.options.fixed={1:foo}": "foo is no action of layer 1: give own, q4",
     "+search_space.options.fixed=[own]": "fixed=['own']: give layers and what they do, like",
+    "fit.sequential=true": "fit.sequential=true fits the stand-ins of one plan in order, and a swe",
     "study.screen_windows=[5,24]": "study.screen_windows=[5, 24]: give numbers below scoring.num_w",
 }
 

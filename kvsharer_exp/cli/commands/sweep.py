@@ -171,6 +171,11 @@ def _check_options(config: Config) -> SeedFile | None:
             f"compression.kv sets budgets of plans, and search_space={kind} holds sharing maps: "
             "give compression.ratios, or search_space=layer_actions"
         )
+    if config.fit.sequential and is_for_plans(kind):
+        raise InputError(
+            "fit.sequential=true fits the stand-ins of one plan in order, and a sweep fits each by "
+            "itself for all plans: leave it out, and give it to evaluate or export with plan="
+        )
     return SeedFile.read(Path(config.study.seeds)) if config.study.seeds is not None else None
 
 

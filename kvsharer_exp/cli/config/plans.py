@@ -21,7 +21,8 @@ class FitConfig:
             it gives are used.
         window_tokens: the tokens of each window, at least 2. Default: 256.
         sequential: whether stand-ins are fitted one after the other, each on the hidden states that
-            the plan makes before it. Default: false, on those of the full model.
+            the plan makes before it. Default: false, on those of the full model. A sweep, whose
+            plans share their fits, refuses it.
         memory_gib: GiB for the sums that are held at a time, above 0. Default: none, so that one
             pass over the text serves all layers.
     """
