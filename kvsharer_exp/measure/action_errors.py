@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kvsharer_exp.measure.batch_size import halving_batches
 from kvsharer_exp.measure.calibration import output_of, remember
 from kvsharer_exp.model.devices import input_device
 from kvsharer_exp.model.fitted_plan import Fit, FittedPlan
@@ -28,6 +29,7 @@ Candidate = tuple[Action, Fit | None]
 
 
 @torch.inference_mode()
+@halving_batches
 def action_errors(
     model: nn.Module,
     windows: torch.Tensor,

@@ -1,8 +1,10 @@
 """How much goes through the model at once, and what is done where memory does not suffice for it.
 
 Everything that scores plans runs its forwards inside `BatchSize.run`: the `Evaluator` of trials and
-finals, the held-out text, the tasks, and the first stage of several plans together. So memory that
-runs out makes batches smaller everywhere. What fails with a batch of one fails with its reason.
+finals, the held-out text, the tasks, and the first stage of several plans together. What is
+measured before, layer means, block errors and the moments of fits, is `halving_batches`. So memory
+that runs out makes batches smaller everywhere. What fails with a batch of one fails with its
+reason.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
+_Given = ParamSpec("_Given")
 
 
 class BatchSize:
@@ -67,6 +71,18 @@ class BatchSize:
         self.size //= 2
         _log.warning("memory ran out: %s is %d from here on", self._name, self.size)
         return True
+
+
+def halving_batches(work: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """Have ``work`` done again with half its keyword argument ``batch_size``, see `BatchSize`."""
+    default = cast(Any, work).__kwdefaults__["batch_size"]
+
+    @wraps(work)
+    def run(*args: _Given.args, **given: _Given.kwargs) -> _Result:
+        size = BatchSize.of(cast(int, given.get("batch_size", default)))
+        return size.run(lambda fewer: work(*args, **cast(Any, {**given, "batch_size": fewer})))
+
+    return run
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

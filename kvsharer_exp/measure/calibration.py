@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kvsharer_exp.measure.batch_size import halving_batches
 from kvsharer_exp.model.devices import input_device
 from kvsharer_exp.model.sharing.architectures import attention_layers, may_share
 from kvsharer_exp.model.sharing.runtime import install
@@ -43,6 +44,7 @@ class LayerMeans:
 
 
 @torch.inference_mode()
+@halving_batches
 def layer_means(model: nn.Module, windows: torch.Tensor, *, batch_size: int = 8) -> LayerMeans:
     """Average every layer's KV over all of ``windows`` (num_windows, window_tokens).
 
@@ -76,6 +78,7 @@ def layer_means(model: nn.Module, windows: torch.Tensor, *, batch_size: int = 8)
 
 
 @torch.inference_mode()
+@halving_batches
 def block_errors(
     model: nn.Module, windows: torch.Tensor, *, batch_size: int = 8
 ) -> list[list[float]]:

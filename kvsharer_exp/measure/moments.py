@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kvsharer_exp.measure.batch_size import halving_batches
 from kvsharer_exp.model.branch import Branch
 from kvsharer_exp.model.devices import device_of, input_device
 from kvsharer_exp.model.moments import Moments
@@ -36,6 +37,7 @@ def held_windows(num_windows: int, fraction: float) -> int:
 
 
 @torch.inference_mode()
+@halving_batches
 def collect_moments(
     model: nn.Module,
     layers: Sequence[AttentionLayer],

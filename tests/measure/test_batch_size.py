@@ -5,10 +5,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 from kvsharer_exp.measure.batch_size import BatchSize
+from kvsharer_exp.measure.calibration import block_errors, layer_means
 from kvsharer_exp.measure.evaluator import Evaluator
+from kvsharer_exp.measure.fits import fit_actions
 from kvsharer_exp.measure.held_out import HeldOutScorer
+from kvsharer_exp.values.actions.affine import Affine
+from kvsharer_exp.values.actions.constant import Constant
 from tests.tiny import room_for, some_map, tiny_model
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
@@ -94,3 +99,31 @@ def test_held_out_text_goes_through_in_smaller_batches() -> None:
     assert tried == [4, 2, 2, 2]
     with room_for(model, 0), pytest.raises(torch.OutOfMemoryError):
         scorer.score(some_map(model))
+
+
+def of_means(model: nn.Module) -> torch.Tensor:
+    means = layer_means(model, WINDOWS, batch_size=4)
+    return torch.stack([*means.keys, *means.values]).flatten()
+
+
+def of_pairs(model: nn.Module) -> torch.Tensor:
+    return torch.tensor(block_errors(model, WINDOWS, batch_size=4)).flatten()
+
+
+def of_fits(model: nn.Module) -> torch.Tensor:
+    fits = fit_actions(model, WINDOWS, {1: [Constant(), Affine()]}, batch_size=4)
+    return torch.cat([t.flatten() for fit in fits.values() for t in fit.tensors.values()])
+
+
+@pytest.mark.parametrize("measure", [of_means, of_pairs, of_fits])
+def test_what_is_measured_before_plans_is_measured_in_smaller_batches(measure: Callable) -> None:
+    """It ended the command."""
+    model = tiny_model("llama")
+    expected = measure(model)
+    with room_for(model, 2) as tried:
+        found = measure(model)
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5, equal_nan=True)
+    assert tried[:2] == [4, 2]
+    assert set(tried[2:]) <= {2, 1, 4}
+    with room_for(model, 0), pytest.raises(torch.OutOfMemoryError):
+        measure(model)
