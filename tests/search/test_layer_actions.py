@@ -5,8 +5,10 @@ from itertools import product
 import numpy as np
 import optuna
 import pytest
+import yaml
 from optuna.samplers import RandomSampler
 
+from kvsharer_exp.model.folders import data_dir
 from kvsharer_exp.search.candidates import (
     Candidate,
     fixed_layers,
@@ -417,3 +419,11 @@ def test_options_name_actions_and_fix_layers() -> None:
             wanted_actions(3, [text], {})
     with pytest.raises(InputError, match="give a list like"):
         make_space("layer_actions", RANKING, max_shared=1, actions="own")
+
+
+@pytest.mark.parametrize("name", ["layer_actions", "joint_actions"])
+def test_the_spaces_of_plans_name_actions_that_every_layer_can_read(name: str) -> None:
+    options = yaml.safe_load((data_dir("search_spaces") / f"{name}.yaml").read_text())["options"]
+    texts = [text for text in options["actions"] if text != "read"]
+    for layer in (0, 7):
+        assert len(wanted_actions(layer, texts, {})) == len(texts)
