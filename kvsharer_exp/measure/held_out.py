@@ -21,12 +21,13 @@ from kvsharer_exp.model.sharing.runtime import apply_plan
 from kvsharer_exp.values.intervals import CONFIDENCE, Interval
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.score_names import HELD_OUT_PERPLEXITY, Directions
+from kvsharer_exp.values.scores import CandidateScores
 from kvsharer_exp.values.sharing_map import SharingMap
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutScores:
-    """The held-out scores of one map by name, and their intervals over windows and items.
+    """The scores of one map by name, and their intervals over windows and items.
 
     ``items`` holds the values behind each score; behind a perplexity these are log-likelihoods.
     """
@@ -46,6 +47,14 @@ class HeldOutScores:
         """These scores with the intervals of what they retain (``shares``) of those of ``full``."""
         more = share_intervals(shares, self.items, full.items, directions, confidence=CONFIDENCE)
         return replace(self, intervals={**self.intervals, **more})
+
+    def behind(self, searched: CandidateScores, *, seed: int = 0) -> HeldOutScores:
+        """These scores behind those on the scoring windows, with their intervals."""
+        scores, items = searched.named(), searched.items
+        intervals = score_intervals(scores, items, {}, confidence=CONFIDENCE, seed=seed)
+        return HeldOutScores(
+            {**scores, **self.scores}, {**intervals, **self.intervals}, {**items, **self.items}
+        )
 
 
 def score_tasks(tasks: TaskScorer, *, seed: int = 0) -> HeldOutScores:

@@ -62,21 +62,23 @@ def score_interval(
 ) -> Interval | None:
     """The interval of one score over its ``items``.
 
-    The interval of a perplexity is the bootstrap's over its log-likelihoods. A score that is the
-    mean of items of 0 and 1 has Wilson's interval. For other scores the standard error ``stderr``
-    gives the interval, or the bootstrap if there is none. The result is None for a score that has
-    no standard error and is not the mean of its items.
+    The interval of a perplexity is the bootstrap's over its log-likelihoods. A score of a task that
+    is the mean of items of 0 and 1 has Wilson's interval. For other scores the standard error
+    ``stderr`` gives the interval, or the bootstrap if there is none. The result is None for a score
+    that has no standard error and is not the mean of its items.
     """
-    if ScoreName.parse(name).kind == "perplexity":
+    parts = ScoreName.parse(name)
+    if parts.kind == "perplexity":
         inside = bootstrap(items, confidence=confidence, seed=seed)
         return Interval(value, math.exp(-inside.high), math.exp(-inside.low))
-    if items and is_binary(items) and math.isclose(fmean(items), value, abs_tol=1e-9):
+    is_mean = bool(items) and math.isclose(fmean(items), value, abs_tol=1e-9)
+    if is_mean and parts.is_task and is_binary(items):  # a KL may be 0 in every window too
         return wilson(sum(items), len(items), confidence=confidence)
     if stderr is not None:
         half = NormalDist().inv_cdf((1 + confidence) / 2) * stderr
         # No perplexity is below 0, and the formula of a few items may say so.
         return Interval(value, value - half, value + half).within(*bounds(name))
-    if items and math.isclose(fmean(items), value, abs_tol=1e-9):
+    if is_mean:
         return bootstrap(items, confidence=confidence, seed=seed)
     return None
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from kvsharer_exp.search.paper.arms import evaluated
+from kvsharer_exp.search.paper.arms import PLAN_ARMS, evaluated
 from kvsharer_exp.values.comparisons import Comparison, compare, compare_draws, holm
 from kvsharer_exp.values.greedy import GreedyResult
 from kvsharer_exp.values.intervals import Interval, t_interval
@@ -107,6 +107,11 @@ class Cell:
     def label(self) -> str:
         """Arm and variant in words."""
         return describe(self.arm, self.variant)
+
+    @property
+    def has_no_plan(self) -> bool:
+        """Whether no plan of the arm is as small as the ratio asks: the full cache stands here."""
+        return self.arm in PLAN_ARMS and not any(self.found)
 
 
 def describe(arm: str, variant: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ PLANS_LEGEND = (
     "KV: the share of the full cache's bytes that is kept, at footprint.context. Arms of plans "
     "keep no more bytes than read does at the same ratio, but for those named map_ and _alone. "
     "Their column shared counts layers without KV of their own; where most layers keep some of "
-    "it, it repeats that of read or of the map"
+    "it, it repeats that of read or of the map. No plan: none of the arm keeps so few bytes"
 )
 
 
@@ -49,14 +49,17 @@ def arms_table(
             for name in shown
         ]
         low, high = min(cell.found), max(cell.found)
-        found = str(low) if low == high else f"{low}–{high}"
+        found = f"{low if low == high else f'{low}–{high}'}/{cell.requested}"
+        share = f"{cell.kv_fraction:.1%}"
+        if cell.has_no_plan:
+            found, share = "no plan", "–"
         draws = f" (mean of {len(cell.found)})" if len(cell.found) > 1 else ""
         rows.append(
             [
                 cell.label + draws,
                 f"{cell.compression:.1%}",
-                f"{found}/{cell.requested}",
-                *([f"{cell.kv_fraction:.1%}"] if kept else []),
+                found,
+                *([share] if kept else []),
                 f"{cell.evaluated:.0f}",
                 f"{cell.seconds:.1f}",
                 *scores,

@@ -1,4 +1,4 @@
-"""Write what ``bench`` measured as a table, and say in a sentence where differences come from.
+"""Write what ``bench`` measured as a table, and say how fast it was and where that comes from.
 
 The commands ``bench`` and ``ablate`` print both.
 """
@@ -14,13 +14,13 @@ ROWS_PER_CELL = 4
 _PEAKS = {"prefill_peak_bytes": "prefill peak", "decode_peak_bytes": "decode peak"}
 
 
-def cells_table(cells: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Header and four rows for each cell of ``bench``.
+def cells_table(cells: Sequence[Mapping[str, Any]], kind: str) -> list[list[str]]:
+    """Header and four rows for each cell of ``bench``; ``kind`` is ``map`` or ``plan``.
 
-    Two rows have the medians of full and shared, with the lowest and the highest value in brackets.
-    The third says how many times better shared is, and the fourth what was predicted. The peak of
-    the prefill is the most that it had allocated at once, the cache among it. That of a decode step
-    is without the cache that was there before it.
+    Two rows have the medians of the full cache and of the map or plan, with the lowest and the
+    highest value in brackets. The third has their ratios to the full cache, and the fourth those
+    that were predicted. The peak of the prefill is the most that it had allocated at once, the
+    cache among it. That of a decode step is without the cache that was there before it.
     """
     memory = "peak_memory_bytes"
     label = "peak"
@@ -29,12 +29,12 @@ def cells_table(cells: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     rows = [["batch×ctx", "", "cache", *_PEAKS.values(), label, "prefill s", "tokens/s"]]
     for cell in cells:
         where = f"{cell['batch']}×{cell['context']}"
-        for side in ("full", "shared"):
+        for name, side in (("full", "full"), (kind, "shared")):
             got = cell[side]
             rows.append(
                 [
                     where,
-                    side,
+                    name,
                     mib(got["cache_bytes"]),
                     *(mib(got[peak]) if peak in got else "–" for peak in _PEAKS),
                     mib(got[memory]["median"]),
@@ -43,14 +43,17 @@ def cells_table(cells: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 ]
             )
             where = ""
-        smaller = cell["full"]["cache_bytes"] / cell["shared"]["cache_bytes"]
-        said, faster = cell["predicted"], cell["speedup"]
-        measured = [f"×{faster['prefill']:.3f}", f"×{faster['decode']:.3f}"]
-        by_shapes = [f"×{said['prefill_speedup']:.3f}", f"×{said['decode_speedup']:.3f}"]
-        rows.append(["", "better", f"×{smaller:.3f}", "", "", "", *measured])
-        fewer = f"×{1 / said['kv_fraction']:.3f}"
-        rows.append(["", "predicted", fewer, "", "", "", *by_shapes])
+        kept = cell["shared"]["cache_bytes"] / cell["full"]["cache_bytes"]
+        said, rates = cell["predicted"], cell["speedup"]
+        rows.append(["", f"{kind}/full", *_ratios(kept, rates["prefill"], rates["decode"])])
+        by_shapes = said["kv_fraction"], said["prefill_speedup"], said["decode_speedup"]
+        rows.append(["", "predicted", *_ratios(*by_shapes)])
     return rows
+
+
+def _ratios(kept: float, prefill_rate: float, decode_rate: float) -> list[str]:
+    """The cells of a row of ratios to the full cache: each times the value in its column."""
+    return [f"×{kept:.3f}", "", "", "", f"×{1 / prefill_rate:.3f}", f"×{decode_rate:.3f}"]
 
 
 def _spread(values: Mapping[str, float], digits: int) -> str:
@@ -63,41 +66,35 @@ def mib(num_bytes: float) -> str:
     return f"{num_bytes / 2**20:.2f}"
 
 
-def where_from(cell: Mapping[str, Any]) -> str:
-    """Say in a sentence, by the shapes, where the difference between full and shared comes from."""
-    predicted = cell["predicted"]
-    copies = predicted["concatenation_bytes_per_step"]
-    copied, weights = copies["full"] - copies["shared"], predicted["kv_weight_bytes_saved"]
-    if not copied:
-        return "The map shares no layer, so nothing is saved and both columns are the same model."
-    reads = predicted["attention_read_bytes_per_step"]
-    decoded = predicted.get("dequantisation_bytes_per_step", {}).get("shared", 0)
-    read = reads["full"] - reads["shared"]
-    if read or decoded:
-        return _of_plan(cell, copied, read, weights, decoded)
-    moved = copied + weights
+def where_from(cell: Mapping[str, Any], kind: str) -> str:
+    """Say how fast the map or plan ran, and where a difference comes from by the shapes.
+
+    ``kind`` is ``map`` or ``plan``.
+    """
+    rates = cell["speedup"]
     return (
-        f"At batch {cell['batch']}, context {cell['context']} a decode step moves "
-        f"{mib(moved)} MiB less: {copied / moved:.0%} of it are DynamicCache's concatenation "
-        f"copies, {weights / moved:.0%} the targets' K/V projections; attention reads stay the "
-        f"same, prefill saves only {1 - 1 / predicted['prefill_speedup']:.1%} of its FLOPs, and "
-        f"the memory freed holds a {1 / predicted['kv_fraction']:.2f} times larger batch."
+        f"At batch {cell['batch']}, context {cell['context']} the {kind} decodes at "
+        f"{rates['decode']:.2f} times the rate of the full cache and prefills at "
+        f"{rates['prefill']:.2f} times. {_by_shapes(cell['predicted'], kind)}"
     )
 
 
-def _of_plan(cell: Mapping[str, Any], copied: int, read: int, weights: int, decoded: int) -> str:
-    """The sentence for a plan with stand-ins, which read no KV, or with quantised layers."""
+def _by_shapes(predicted: Mapping[str, Any], kind: str) -> str:
+    copies = predicted["concatenation_bytes_per_step"]
+    reads = predicted["attention_read_bytes_per_step"]
     parts = {
-        "the cache's copies": -copied,
-        "attention reads": -read,
-        "parameters": -weights,
-        "quantised KV written out": decoded,
+        "DynamicCache's concatenation copies": copies["shared"] - copies["full"],
+        "attention reads": reads["shared"] - reads["full"],
+        "parameters": -predicted["kv_weight_bytes_saved"],
+        "quantised KV written out": predicted["dequantisation_bytes_per_step"]["shared"],
     }
-    predicted, moved = cell["predicted"], sum(parts.values())
     listed = ", ".join(f"{name} {bytes_ / 2**20:+.2f}" for name, bytes_ in parts.items() if bytes_)
+    if kind == "map" and not listed:
+        return "The map shares no layer, so nothing is saved and both are the same model."
+    moved, flops_saved = sum(parts.values()), 1 - 1 / predicted["prefill_speedup"]
+    change = f"{mib(abs(moved))} MiB {'more' if moved > 0 else 'less'} ({listed})"
     return (
-        f"At batch {cell['batch']}, context {cell['context']} a decode step moves "
-        f"{mib(abs(moved))} MiB {'more' if moved > 0 else 'less'} ({listed}); prefill saves "
-        f"{1 - 1 / predicted['prefill_speedup']:.1%} of its FLOPs, and the memory freed holds a "
-        f"{1 / predicted['kv_fraction']:.2f} times larger batch."
+        f"By the shapes, a decode step moves {change if listed else 'as many bytes'}, prefill "
+        f"takes {abs(flops_saved):.1%} {'more' if flops_saved < 0 else 'fewer'} FLOPs, and the "
+        f"same memory holds a {1 / predicted['kv_fraction']:.2f} times larger batch."
     )

@@ -14,7 +14,7 @@ from kvsharer_exp.reporting.beside_paper import Compared
 from kvsharer_exp.reporting.front_table import task_notes
 from kvsharer_exp.reporting.measured import Measured
 from kvsharer_exp.reporting.paper_numbers import PaperNumber
-from kvsharer_exp.reporting.plan_kinds import kv_percent, summary
+from kvsharer_exp.reporting.plan_kinds import action_counts, kv_percent
 from kvsharer_exp.search.paper.arms import GIVEN
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.score_names import (
@@ -37,7 +37,7 @@ TITLES = {
     "bench/kv_mib": "KV cache by the shapes, MiB",
     "bench/prefill_seconds": "Prefill, seconds",
     "bench/tokens_per_second": "Decode, tokens per second",
-    "bench/decode_speedup": "Decode, times faster than the full cache",
+    "bench/decode_speedup": "Decode, times the rate of the full cache",
     KL: "KL to the full cache on calibration text, nats",
     CALIBRATION_PERPLEXITY: "Perplexity of calibration text",
 }
@@ -81,12 +81,15 @@ def tables(compared: Sequence[Compared]) -> list[Table]:
 def _table(quantity: str, shown: Sequence[Compared]) -> Table:
     has_paper = any(one.paper for one in shown)
     keeps = any(one.value.retained is not None for one in shown)
-    header = ["model", "map", "shared", "this run", *(["retained"] if keeps else [])]
+    kept = _kv_cells(shown)
+    size = "layers" if any(one.value.plan for one in shown) else "shared"
+    header = ["model", "map", size, *(["KV"] if kept else []), "this run"]
+    header += ["retained"] if keeps else []
     header += ["paper", "difference"] if has_paper else []
     rows = [header]
-    for one in shown:
+    for place, one in enumerate(shown):
         value = one.value
-        row = [value.model, value.map, _size(value), _cell(value)]
+        row = [value.model, value.map, _size(value), *kept[place : place + 1], _cell(value)]
         if keeps:
             row.append(_share(value))
         if has_paper:
@@ -114,13 +117,18 @@ def number_text(value: float) -> str:
 
 def _size(value: Measured) -> str:
     if value.plan:
-        words = summary(KVPlan.parse(value.plan))
-        if value.kv_fraction is None:
-            return words
-        return f"{words}, {kv_percent(value.kv_fraction, fine=True)} KV"
+        return action_counts(KVPlan.parse(value.plan))
     found = "?" if value.num_shared is None else str(value.num_shared)
     short = value.requested not in (None, value.num_shared)
     return f"{found}/{value.num_layers}" + (f" ({value.requested} asked)" if short else "")
+
+
+def _kv_cells(shown: Sequence[Compared]) -> list[str]:
+    """What each row keeps of the KV; none if no row of a map or plan knows it, as in old files."""
+    kept = [one.value.kv_fraction for one in shown]
+    if all(fraction is None for fraction, one in zip(kept, shown, strict=True) if one.value.arm):
+        return []
+    return ["–" if fraction is None else kv_percent(fraction, fine=True) for fraction in kept]
 
 
 def _cell(value: Measured) -> str:
@@ -161,6 +169,8 @@ def _notes(shown: Sequence[Compared]) -> list[str]:
             notes[f"The paper has no number for {value.model} with {one.unlike}."] = None
     if any(one.value.mark for one in shown):
         notes["▲ better, ▼ worse than the first arm of its run, ≈ not told apart."] = None
+    if _kv_cells(shown):
+        notes["KV: the share of the full cache's bytes that is kept, at footprint.context."] = None
     return [*notes, *_notes_on_tasks(shown)]
 
 
@@ -248,6 +258,7 @@ def to_values(compared: Sequence[Compared]) -> list[dict[str, Any]]:
             "map": one.value.map,
             "num_shared": one.value.num_shared,
             **({"plan": one.value.plan} if one.value.plan else {}),
+            "kv_fraction": one.value.kv_fraction,
             "value": one.value.value,
             "low": one.value.low,
             "high": one.value.high,

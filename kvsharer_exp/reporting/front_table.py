@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from kvsharer_exp.reporting.plan_kinds import kv_percent, size_words
+from kvsharer_exp.reporting.plan_kinds import action_counts, kv_percent
 from kvsharer_exp.reporting.sharing_front import holds_plans
 from kvsharer_exp.values.score_names import ScoreName, label, table_columns
 from kvsharer_exp.values.trial import FrontEntry
@@ -21,9 +21,9 @@ def front_table(
 ) -> list[list[str]]:
     """Header and rows: the full cache first, then every other entry.
 
-    The first column counts shared layers. If an entry is a plan that is no map, it says in words
-    what the layers do. The score of a task is followed by its 95 % interval, if it is known, and
-    any other score by the percentage of the full cache's score that is retained.
+    The first column counts shared layers. If an entry is a plan that is no map, it counts the
+    layers that do each action. The score of a task is followed by its 95 % interval, if it is
+    known, and any other score by the percentage of the full cache's score that is retained.
     """
     shown = table_columns(full_scores)
     plans = holds_plans(entries)
@@ -39,7 +39,7 @@ def front_table(
             share = f" ({kept:.0%})" if kept is not None else ""
             inside = _inside(name, entry.intervals)
             cells.append("–" if value is None else number(value) + (inside or share))
-        size = size_words(entry.kv_plan)
+        size = action_counts(entry.kv_plan)
         size = size if plans else size.removesuffix(" shared")
         rows.append([size, kv_percent(entry.kv_fraction, fine=plans), *cells, entry.origin])
     return rows

@@ -87,8 +87,8 @@ class Measured:
     tokens. ``low``, ``high``: the interval of the value. ``retained``: the share of the full
     cache's quality that is left, between ``retained_low`` and ``retained_high``. ``mark``: ▲, ▼ or
     ≈, how the value compares with the first arm of its run. ``plan``: the text of a plan that is no
-    sharing map; its ``num_shared`` is None. ``kv_fraction``: the share of the KV that the plan of
-    an ablation keeps.
+    sharing map; its ``num_shared`` is None. ``kv_fraction``: the share of the KV that is kept at
+    ``footprint.context``; None where the file of the run does not tell it.
     """
 
     quantity: str

@@ -1,7 +1,9 @@
 """Count what the layers of a plan do, by kind, and say it in a few words.
 
 Tables, pictures and MLflow name a sharing map by its number of shared layers, like ``4/30``. A plan
-that is no map has no such number. It is named by a `summary`, like ``24 own, 4 affine, 2 read``.
+that is no map has no such number. Sentences and MLflow name it by a `summary`, like ``24 own at 4
+bits, 4 affine, 2 read``. Tables list plans that such words do not tell apart, so they have the
+`action_counts`, like ``17×q4g128s4 7×q3s4 4×affine 2×read``.
 """
 
 from __future__ import annotations
@@ -78,6 +80,26 @@ def size_words(plan: KVPlan) -> str:
     if is_map(plan):
         return f"{len(plan.targets)}/{plan.num_layers} shared"
     return summary(plan)
+
+
+def action_counts(plan: KVPlan) -> str:
+    """``4/30 shared`` for a map, and of any other plan how many layers do each action.
+
+    Owners come first, from most bits to fewest, each with the text of its precision and keep.
+
+    >>> action_counts(KVPlan.parse("0_1q3s4_2q4_3q4_0_a"))
+    '1×own 2×q4 1×q3s4 1×affine 1×read'
+    """
+    if is_map(plan):
+        return size_words(plan)
+    owners = Counter(
+        (-action.bits, action.text(layer).removeprefix(str(layer)) or Own.name)
+        for layer, action in enumerate(plan.actions)
+        if isinstance(action, Own)
+    )
+    counts = {text: owners[bits, text] for bits, text in sorted(owners)}
+    counts |= {kind: count for kind, count in kinds_of(plan).items() if kind != Own.name}
+    return " ".join(f"{count}×{text}" for text, count in counts.items())
 
 
 def plan_params(plan: KVPlan) -> dict[str, str]:

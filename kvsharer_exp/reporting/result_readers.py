@@ -56,6 +56,7 @@ def _base(run: FinishedRun, **changes: Any) -> Measured:
         run=run,
         settings=settings,
         experiment=run.experiment,
+        kv_fraction=1.0,
     )
     return replace(blank, **changes)
 
@@ -65,7 +66,12 @@ def _of_search(run: FinishedRun) -> Iterator[Measured]:
     arm = f"{result['order']}_{'tested' if result['acceptance'] else 'untested'}"
     for row in result["results"]:
         base = _base(
-            run, map=describe(arm, {}), arm=arm, num_shared=row["found"], requested=row["requested"]
+            run,
+            map=describe(arm, {}),
+            arm=arm,
+            num_shared=row["found"],
+            requested=row["requested"],
+            kv_fraction=None,
         )
         base = replace(base, settings={**base.settings, "search.threshold": result["threshold"]})
         yield replace(base, quantity="search/seconds", value=row["seconds"])
@@ -88,6 +94,7 @@ def _of_sweep(run: FinishedRun) -> Iterator[Measured]:
                 arm=arms.get(origin, "front"),
                 num_shared=None if plan else entry["num_shared"],
                 plan=plan,
+                kv_fraction=entry.get("kv_fraction"),
                 run_ids=(entry["mlflow_run_id"] or run.run_id,),
             )
             yield from scores_of(base, entry["scores"], full, intervals=_ends(entry))
@@ -108,9 +115,13 @@ def _ends(held: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 def _given(result: Mapping[str, Any]) -> dict[str, Any]:
     """Which plan or map a run was given, as fields of `Measured`."""
     plan = _plan_beyond_maps(result)
-    if plan:
-        return {"map": f"plan {result['digest']}", "arm": GIVEN, "num_shared": None, "plan": plan}
-    return {"map": f"map {result['digest']}", "arm": GIVEN, "num_shared": result["num_shared"]}
+    return {
+        "map": f"{'plan' if plan else 'map'} {result['digest']}",
+        "arm": GIVEN,
+        "num_shared": None if plan else result["num_shared"],
+        "plan": plan,
+        "kv_fraction": result.get("footprint", {}).get("kv_fraction"),
+    }
 
 
 def _plan_beyond_maps(held: Mapping[str, Any]) -> str:
@@ -130,7 +141,7 @@ def _of_bench(run: FinishedRun) -> Iterator[Measured]:
         where = f"batch {cell['batch']}, context {cell['context']}"
         sizes = [(row["num_shared"], row["kv_bytes"]) for row in cell["predicted"]]
         for num_shared, held in [(0, {"shared": sizes[0][1]["full"]}), *sizes]:
-            base = _base(run, map=where, arm="calculated", num_shared=num_shared)
+            base = _base(run, map=where, arm="calculated", num_shared=num_shared, kv_fraction=None)
             yield replace(base, quantity="bench/kv_mib", value=held["shared"] / _MIB)
 
 
@@ -163,24 +174,29 @@ def _of_ablate(run: FinishedRun) -> Iterator[Measured]:
     head = result["reference"]
     words = describe(head["arm"], head["variant"])
     for cell in result["timings"]:
-        yield from _timed(
-            run, cell, map=words, arm=head["arm"], num_shared=_count_shared(result, cell)
-        )
+        yield from _timed(run, cell, map=words, arm=head["arm"], **_timed_row(result, cell))
 
 
 def _found(cell: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What an arm found at a ratio, as fields of `Measured`: shared layers, or a plan and KV."""
+    """What an arm found at a ratio, as fields of `Measured`: shared layers or a plan, and KV."""
     plan = _plan_beyond_maps(rows[0])
     if plan:
-        return {"num_shared": None, "plan": plan, "kv_fraction": rows[0]["kv_fraction"]}
+        return {"num_shared": None, "plan": plan, "kv_fraction": rows[0].get("kv_fraction")}
     same = len(set(cell["found"])) == 1
-    return {"num_shared": cell["found"][0] if same else None, "requested": cell["requested"]}
+    return {
+        "num_shared": cell["found"][0] if same else None,
+        "requested": cell["requested"],
+        "kv_fraction": cell.get("kv_fraction"),
+    }
 
 
-def _count_shared(result: Mapping[str, Any], timing: Mapping[str, Any]) -> int:
-    """How many layers the map of a timing shares: what its row of the first arm found."""
+def _timed_row(result: Mapping[str, Any], timing: Mapping[str, Any]) -> dict[str, Any]:
+    """What a timing is of, as fields of `Measured`: what its row of the first arm found."""
     place = _place({**result["reference"], "compression": timing["compression"]})
-    return next(row["found"] for row in result["rows"] if _place(row) == place)
+    row = next(row for row in result["rows"] if _place(row) == place)
+    plan = _plan_beyond_maps(row)
+    found = None if plan else row["found"]
+    return {"num_shared": found, "plan": plan, "kv_fraction": row.get("kv_fraction")}
 
 
 def _place(row: Mapping[str, Any]) -> str:
@@ -195,6 +211,7 @@ def _timed(
     arm: str,
     num_shared: int | None,
     plan: str = "",
+    kv_fraction: float | None = None,
 ) -> Iterator[Measured]:
     """Yield the values of full and shared in one measured cell: a batch size and a length.
 
@@ -206,7 +223,9 @@ def _timed(
         base = _base(run, length=length, map=f"{FULL}, batch {cell['batch']}, {length}")
         if side == "shared":
             words = f"{map}, batch {cell['batch']}, {length}"
-            base = replace(base, map=words, arm=arm, num_shared=num_shared, plan=plan)
+            base = replace(
+                base, map=words, arm=arm, num_shared=num_shared, plan=plan, kv_fraction=kv_fraction
+            )
         yield replace(base, quantity="bench/cache_mib", value=got["cache_bytes"] / _MIB)
         if "peak_memory_bytes" in got:
             peak = got["peak_memory_bytes"]["median"] / _MB

@@ -19,7 +19,7 @@ from kvsharer_exp.reporting.figures.ranking import distance_heatmap
 from kvsharer_exp.reporting.figures.style import save_png, spread
 from kvsharer_exp.reporting.figures.tasks import tasks_figure
 from kvsharer_exp.reporting.html import STYLE, embedded, table
-from kvsharer_exp.reporting.plan_kinds import kv_percent, size_words
+from kvsharer_exp.reporting.plan_kinds import action_counts, kv_percent, size_words
 from kvsharer_exp.reporting.serving import engines, serving
 from kvsharer_exp.reporting.sweep_result import SweepResult
 from kvsharer_exp.values.score_names import CALIBRATION_PERPLEXITY, KL, table_columns
@@ -147,7 +147,7 @@ def _plans_table(sweep: SweepResult) -> str:
         [
             kv_percent(entry.kv_fraction, fine=True),
             f"plan={entry.kv_plan}",
-            size_words(entry.kv_plan),
+            action_counts(entry.kv_plan),
             f"{entry.kv_bytes_per_token:,.0f}",
             f"{entry.parameter_bytes_saved / 2**20:,.1f}",
             ", ".join(engines(entry.kv_plan, sweep.architecture)),

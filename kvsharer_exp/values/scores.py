@@ -40,6 +40,12 @@ class CandidateScores(Record):
         return {COSINE: self.cosine, KL: self.kl, CALIBRATION_PERPLEXITY: self.perplexity}
 
     @property
+    def items(self) -> dict[str, list[float]]:
+        """The values behind the `named` scores; behind a perplexity these are log-likelihoods."""
+        nlls = [-nll for nll in self.nlls]
+        return {COSINE: [*self.cosines], KL: [*self.kls], CALIBRATION_PERPLEXITY: nlls}
+
+    @property
     def cosine(self) -> float:
         return fmean(self.cosines)
 

@@ -1,6 +1,7 @@
 """Rows become cells: intervals, verdicts against the first arm, tables that hide nothing."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -70,6 +71,7 @@ def test_intervals_by_kind_of_score() -> None:
     assert by_error is not None
     assert (by_error.low, by_error.high) == pytest.approx((0.304, 0.696), abs=1e-3)
     assert score_interval("lm_eval/t/f1", 0.5, [], confidence=0.95) is None
+    assert score_interval("kl", 0.0, [0.0, 0.0], confidence=0.95) == Interval(0.0, 0.0, 0.0)
     of_few = score_interval("lm_eval/t/perplexity", 9e20, [], confidence=0.95, stderr=3e21)
     assert of_few is not None and of_few.low == 0  # no perplexity is below 0
     group = score_interval("lm_eval/group/acc", 0.97, [], confidence=0.95, stderr=0.04)
@@ -149,6 +151,11 @@ def test_the_table_shows_each_task_with_its_interval_and_mark() -> None:
     assert rows[1][-2].endswith("▼")
     assert rows[1][-1] == "0.5 (0.352–0.648) ≈"
     assert rows[2][2:3] + rows[2][-3:] == ["0/2", "–", "–", "–"]
+    cells = summarise([row("read"), replace(none, arm="drop"), none], confidence=0.95)
+    header, _, *rows = arms_table(cells, full.scores, full.intervals)
+    assert header[:4] == ["arm", "ratio", "shared", "KV"]
+    kept = [row[2:4] for row in rows]  # a walk that shares nothing has a map, which keeps all
+    assert kept == [["2/2", "50.0%"], ["no plan", "–"], ["0/2", "100.0%"]]
 
 
 def test_acceptance_table() -> None:

@@ -121,12 +121,29 @@ def test_a_timing_shares_the_layers_that_its_row_found() -> None:
     assert told == {0, 4}
 
 
-def test_an_arm_of_plans_has_found_what_it_keeps_of_the_kv() -> None:
+def test_a_column_says_what_is_kept_of_the_kv_where_a_file_tells_it() -> None:
     run = ablation(("read", 8, 9.0), ("quantised", 8, 8.0))
     run.result["rows"][1].update(kv_source_layers=None, plan="0q4_1q4_2_x", kv_fraction=0.36)
     compared = compare_with_paper(measured(run), paper_numbers())
-    sizes = [row[2] for row in tables(compared)[0].rows[1:]]
-    assert sizes == ["0/32", "8/32", "3 own at 8 bits, 1 drop, 36.0% KV"]
+    table = tables(compared)[0]
+    assert [row[2:4] for row in table.rows] == [
+        ["layers", "KV"],
+        ["0/32", "100%"],
+        ["8/32", "–"],  # as in the files of old runs
+        ["1×own 2×q4 1×drop", "36.0%"],
+    ]
+    assert any("that is kept, at footprint.context" in note for note in table.notes)
+    assert {value["kv_fraction"] for value in to_values(compared)} == {None, 0.36, 1.0}
+    run.result["cells"][0]["kv_fraction"] = 0.75
+    assert tables(compare_with_paper(measured(run), []))[0].rows[2][3] == "75.0%"
+    scores = {"perplexity/report": 8.0}
+    entry = {"num_shared": 2, "origin": "seed", "mlflow_run_id": "", "scores": scores}
+    told = {"front": [{**entry, "kv_fraction": 0.5}], "full": {"scores": scores}}
+    swept = FinishedRun({**told, "command": "sweep", "model": LLAMA, "mlflow_run_id": "r"})
+    assert [value.kv_fraction for value in measured(swept)] == [1.0, 0.5]
+    given = {"digest": "abc", "num_shared": 2, "scores": scores, "footprint": {"kv_fraction": 0.6}}
+    evaluated = replace(swept, result={**swept.result, **given, "command": "evaluate"})
+    assert [value.kv_fraction for value in measured(evaluated)] == [1.0, 0.6]
 
 
 def test_another_number_of_layers_or_model_has_none() -> None:
@@ -362,6 +379,15 @@ def test_results_are_compared_value_by_value() -> None:
     assert exact[0].off == pytest.approx(1e-9)
     assert summary(exact)[1][:4] == ["scores", "0", "0", "2"]
     assert differing_surroundings(recorded, again) == [("versions.torch", "1", "2")]
+
+
+def test_an_interval_that_an_earlier_version_did_not_give_is_no_result() -> None:
+    recorded = {"scores": {"kl": 0.1}, "intervals": {"perplexity/report": [1.0, 2.0]}}
+    ends = {"perplexity/report": [1.0, 2.0], "kl": [0.0, 0.2]}
+    again = {"scores": {"kl": 0.1}, "intervals": ends}
+    assert all(value.matches for value in compare_results(recorded, again, 0))
+    missing = [value for value in compare_results(again, recorded, 0) if not value.matches]
+    assert [value.path for value in missing] == ["intervals.kl[0]", "intervals.kl[1]"]
 
 
 def test_a_share_that_an_earlier_version_told_of_a_failed_task_is_no_result() -> None:

@@ -63,6 +63,15 @@ def test_the_front_is_a_step_to_the_best_map_of_every_budget() -> None:
     assert list(line.get_ydata()) == [0.001, 0.1, 1.0]
 
 
+def test_more_kv_is_further_right_and_the_legend_lies_outside_of_the_axes() -> None:
+    axes = draw(LOSSES, full_score=0.0)
+    left, right = axes.get_xlim()
+    assert left < right
+    save_png(axes.figure)
+    (legend,) = axes.figure.legends
+    assert legend.get_window_extent().y1 < axes.get_tightbbox().y0
+
+
 def test_every_complete_map_is_drawn_and_no_other() -> None:
     shown = drawn(draw(LOSSES))
     assert len(shown["maps scored"]) == 4
@@ -240,7 +249,7 @@ def test_the_benchmark_shows_the_prediction_beside_what_was_measured() -> None:
     }
     figure = bench_figure([cell, cell])
     heights = [[round(bar.get_height(), 3) for bar in axes.patches] for axes in figure.axes]
-    assert heights == [[1.333, 1.333] * 2, [1.1, 2.0] * 2, [1.2, 2.0] * 2]
+    assert heights == [[0.75, 0.75] * 2, [1.1, 2.0] * 2, [1.2, 2.0] * 2]
     (whisker,) = figure.axes[2].collections[0].get_segments()
     assert whisker[:, 1].tolist() == [0.5, 8.0]
 

@@ -37,7 +37,7 @@ def test_owned_layers_get_lighter_with_fewer_bits_and_no_two_actions_look_alike(
     fills = [*owned, *(look_of(action).fill for action in OTHERS)]
     assert len(set(fills)) == len(fills)
     assert [look_of(action).text for action in OTHERS] == ["0", "0\n1", "x", "c", "a"]
-    assert [look_of(Own(bits)).text for bits in (16, 8, 4, 3, 2)] == ["", "8", "4", "3", "2"]
+    assert [look_of(Own(bits)).text for bits in (16, 8, 4, 3, 2)] == ["16", "8", "4", "3", "2"]
 
 
 def test_rows_are_plans_by_kv_and_cells_are_layers() -> None:
@@ -52,7 +52,9 @@ def test_rows_are_plans_by_kv_and_cells_are_layers() -> None:
     second = [look_of(action).fill for action in strips[0].plan.actions]
     assert [cell[:7] for cell in cells] == [to_hex(fill).upper() for fill in [*first, *second]]
     written = [(t.get_text(), t.get_position()) for t in axes.texts]
-    assert written == [("a", (2, 0)), ("1", (3, 0)), ("0", (1, 1)), ("x", (2, 1)), ("2", (3, 1))]
+    letters = [["16", "16", "a", "1"], ["16", "0", "x", "2"]]
+    places = [(layer, row) for row in range(2) for layer in range(4)]
+    assert written == [(letters[row][layer], (layer, row)) for layer, row in places]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["50.0% KV", "30.0% KV"]
     (legend,) = figure.legends
     assert [t.get_text() for t in legend.get_texts()] == [
@@ -108,7 +110,8 @@ def test_the_legends_name_only_what_is_drawn() -> None:
     screened = replace(RESULTS[1], score=None, status="pruned")
     results = [*(r for r in RESULTS if r.sharing_map is None), screened]
     axes = front_figure(results, FRONT[1:2], **LABELS).axes[0]
-    named = [text.get_text() for text in axes.get_legend().get_texts()]
+    (legend,) = axes.figure.legends
+    named = [text.get_text() for text in legend.get_texts()]
     assert named == ["plans scored", "front of all plans"]
     drawn = [name for name, trace in traces(front_html(results, FRONT[1:2], **LABELS)).items()]
     assert drawn == named

@@ -14,7 +14,14 @@ from kvsharer_exp.reporting.comparison import tables, to_values
 from kvsharer_exp.reporting.front_table import front_table
 from kvsharer_exp.reporting.measured import FinishedRun
 from kvsharer_exp.reporting.paper_numbers import paper_numbers
-from kvsharer_exp.reporting.plan_kinds import kinds_of, mean_bits, plan_params, size_words, summary
+from kvsharer_exp.reporting.plan_kinds import (
+    action_counts,
+    kinds_of,
+    mean_bits,
+    plan_params,
+    size_words,
+    summary,
+)
 from kvsharer_exp.reporting.result_readers import measured
 from kvsharer_exp.reporting.sharing_front import num_beaten, sharing_front
 from kvsharer_exp.values.plan import KVPlan
@@ -45,6 +52,18 @@ OLD = {
 )
 def test_a_plan_is_named_by_its_kinds_and_a_map_by_its_shared_layers(text, said: str) -> None:
     assert size_words(KVPlan.parse(text)) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0_1_0_3", "1/4 shared"),
+        ("0q3s4_1q4g128s4_2_3w4+60_4q4g128s4", "1×own 1×w4+60 2×q4g128s4 1×q3s4"),
+        (MIXED, "1×own 1×q4s4 1×q3 2×read 2×affine 1×drop 1×constant"),
+    ],
+)
+def test_a_table_tells_plans_apart_by_the_counts_of_their_actions(text, said: str) -> None:
+    assert action_counts(KVPlan.parse(text)) == said
 
 
 def test_every_layer_is_counted_once() -> None:
@@ -78,9 +97,9 @@ def test_the_table_of_plans_says_what_layers_do_and_a_tenth_of_a_percent() -> No
     assert full[:2] == ["full cache", "100%"]
     assert [row[:2] for row in rows] == [
         ["1/4 shared", "75.0%"],
-        ["4 own at 9 bits", "51.6%"],
-        ["2 own at 10 bits, 1 read, 1 affine", "32.8%"],
-        ["1 own, 1 read, 1 drop, 1 constant", "25.0%"],
+        ["1×own 2×q8 1×q4", "51.6%"],
+        ["1×own 1×q4s4 1×read 1×affine", "32.8%"],
+        ["1×own 1×read 1×drop 1×constant", "25.0%"],
     ]
 
 
@@ -155,10 +174,10 @@ def test_a_report_does_not_take_a_plan_for_the_full_cache_or_a_map_of_the_paper(
     compared = compare_with_paper([v for run in runs for v in measured(run)], paper_numbers())
     assert all(one.paper is None for one in compared if one.value.plan)
     report = next(t for t in tables(compared) if t.quantity == "perplexity/report")
-    sizes = {(row[1], row[2]): row[4] for row in report.rows[1:]}
-    assert sizes["plan abc", "4 own at 7 bits"] == "91.7%"
+    sizes = {(row[1], row[2]): row[5] for row in report.rows[1:]}
+    assert sizes["plan abc", "1×own 3×q4"] == "91.7%"
     assert "front, sampler" in {name for name, _ in sizes}
-    assert ("front, sampler", "4 own at 9 bits") in sizes
+    assert ("front, sampler", "1×own 2×q8 1×q4") in sizes
     assert ("front, sampler", "1/4") in sizes
     kept = [v for v in to_values(compared) if v["map"] == "plan abc"]
     assert {(v["num_shared"], v["plan"]) for v in kept} == {(None, "0_1q4_2q4_3q4")}

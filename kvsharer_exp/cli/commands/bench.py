@@ -56,9 +56,10 @@ def _measure(
         cells.append({"batch": batch, "context": context, **measured, "predicted": predicted})
         log.say(f"measured batch {batch}, context {context}")
         log.log_metrics(_metrics(cells[-1]))
-    log.console.print(f"{kind_of(plan)} {plan} (cache and memory in MiB, medians, lowest–highest)")
-    log.console.print(TurningTable.of(cells_table(cells), section=ROWS_PER_CELL))
-    sentence = where_from(cells[-1])
+    kind = kind_of(plan)
+    log.console.print(f"{kind} {plan} (cache and memory in MiB, medians, lowest–highest)")
+    log.console.print(TurningTable.of(cells_table(cells, kind), section=ROWS_PER_CELL))
+    sentence = where_from(cells[-1], kind)
     log.console.print(sentence)
     for context in wanted.contexts:
         if unseen := unseen_words(plan, context + wanted.new_tokens, context):
@@ -73,7 +74,7 @@ def _measure(
             "cells": cells,
             "where_from": sentence,
         },
-        then=f"kvsharer {'evaluate' if plan.sharing_map is None else 'export'} "
+        then=f"kvsharer {'evaluate' if kind == 'plan' else 'export'} "
         f"model={loaded.name} {plans.word}",
     )
 

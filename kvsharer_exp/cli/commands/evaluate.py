@@ -5,7 +5,7 @@ With ``engine=vllm`` the tasks are scored in vLLM too, and both runtimes are com
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
@@ -43,11 +43,12 @@ def run(
     loaded.tell_contexts()
     fitted, held_out = plans.fitted, scorers.held_out()
     plans.keep(fitted)
-    of_full = held_out.score(loaded.full_cache)
-    full = {**scorers.fitness.full_scores.named(), **of_full.scores}
+    seed = config.seed
+    of_full = held_out.score(loaded.full_cache).behind(scorers.fitness.full_scores, seed=seed)
+    full = of_full.scores
     log.say("scored the full cache")
-    of_plan = held_out.score(fitted)
-    scores = {**scorers.fitness.score(fitted).named(), **of_plan.scores}
+    of_plan = held_out.score(fitted).behind(scorers.fitness.score(fitted), seed=seed)
+    scores = of_plan.scores
     kept = retained(scores, full, scorers.directions, scorers.pass_marks)
     of_plan = of_plan.beside(of_full, kept, scorers.directions)
     size = footprint(loaded.model, plan, context=config.footprint.context)
@@ -63,10 +64,9 @@ def run(
     )
     kind = kind_of(plan)
     log.console.print(f"{kind} {plan}")
-    sides = ("full", of_full, full), ("shared" if kind == "map" else kind, of_plan, scores)
+    sides = {"full": of_full, "shared" if kind == "map" else kind: of_plan}
     log.console.print(_table(sides, kept))
-    if of_plan.intervals:
-        log.console.print("In brackets: 95% intervals over windows and items.")
+    log.console.print("In brackets: 95% intervals over windows and items.")
     for note in task_notes([(scores, kept)], full, of_full.ends):
         log.console.print(note)
     log.console.print(memory_words(plan, size))
@@ -89,18 +89,18 @@ def run(
     )
 
 
-def _table(
-    sides: Sequence[tuple[str, HeldOutScores, Mapping[str, float]]], kept: Mapping[str, float]
-) -> TurningTable:
-    """Every score of the ``sides``, which are (name, held-out scores, all scores)."""
-    table = TurningTable("score", *(name for name, _, _ in sides), "retained")
-    for name in sides[-1][2]:
+def _table(sides: Mapping[str, HeldOutScores], kept: Mapping[str, float]) -> TurningTable:
+    """Every score of the ``sides`` by name, the plan last, with intervals that have a width."""
+    table = TurningTable("score", *sides, "retained")
+    *_, last = sides.values()
+    for name in last.scores:
         cells = []
-        for _, held_out, scores in sides:
-            inside = held_out.intervals.get(name)
-            ends = "" if inside is None else f" ({number(inside.low)}–{number(inside.high)})"
-            cells.append(f"{number(scores[name], 4)}{ends}")
-        inside = sides[-1][1].intervals.get(share_name(name))
+        for side in sides.values():
+            inside = side.intervals.get(name)
+            low, high = ("", "") if inside is None else (number(inside.low), number(inside.high))
+            ends = f" ({low}–{high})" if low != high else ""
+            cells.append(f"{number(side.scores[name], 4)}{ends}")
+        inside = last.intervals.get(share_name(name))
         ends = "" if inside is None else f" ({inside.low:.1%}–{inside.high:.1%})"
         table.add_row(name, *cells, f"{kept[name]:.1%}{ends}" if name in kept else "")
     return table

@@ -73,6 +73,11 @@ class Ablation:
     timings: list[dict[str, Any]] = field(default_factory=list)
     tested: dict[str, list[GreedyResult]] = field(default_factory=dict)
 
+    @property
+    def timed_kind(self) -> str:
+        """``map`` or ``plan``: what the first arm chose, which ``timings`` are of."""
+        return "plan" if self.rows[0].arm in PLAN_ARMS else "map"
+
     def add(
         self,
         variant: Mapping[str, Any],
@@ -133,7 +138,7 @@ def publish(config: Config, log: RunLog, ablation: Ablation) -> None:
         for name, c in correlations.items()
     ]
     if ablation.timings:
-        notes.append(where_from(ablation.timings[-1]))
+        notes.append(where_from(ablation.timings[-1], ablation.timed_kind))
     _show(log, ablation, tables, notes)
     for name, content in _files(config, ablation, cells, drawn, bins, tables, notes).items():
         log.keep(name, content)
@@ -214,8 +219,10 @@ def _show(
             log.console.print("accepted / tested, by rank of the pair (1: most dissimilar)")
         log.console.print(TurningTable.of(rows))
     if ablation.timings:
-        log.console.print("the first arm's maps (medians, lowest–highest), in order of ratio")
-        log.console.print(TurningTable.of(cells_table(ablation.timings), section=ROWS_PER_CELL))
+        kind = ablation.timed_kind
+        log.console.print(f"the first arm's {kind}s (medians, lowest–highest), in order of ratio")
+        timed = cells_table(ablation.timings, kind)
+        log.console.print(TurningTable.of(timed, section=ROWS_PER_CELL))
     for note in notes:
         log.console.print(note, markup=False)
 

@@ -31,7 +31,7 @@ from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.model.footprint import text_config
 from kvsharer_exp.reporting.engine_table import engine_table, num_rows
 from kvsharer_exp.reporting.markup import to_markdown
-from kvsharer_exp.reporting.plan_kinds import size_words
+from kvsharer_exp.reporting.plan_kinds import action_counts
 from kvsharer_exp.shipping.vllm.folder import ExportFolder
 from kvsharer_exp.shipping.vllm.load import Burst, LoadClient, requests_that_fit
 from kvsharer_exp.shipping.vllm.server import Server
@@ -136,7 +136,7 @@ def _side(export: ExportFolder, server: Server, config: Config) -> dict[str, Any
     )
     return {
         **identify(export.plan),
-        "words": size_words(export.plan),
+        "words": action_counts(export.plan),
         "owners": len(export.plan.owners),
         "num_blocks": report.num_blocks,
         "predicted_blocks": blocks.predicted.num_blocks,

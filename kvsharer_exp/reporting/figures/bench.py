@@ -12,14 +12,15 @@ from kvsharer_exp.reporting.figures.style import BLACK, BLUE, GREY, empty
 
 
 def bench_figure(cells: Sequence[Mapping[str, Any]], title: str = "") -> Any:
-    """Draw how many times better the shared cache is than the full one, in each cell of ``bench``.
+    """Draw cache and rates as multiples of those of the full cache, in each cell of ``bench``.
 
-    What the shapes predict stands beside what was measured. The measured bar is the ratio of
-    medians. The line on it spans the ratios that the slowest and fastest rounds allow.
+    Below 1 are a smaller cache and slower runs. What the shapes predict stands beside what was
+    measured. The measured bar is the ratio of medians. The line on it spans the ratios that the
+    slowest and fastest rounds allow.
     """
     figure, panels = empty(2.6 + 0.9 * 3 * max(2, len(cells)) ** 0.5 * 1.4, 3.8, panels=3)
     names = [f"{cell['batch']}×{cell['context']}" for cell in cells]
-    kinds = ("KV cache, times smaller", "prefill, times faster", "decode, times faster")
+    kinds = ("KV cache, × full", "prefill rate, × full", "decode rate, × full")
     for axes, kind, rows in zip(panels, kinds, zip(*map(_ratios, cells), strict=True), strict=True):
         for number, (predicted, measured, low, high) in enumerate(rows):
             first = number == 0
@@ -47,11 +48,11 @@ def bench_figure(cells: Sequence[Mapping[str, Any]], title: str = "") -> Any:
 def _ratios(cell: Mapping[str, Any]) -> list[tuple[float, float, float, float]]:
     """(predicted, measured, lowest, highest) of cache, prefill and decode; 1 is the full cache."""
     full, shared, predicted = cell["full"], cell["shared"], cell["predicted"]
-    smaller = full["cache_bytes"] / shared["cache_bytes"]
+    kept = shared["cache_bytes"] / full["cache_bytes"]
     before, after = full["prefill_seconds"], shared["prefill_seconds"]
     slow, fast = full["decode_tokens_per_second"], shared["decode_tokens_per_second"]
     return [
-        (1 / predicted["kv_fraction"], smaller, smaller, smaller),
+        (predicted["kv_fraction"], kept, kept, kept),
         (
             predicted["prefill_speedup"],
             cell["speedup"]["prefill"],

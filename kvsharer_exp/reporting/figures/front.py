@@ -97,14 +97,14 @@ def front_figure(
         heights.append(full[1])
     if losses:
         log_scale(axes, heights)
-    axes.invert_xaxis()
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     numbers = "" if plans and not only_maps else " (numbers: layers shared)"
     axes.set(xlabel=f"KV cache kept{numbers}", title=title)
     axes.set_ylabel(score_axis(score_label, losses))
     axes.grid(axis="y", alpha=0.25)
     axes.margins(y=0.08)
-    axes.legend(frameon=False, loc="upper left" if losses else "lower left")
+    # Below the axes, because the points of some runs leave no corner free.
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -242,7 +242,7 @@ def front_html(
         traces.append(Scatter(name="full cache", marker=star, **full))
     figure = Figure([trace for trace in traces if trace.x])
     figure.update_layout(template="plotly_white", title=html.escape(title), height=520)
-    figure.update_xaxes(title="KV cache kept", tickformat=".0%", autorange="reversed")
+    figure.update_xaxes(title="KV cache kept", tickformat=".0%")
     figure.update_yaxes(
         title=html.escape(score_axis(score_label, losses)), type="log" if losses else "linear"
     )

@@ -52,8 +52,8 @@ def look_of(action: Action) -> Look:
         case Own(bits=bits, keep=keep):
             letter = "" if keep is None else str(keep)[0]
             tokens = f", {letter}: of some tokens" if letter else ""
-            text = letter if bits == FULL else f"{bits}{letter}"
-            return Look(_lighter(BLUE, _SHADES[bits]), text, BLACK, f"own, {bits} bits{tokens}")
+            fill, ink = _lighter(BLUE, _SHADES[bits]), "white" if bits == FULL else BLACK
+            return Look(fill, f"{bits}{letter}", ink, f"own, {bits} bits{tokens}")
         case Read(source=source):
             return Look(_lighter(YELLOW, 0.45), str(source), BLACK, "read (number: the source)")
         case ReadKV(key_source=key, value_source=value):

@@ -121,6 +121,9 @@ def test_evaluate_scores_a_map_beside_the_full_cache(
     assert re.search(r"The full cache fails .*wiki_next acc_norm \([0-9.]+\), copying", said)
     assert "lm_eval/wiki_next/acc" not in result["retained"]
     assert result["pass_marks"].keys() == {f"lm_eval/wiki_next/{m}" for m in ("acc", "acc_norm")}
+    low, high = result["intervals"]["kl"]
+    assert 0 < low < result["scores"]["kl"] < high
+    assert f"{result['scores']['kl']:.4g} ({low:.3g}–{high:.3g})" in said
     low, high = result["intervals"]["retained/perplexity/report"]
     assert low < result["retained"]["perplexity/report"] < high
     assert f"({low:.1%}–{high:.1%})" in said
