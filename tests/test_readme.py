@@ -161,6 +161,14 @@ def test_every_choice_named_exists() -> None:
         assert set(named.group(1).split("|")) <= files
 
 
+def test_tiny_is_said_to_be_of_random_weights() -> None:
+    """Where the README first names it, and in its file."""
+    before, _, after = README.partition("model=tiny")
+    assert "random weights" in after.partition("```")[0]
+    assert "```" not in before.rpartition("\n\n")[2]  # it is in the text, not in a block
+    assert "random weights" in (data_dir("conf") / "model" / "tiny.yaml").read_text()
+
+
 def test_every_architecture_under_contract_is_named() -> None:
     table = README[README.index("## Which models") : README.index("## Limits")]
     missing = [name for name in ARCHITECTURES if not re.search(rf"\b{name}\b", table)]

@@ -19,9 +19,10 @@ from kvsharer_exp.values.score_names import failed, is_share
 Verdict = Literal["exact", "within tolerance", "differs", "missing", "new"]
 
 _SURROUNDINGS = ("versions", "texts")
+_AT_START = "trials_at_start"
 _LEFT_OUT = {
     *("schema", "command", "mlflow_run_id", "mlflow_compare_url", "study", "threads", "directions"),
-    *("pass_marks", "notes", "where_from", *_SURROUNDINGS),
+    *("pass_marks", "notes", "where_from", _AT_START, *_SURROUNDINGS),
     # A clock or the rest of the machine decides these; keys with "seconds" are left out as well.
     *("decode_tokens_per_second", "resident_bytes", "peak_memory_bytes", "speedup"),
     *("prefill_peak_bytes", "decode_peak_bytes", "tokens_per_second", "ratios", "preemptions"),
@@ -78,6 +79,22 @@ def drew_other_maps(values: Sequence[Value]) -> bool:
         value.section == "trials" or value.path.endswith((".kv_source_layers", ".plan"))
         for value in values
         if not value.matches
+    )
+
+
+def why_other_maps(recorded: Mapping[str, Any]) -> str:
+    """Say whether a recorded sweep was continued, which may have made it draw other maps.
+
+    Sweeps of earlier versions do not tell.
+    """
+    known = recorded.get(_AT_START)
+    if isinstance(known, bool) or not isinstance(known, int):
+        return "a sweep that was stopped and continued may have drawn other maps"
+    if not known:
+        return "the recorded sweep was not continued: it drew its maps in one go"
+    return (
+        f"the recorded sweep continued a study that held {known} maps, so it may have drawn other "
+        "maps than in one go"
     )
 
 

@@ -33,6 +33,7 @@ class StoredRun:
     status: str
     command: str
     model: str
+    model_id: str
     experiment: str
     digest: str
     plan: str
@@ -144,6 +145,7 @@ class Runs:
             status=run.info.status,
             command=tags.get("command", ""),
             model=tags.get("model", ""),
+            model_id=tags.get("model_id", ""),
             experiment=tags.get("experiment", ""),
             digest=tags.get("digest", ""),
             plan=tags.get("plan") or tags.get("kv_source_layers") or "",

@@ -115,6 +115,8 @@ REFUSALS = {
     "+sampler.options.elite=2": "evolution does not take these options",
     "sampler=tpee": "sampler 'tpee' is unknown: did you mean tpe?",
     "compression.ratios=[]": "compression.ratios is empty",
+    "compression.kv=[]": "compression.kv=[] is empty: give at least one share, like [0.25]",
+    "compression.kv=[0]": "compression.kv=0: give shares above 0, at most 1",
     "compression.ratios=[1.5]": "compression.ratios=1.5",
     "compression.ratios=[0.01]": "compression 0.01 asks for 0 of",
     "search.threshold=3": "search.threshold=3",
@@ -167,6 +169,35 @@ def test_what_needs_no_model_is_refused_before_one_is_loaded(
     assert main([*words, override]) == 2
     check_refusal(capfd.readouterr().err, EARLY[override])
     assert not (tmp_path / "run").exists()
+
+
+ID = "f" * 32
+NO_STORE = (
+    "MLflow store sqlite:///mlruns/mlflow.db does not exist, so it has no runs: run a command"
+)
+UNKNOWN = {
+    f"evaluate plan={ID}": NO_STORE,
+    f"bench map={ID}:4": NO_STORE,
+    f"export map={ID}": NO_STORE,
+    f"generate plan={ID}:0.25 generate.prompt=Hello": NO_STORE,
+    f"ablate map={ID}": NO_STORE,
+    f"plan plan=0_1_2_3_4_5 compare={ID}": NO_STORE,
+    f"plan run={ID}": NO_STORE,
+    "plan compression.kv=[0.25]": NO_STORE,
+    f"report run={ID}": NO_STORE,
+    f"reproduce run={ID}": NO_STORE,
+    f"evaluate run={ID}": f"evaluate knows no run={ID}: give plan= to name the plan of a run",
+}
+
+
+@pytest.mark.parametrize("line", UNKNOWN, ids=lambda line: line.replace(ID, "ID"))
+def test_a_run_that_is_not_there_is_looked_up_without_making_a_store(
+    line: str, tmp_path: Path, monkeypatch, capfd
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*line.split(), "--quiet", "hydra.run.dir=run"]) == 2
+    check_refusal(capfd.readouterr().err, UNKNOWN[line])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kv", ["compression.kv=[0.25]", "compression.kv_gib=1"])

@@ -298,6 +298,27 @@ def test_any_other_name_is_taken(name: str) -> None:
     assert file_name(name) == name
 
 
+@pytest.mark.parametrize(
+    ("words", "prefix"),
+    [
+        ("status", ""),
+        ("report run=x", ""),
+        ("plan run=x", ""),
+        ("plan compression.kv=[0.25]", "smollm2-"),  # the newest sweep of this model
+        ("plan plan=0_1", "smollm2-"),
+        ("sweep compression.kv=[0.25]", "smollm2-"),
+        ("evaluate model=tiny model.name=a/b", "a_b-"),
+    ],
+)
+def test_a_run_folder_names_a_model_only_if_the_command_uses_it(words: str, prefix: str) -> None:
+    register(data_dir("search_spaces"))
+    with initialize_config_dir(str(data_dir("conf")), version_base="1.3"):
+        composed = compose("config", translate(words.split()), return_hydra_config=True)
+    folder, _, name = composed.hydra.run.dir.rpartition("/")
+    assert folder == f"outputs/{words.split()[0]}"
+    assert re.fullmatch(rf"{prefix}\d{{4}}-[\d_-]+", name)
+
+
 @pytest.mark.parametrize("key", ["model.name", "study.name", "tracking.experiment"])
 @pytest.mark.parametrize("name", ["../../a/b", "x" * 300])
 def test_names_are_refused_at_the_start(

@@ -16,6 +16,7 @@ from kvsharer_exp.shipping.reproduction import (
     differing_surroundings,
     drew_other_maps,
     summary,
+    why_other_maps,
 )
 from kvsharer_exp.values.intervals import wilson
 
@@ -409,3 +410,18 @@ def test_a_share_that_an_earlier_version_told_of_a_failed_task_is_no_result() ->
     other = {**again, "front": [{**again["front"][0], "plan": "0_0"}]}
     assert drew_other_maps(compare_results(recorded, other, 0))
     assert drew_other_maps(compare_results(recorded, {**again, "trials": {"complete": 5}}, 0))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "says"),
+    [
+        ({}, "a sweep that was stopped and continued may have drawn other maps"),
+        ({"trials_at_start": "x"}, "a sweep that was stopped and continued may have drawn"),
+        ({"trials_at_start": 0}, "was not continued"),
+        ({"trials_at_start": 5}, "continued a study that held 5 maps"),
+    ],
+)
+def test_a_sweep_says_whether_it_was_continued(recorded: dict, says: str) -> None:
+    """Sweeps of earlier versions do not; what a study held before is no result to compare."""
+    assert says in why_other_maps(recorded)
+    assert compare_results(recorded, {"trials_at_start": 3}, 0) == []

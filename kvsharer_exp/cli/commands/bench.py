@@ -12,6 +12,7 @@ from typing import Any
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.next_command import next_command
 from kvsharer_exp.cli.session.plan_words import counted, kind_of, unseen_words
 from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.result_file import identify, tags_of
@@ -74,8 +75,7 @@ def _measure(
             "cells": cells,
             "where_from": sentence,
         },
-        then=f"kvsharer {'evaluate' if kind == 'plan' else 'export'} "
-        f"model={loaded.name} {plans.word}",
+        then=next_command(config, "evaluate" if kind == "plan" else "export", plans.word),
     )
 
 
@@ -110,7 +110,7 @@ def _calculate(config: Config, log: RunLog, loaded: LoadedModel, windows: Window
         log.console.print("layers differ in KV: a target is taken to be the average layer")
     log.finish(
         {"memory_gib": wanted.memory_gib, "cells": cells},
-        then=f"kvsharer search model={loaded.name}",
+        then=next_command(config, "search"),
     )
 
 

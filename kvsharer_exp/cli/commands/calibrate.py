@@ -7,6 +7,7 @@ import math
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.calibration import Calibration
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.next_command import next_command
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.terminal import TurningTable
@@ -37,5 +38,5 @@ def run(
             "distances": matrix,
             "ranking": [pair.to_dict() for pair in pairs],
         },
-        then=f"kvsharer search model={loaded.name}",
+        then=next_command(config, "search"),
     )

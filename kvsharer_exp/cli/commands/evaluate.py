@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.next_command import next_command
 from kvsharer_exp.cli.session.plan_words import kind_of, memory_words, unseen_lines
 from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.result_file import identify, tags_of, told_by_tasks
@@ -85,7 +86,7 @@ def run(
             **told_by_tasks(scorers.directions, scorers.pass_marks),
             **in_engine,
         },
-        then=f"kvsharer sweep model={loaded.name}",
+        then=next_command(config, "sweep"),
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.next_command import next_command
 from kvsharer_exp.cli.session.plan_words import kind_of, memory_words
 from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.result_file import identify, tags_of
@@ -97,5 +99,7 @@ def run(
             "footprint": size.to_dict(),
             "export": {"path": str(path), "weight_file_bytes": weight_bytes},
         },
-        then=f'kvsharer generate model={loaded.name} {kind}={named} generate.prompt="…"',
+        then=next_command(
+            config, "generate", f"{kind}={shlex.quote(str(named))}", 'generate.prompt="…"'
+        ),
     )

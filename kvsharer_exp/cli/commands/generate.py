@@ -18,6 +18,7 @@ from rich.text import Text
 from kvsharer_exp.cli.config.commands import GenerateConfig
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.next_command import next_command
 from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.result_file import identify, tags_of
 from kvsharer_exp.cli.session.run_log import RunLog
@@ -59,7 +60,7 @@ def run(config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, plan
             "chat": wanted.chat,
             "answers": answers,
         },
-        then=f"kvsharer evaluate model={loaded.name} {plans.word}",
+        then=next_command(config, "evaluate", plans.word),
     )
 
 

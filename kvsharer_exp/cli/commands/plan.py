@@ -17,6 +17,7 @@ import torch
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.next_command import next_command
 from kvsharer_exp.cli.session.plan_words import (
     action_words,
     kind_of,
@@ -98,7 +99,7 @@ def run(config: Config, log: RunLog, loaded: LoadedModel, windows: Windows, plan
         other_size = footprint(loaded.model, other, context=config.footprint.context)
         _show_difference(config, log, (plan, size, lines), (other, other_size, others))
         result["compare"] = {**identify(other), **_as_result(config, other_size, others)}
-    log.finish(result, then=f"kvsharer evaluate model={loaded.name} {plans.word}")
+    log.finish(result, then=next_command(config, "evaluate", plans.word))
 
 
 def _unseen(windows: Windows) -> torch.Tensor:

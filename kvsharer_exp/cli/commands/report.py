@@ -6,6 +6,7 @@ names the runs; without it they are the newest of the store.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.finished_runs import finished_run, names_of, newest, open_runs
+from kvsharer_exp.cli.session.next_command import next_command
 from kvsharer_exp.cli.session.result_file import head, write_result
 from kvsharer_exp.cli.terminal import TurningTable, make_console
 from kvsharer_exp.reporting.beside_paper import compare_with_paper, curves, paper_curves
@@ -180,5 +182,6 @@ def _keep(
     if not config.quiet:
         console.print(f"report   {folder / 'report.html'}   (also .md and .tex)", markup=False)
         console.print(f"mlflow   {tracker.run_url(run_id)}   (kvsharer ui shows it)", markup=False)
-        again = next(iter(runs)).run_id
-        console.print(f"next     kvsharer reproduce run={again}", markup=False)
+        first = shlex.quote(runs[0].source or runs[0].run_id)
+        then = next_command(config, "reproduce", f"run={first}")
+        console.print(f"next     {then}", markup=False)

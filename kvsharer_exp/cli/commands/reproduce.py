@@ -33,6 +33,7 @@ from kvsharer_exp.shipping.reproduction import (
     drew_other_maps,
     summary,
     values_table,
+    why_other_maps,
 )
 from kvsharer_exp.tracking.tracker import Tracker
 from kvsharer_exp.values.errors import InputError
@@ -65,7 +66,7 @@ def run(config: Config) -> int:
     table = [["what differs around it", "recorded", "now"], *map(list, surroundings)]
     _show(console, table, values, sentence)
     if recorded.command == "sweep" and drew_other_maps(values):
-        console.print("a sweep that was stopped and continued may have drawn other maps")
+        console.print(why_other_maps(recorded.result))
     result = {
         **head(
             config,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.calibration import Calibration
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.next_command import next_command
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.session.windows import Windows
 from kvsharer_exp.cli.terminal import TurningTable
@@ -40,7 +41,7 @@ def run(
             "threshold": threshold,
             "results": [result.to_dict() for result in found],
         },
-        then=f"kvsharer evaluate model={loaded.name} map={last}",
+        then=next_command(config, "evaluate", f"map={last}"),
     )
 
 

@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
 from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.next_command import same_command
 from kvsharer_exp.cli.session.result_file import head, identify, write_result
 from kvsharer_exp.cli.terminal import make_console, one_line
 from kvsharer_exp.data.load import load_passages
@@ -140,7 +141,8 @@ def _check(
     if problem:
         print(one_line(f"kvsharer: the check failed: {problem}"), file=sys.stderr)
     elif not config.quiet:
-        console.print(f"next     kvsharer serve serve.folder={wanted.folder}", markup=False)
+        then = same_command(config, without=["serve.check"])
+        console.print(f"next     {then}", markup=False)
     return 1 if problem else 0
 
 

@@ -9,6 +9,7 @@ its study.
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -16,11 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.calibration import Calibration
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.next_command import next_command, same_command
 from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.result_file import told_by_tasks
 from kvsharer_exp.cli.session.run_log import RunLog
@@ -60,7 +60,7 @@ from kvsharer_exp.search.study import check_storage, open_study
 from kvsharer_exp.search.study_store import StudyStore
 from kvsharer_exp.values.errors import InputError
 from kvsharer_exp.values.plan import KVPlan
-from kvsharer_exp.values.plan_files import FRONT_FITS
+from kvsharer_exp.values.plan_files import FRONT, FRONT_FITS
 from kvsharer_exp.values.trial import TrialResult
 
 
@@ -152,11 +152,12 @@ def run(
         log.finish(
             {
                 **_result(config, sweep, store, search, scorers.fitness.num_windows),
+                "trials_at_start": known_before,  # above 0: this run continued an earlier one
                 "hypervolume_reference": {"kv_fraction": reference[0], "score": reference[1]},
                 "overhead_seconds_per_trial": _overhead(new, searched),
                 **told_by_tasks(scorers.directions, scorers.pass_marks),
             },
-            then=_longer(config, 2 * len(found)),
+            then=_next(config, log, sweep, searched),
         )
 
 
@@ -269,15 +270,19 @@ def _result(
     }
 
 
-def _longer(config: Config, n_trials: int) -> str:
-    """The command line that continues this study up to ``n_trials`` maps."""
-    given = HydraConfig.get().overrides.task
-    if f"command={config.command}" not in given:  # the sweep runs within `reproduce`
-        given = [f"model={config.model.name}"]
-    left_out = ("command", "study.n_trials", "study.fresh", "quiet")
-    kept = [word for word in given if word.lstrip("+").partition("=")[0] not in left_out]
-    words = [word.removeprefix("+") if word.startswith("+model=") else word for word in kept]
-    return shlex.join(["kvsharer", "sweep", *words, f"study.n_trials={n_trials}"])
+def _next(config: Config, log: RunLog, sweep: SweepResult, searched: float) -> str:
+    """The line that goes on with the search; or one with a plan of the front, if it has ended."""
+    study, count = config.study, len(sweep.results)
+    minutes = config.search_minutes
+    ended = count < study.n_trials if minutes is None else searched < 60 * minutes
+    if ended:  # flat, or without a new map
+        least = min(entry.kv_fraction for entry in sweep.entries)
+        share = max(0.5, math.ceil(least * 10_000) / 10_000)
+        front = shlex.quote(f"{log.folder / FRONT}:{share}")
+        return next_command(config, "evaluate", f"plan={front}")
+    if minutes is not None:  # as many of them again
+        return same_command(config)
+    return same_command(config, f"study.n_trials={2 * count}", without=["study.n_trials"])
 
 
 def _overhead(new: Sequence[TrialResult], searched: float) -> float | None:

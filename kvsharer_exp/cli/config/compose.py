@@ -22,7 +22,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kvsharer_exp.cli.argv import help_lines
-from kvsharer_exp.cli.config.names import file_name
+from kvsharer_exp.cli.config.names import model_prefix
 from kvsharer_exp.cli.config.schema import Config, config_keys
 from kvsharer_exp.cli.config.text_keys import TextKey, expand_home, literal, text_keys
 from kvsharer_exp.values.errors import InputError
@@ -31,10 +31,10 @@ from kvsharer_exp.values.errors import InputError
 def register(search_spaces: Path) -> None:
     """Put the schema and every file of the folder ``search_spaces`` in Hydra's store.
 
-    The resolvers that ``conf/config.yaml`` uses are registered as well: ``pid``, ``file_name``, and
-    ``commands`` for the list in ``--help``.
+    The resolvers that ``conf/config.yaml`` uses are registered as well: ``pid``, ``model_prefix``,
+    and ``commands`` for the list in ``--help``.
     """
-    for resolver in (("pid", os.getpid), ("commands", help_lines), ("file_name", file_name)):
+    for resolver in (("pid", os.getpid), ("commands", help_lines), ("model_prefix", model_prefix)):
         OmegaConf.register_new_resolver(*resolver, replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)

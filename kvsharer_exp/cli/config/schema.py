@@ -34,9 +34,11 @@ from kvsharer_exp.cli.config.search import (
 from kvsharer_exp.cli.config.text_keys import PATH, PATHS
 from kvsharer_exp.cli.config.texts import CalibrationConfig, HeldoutConfig
 from kvsharer_exp.values.errors import InputError, at_least
+from kvsharer_exp.values.text import shorten
 
 FINALS_SHARE = 0.4  # the part of study.minutes that the finals have
 _WITH_WORKERS = ("sweep", "reproduce", "doctor", "")
+_WITH_RUN = ("plan", "report", "reproduce", "doctor", "")
 _IN_ENGINE = ("evaluate", "bench", "serve", "doctor", "")
 
 
@@ -81,6 +83,11 @@ class Config:
 
     def __post_init__(self) -> None:
         at_least("seed", self.seed, 0)
+        if self.run is not None and self.command not in _WITH_RUN:
+            raise InputError(
+                f"{self.command} knows no run={shorten(self.run, 60)}: give plan= to name the plan "
+                "of a run, or run= to report, reproduce or plan"
+            )
         if self.engine.name != "transformers" and self.command not in _IN_ENGINE:
             raise InputError(
                 f"{self.command} knows no engine={self.engine.name}: give it to evaluate or bench"

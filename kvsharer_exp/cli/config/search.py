@@ -46,7 +46,11 @@ class CompressionConfig:
                 "compression.ratios and compression.kv are both given: give ratios for maps, "
                 "or kv for plans"
             )
-        for share in [] if self.kv is None else self.kv or [0.0]:
+        if self.kv == []:
+            raise InputError(
+                "compression.kv=[] is empty: give at least one share, like [0.25], or leave it out"
+            )
+        for share in self.kv or []:
             if not 0 < share <= 1:
                 raise InputError(f"compression.kv={share:g}: give shares above 0, at most 1")
         if self.kv_gib is not None and self.kv_gib <= 0:

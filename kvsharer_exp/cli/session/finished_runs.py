@@ -18,6 +18,7 @@ from yaml import YAMLError
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.result_file import SCHEMA
 from kvsharer_exp.reporting.measured import FinishedRun
+from kvsharer_exp.tracking.run_plans import run_and_choice
 from kvsharer_exp.tracking.runs import Runs, StoredRun
 from kvsharer_exp.tracking.store import require_store
 from kvsharer_exp.values.errors import MALFORMED, InputError
@@ -38,6 +39,21 @@ def names_of(config: Config) -> list[str]:
     if not names or not all(names):
         raise InputError(f"run={shorten(config.run)}: give MLflow run ids or run folders")
     return list(dict.fromkeys(names))
+
+
+def require_runs(config: Config) -> None:
+    """Refuse to read a run where there is no store, before the command makes one.
+
+    Raises:
+        InputError: ``plan=``, ``map=``, ``compare=`` or ``run=`` names a run by its id, or a budget
+            asks for the newest sweep, and there is no store yet.
+    """
+    wanted, names = config.compression, names_of(config)
+    by_id = any(run_and_choice(value) for value in (config.plan, config.map, config.compare))
+    budgets = wanted.kv is not None or wanted.kv_gib is not None
+    newest_sweep = config.command == "plan" and budgets and not names
+    if by_id or newest_sweep or not all(Path(name).is_dir() for name in names):
+        require_store(config.tracking.uri)
 
 
 def open_runs(config: Config, names: Sequence[str]) -> Runs:

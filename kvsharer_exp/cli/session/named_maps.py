@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.models_of_plans import check_model
 from kvsharer_exp.tracking.run_plans import map_of_run, run_and_choice
 from kvsharer_exp.tracking.tracker import Tracker
 from kvsharer_exp.values.errors import InputError
@@ -13,11 +14,13 @@ def read_map(config: Config, tracker: Tracker) -> SharingMap:
     """The one map that ``map=`` names: text, a list, the path of a .json, or an MLflow run id.
 
     Raises:
-        InputError: ``map=`` is not given, or it is none of these.
+        InputError: ``map=`` is not given, or it is none of these; or it is of another model, and no
+            model is given.
     """
     value = config.map
     if value is None:
         raise InputError("no map given: map=0_1_0_3, map=path.json or map=<MLflow run id>")
+    check_model(config.model, "map", value, tracker.runs)
     named = run_and_choice(value)
     if named is not None:
         return map_of_run(tracker.runs, *named)
@@ -31,5 +34,6 @@ def read_maps(config: Config, tracker: Tracker) -> tuple[SharingMap, ...]:
         InputError: see `read_map`.
     """
     run_id, choice = run_and_choice(config.map) or (None, None)
+    check_model(config.model, "map", config.map, tracker.runs)
     front = tracker.front_maps(run_id) if run_id and choice is None else []
     return tuple(front) or (read_map(config, tracker),)

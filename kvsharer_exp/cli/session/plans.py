@@ -18,6 +18,7 @@ import torch
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.models_of_plans import check_model
 from kvsharer_exp.cli.session.named_maps import read_map
 from kvsharer_exp.cli.session.plan_words import kind_of
 from kvsharer_exp.cli.session.run_log import RunLog
@@ -59,7 +60,8 @@ class Plans:
         """`plan`, with the fits that lie where ``plan=`` points.
 
         Raises:
-            InputError: none or both are given, or what is given is no plan.
+            InputError: none or both are given, what is given is no plan, or it is the plan of
+                another model, and no model is given.
         """
         config = self._config
         if config.plan is not None and config.map is not None:
@@ -70,7 +72,7 @@ class Plans:
             )
         if config.plan is None:
             return KVPlan.of(read_map(config, self._log.tracker))
-        return self._read(config.plan)
+        return self._read("plan", config.plan)
 
     @property
     def other(self) -> KVPlan | None:
@@ -83,7 +85,8 @@ class Plans:
 
     @cached_property
     def _other(self) -> KVPlan | FittedPlan | None:
-        return None if self._config.compare is None else self._read(self._config.compare)
+        compare = self._config.compare
+        return None if compare is None else self._read("compare", compare)
 
     def check(self) -> None:
         """Refuse plans that do not fit the model.
@@ -250,7 +253,8 @@ class Plans:
         check_origin(given.origin, {**self._place, **asked}, "beside the plan")
         check_plan(given, self._loaded.layers)
 
-    def _read(self, value: Any) -> KVPlan | FittedPlan:
+    def _read(self, key: str, value: Any) -> KVPlan | FittedPlan:
+        check_model(self._config.model, key, value, self._log.tracker.runs)
         named = run_and_choice(value)
         if named is not None:
             return plan_of_run(self._log.tracker.runs, *named)

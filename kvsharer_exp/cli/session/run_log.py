@@ -22,6 +22,7 @@ from rich.text import Text
 
 from kvsharer_exp.cli.config.compose import to_yaml
 from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.finished_runs import require_runs
 from kvsharer_exp.cli.session.first_run import first_run
 from kvsharer_exp.cli.session.result_file import head, write_result
 from kvsharer_exp.cli.stopping import undisturbed
@@ -46,8 +47,10 @@ class RunLog:
         """Open the store, and print what a first run downloads.
 
         Raises:
-            InputError: the store cannot be opened, or ``tracking.folder`` cannot be written.
+            InputError: the store cannot be opened, or ``tracking.folder`` cannot be written; or a
+                run of a store that is not there is to be read.
         """
+        require_runs(config)
         self.config = config
         self.folder = Path(HydraConfig.get().runtime.output_dir)
         self.console = make_console()

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kvsharer_exp.cli.config.schema import Config
+from kvsharer_exp.cli.session.next_command import next_command, same_command
 from kvsharer_exp.cli.session.result_file import told_by_tasks
 from kvsharer_exp.cli.session.run_log import RunLog
 from kvsharer_exp.cli.steps.ablation_rows import RowScorer, Scores
@@ -143,11 +144,11 @@ def publish(config: Config, log: RunLog, ablation: Ablation) -> None:
     for name, content in _files(config, ablation, cells, drawn, bins, tables, notes).items():
         log.keep(name, content)
     first = next((row for row in ablation.rows if row.result.found), None)
-    then = "ablate search.threshold=0"
+    then = same_command(config, "search.threshold=0", without=["search.threshold"])
     if first is not None:
         sources = "_".join(map(str, first.result.kv_source_layers))
         named = f"plan={first.plan}" if first.plan else f"map={sources}"
-        then = f"evaluate model={config.model.name} {named}"
+        then = next_command(config, "evaluate", named)
     log.finish(
         {
             "experiment": config.ablate.name,
@@ -169,7 +170,7 @@ def publish(config: Config, log: RunLog, ablation: Ablation) -> None:
             "notes": notes,
             **told_by_tasks(directions, ablation.scorer.pass_marks),
         },
-        then=f"kvsharer {then}",
+        then=then,
     )
 
 

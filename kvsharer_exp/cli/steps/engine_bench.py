@@ -19,6 +19,7 @@ from typing import Any
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.loaded_model import LoadedModel
+from kvsharer_exp.cli.session.next_command import next_command
 from kvsharer_exp.cli.session.plan_words import kind_of
 from kvsharer_exp.cli.session.plans import Plans
 from kvsharer_exp.cli.session.result_file import identify, tags_of
@@ -105,7 +106,7 @@ def bench_in_engine(
             "plans": sides,
             "cells": cells,
         },
-        then=f"kvsharer export model={loaded.name} {kind_of(plan)}={plan}",
+        then=next_command(config, "export", f"{kind_of(plan)}={plan}"),
     )
 
 

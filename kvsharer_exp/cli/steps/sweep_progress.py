@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session.run_log import RunLog
-from kvsharer_exp.reporting.plan_kinds import size_words
+from kvsharer_exp.reporting.plan_kinds import kv_percent, size_words
 from kvsharer_exp.search.execution.base import Executor
 from kvsharer_exp.search.front import BestSoFar, GrowingFront, bytes_rung, num_shared
 from kvsharer_exp.search.paper.greedy import num_targets
@@ -156,12 +156,10 @@ class SweepProgress:
         return 60 * (len(self._found) - self._known) / (self._log.seconds - self._started)
 
     def _state(self, volume: float) -> str:
-        best = self._best.best
-        losses = [f"{step}: {-(best[step].score or 0.0):.2g}" for step in self._shown()]
         stopped = sum(result.status == "screened_out" for result in self._found)
         failures = Counter(r.reason for r in self._found if r.status == "failed")
         failed = [f"{count} × {clip(reason, 24)}" for reason, count in failures.most_common(2)]
-        words = [f"hv {volume:.3f}", *losses, f"{stopped} screened out", *failed]
+        words = [*self._losses(), f"hypervolume {volume:.3f}", f"{stopped} screened out", *failed]
         words.append(f"{self._rate():.1f}/min")
         minutes = self._config.search_minutes
         workers = self._executor.workers
@@ -171,6 +169,20 @@ class SweepProgress:
             left = minutes - (self._log.seconds - self._started) / 60
             words.append(f"{max(0.0, left):.0f} min")
         return " · ".join(words)
+
+    def _losses(self) -> list[str]:
+        """The best loss at some sizes, in words: ``best KL 0.25 at 40%, 0.01 at 75% of KV``."""
+        best = [self._best.best[step] for step in self._shown()]
+        if not best:
+            return []
+        name = "KL" if self._config.scoring.fitness_label == KL else "loss"
+        if self._of_plans:
+            sizes, of = [kv_percent(r.footprint.kv_fraction, fine=False) for r in best], "of KV"
+        else:
+            sizes, of = [str(r.num_shared) for r in best], "shared layers"
+        losses = [f"{-(r.score or 0.0):.2g}" for r in best]
+        pairs = ", ".join(map(" at ".join, zip(losses, sizes, strict=True)))
+        return [f"best {name} {pairs} {of}"]
 
     def _shown(self) -> list[int]:
         """The rungs whose best loss the bar shows: those asked for, or of plans three of all."""

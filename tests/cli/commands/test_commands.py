@@ -116,6 +116,7 @@ def test_evaluate_scores_a_map_beside_the_full_cache(
     measured = size["measured"]
     assert measured["cache_bytes"] == size["kv_bytes_per_token"] * measured["tokens"]
     said = " ".join(capsys.readouterr().out.split())
+    assert f"next kvsharer sweep model=tiny {' '.join(WITH_TASKS[1:5])}" in said
     assert re.search(r"\bkl (\W )?0 (\W )?0\.", said)  # of the full cache, and no rounding noise
     # As a model of random weights does: neither copies nor guesses better than chance.
     assert re.search(r"The full cache fails .*wiki_next acc_norm \([0-9.]+\), copying", said)
@@ -147,6 +148,7 @@ def test_sweep_gives_a_front_and_continues(run, store, capsys) -> None:
         for r in (first, again, same)
     ]
     assert counted == [8, 12, 12]
+    assert [r["trials_at_start"] for r in (first, again, same)] == [0, 8, 12]
     assert again["hypervolume"] >= first["hypervolume"] > 0
     assert same["front"] == again["front"]
     runs = {r.info.run_id: r for r in children(store, first["mlflow_run_id"])}

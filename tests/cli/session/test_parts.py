@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kvsharer_exp.cli.argv import COMMANDS
+from kvsharer_exp.cli.config.names import WITHOUT_MODEL
 from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.session import parts
 from kvsharer_exp.cli.session.parts import PARTS, run_command
@@ -74,7 +75,9 @@ def test_a_command_that_names_no_log_opens_none(monkeypatch) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_names_parts_that_exist(command: str) -> None:
     run = parts.import_module(f"kvsharer_exp.cli.commands.{command}").run
-    assert set(signature(run).parameters) <= {"config", *PARTS}
+    named = set(signature(run).parameters)
+    assert named <= {"config", *PARTS}
+    assert ("loaded" in named) == (command not in WITHOUT_MODEL)
 
 
 def test_every_file_of_the_folder_is_a_command() -> None:

@@ -11,6 +11,7 @@ from kvsharer_exp.cli.config.schema import Config
 from kvsharer_exp.cli.steps.sweep_progress import SweepProgress
 from kvsharer_exp.cli.steps.sweep_setup import say_short_screens
 from kvsharer_exp.search.execution.base import Worker
+from kvsharer_exp.search.front import num_shared
 from kvsharer_exp.values.footprint import Footprint
 from kvsharer_exp.values.plan import KVPlan
 from kvsharer_exp.values.trial import TrialResult
@@ -25,7 +26,11 @@ SCORED = TrialResult(
 def progress(monkeypatch: pytest.MonkeyPatch) -> Any:
     study = SimpleNamespace(n_trials=40, minutes=None, patience=None)
     kind = SimpleNamespace(kind="layer_actions")
-    config = SimpleNamespace(study=study, search_space=kind, quiet=False, search_minutes=3.0)
+    config = SimpleNamespace(
+        **{"study": study, "search_space": kind, "quiet": False, "search_minutes": 3.0},
+        scoring=SimpleNamespace(fitness_label="kl"),
+        compression=SimpleNamespace(ratios=[0.34, 0.67]),
+    )
     log = SimpleNamespace(console=Console(width=120), seconds=0.0)
     store = SimpleNamespace(results=list)
     busy = Worker("busy", "0_1q4_x", 1.0)
@@ -45,9 +50,27 @@ def test_it_names_rate_workers_failures_and_what_is_left(progress) -> None:
         progress.add(replace(result, number=number))
     (task,) = progress._bar.tasks
     assert task.fields["state"] == (
-        "hv 1.050 · 26: 0.25 · 1 screened out · 2 × RuntimeError: out of me… · 1 × NaN · 5.0/min · "
-        "2/3 workers busy · 2 min"
+        "best KL 0.25 at 40% of KV · hypervolume 1.050 · 1 screened out · 2 × RuntimeError: out of "
+        "me… · 1 × NaN · 5.0/min · 2/3 workers busy · 2 min"
     )
+
+
+def test_it_says_of_what_the_best_losses_are(progress) -> None:
+    """They stood there as ``26: 0.25``, which nobody explained."""
+    progress.log.seconds += 1.0
+    progress.add(SCORED)
+    progress.add(replace(SCORED, score=-0.01, footprint=Footprint(1, 0.75, 0)))
+    assert progress._losses() == ["best KL 0.25 at 40%, 0.01 at 75% of KV"]
+    progress._config.scoring.fitness_label = "cosine"
+    assert progress._losses() == ["best loss 0.25 at 40%, 0.01 at 75% of KV"]
+
+
+def test_of_maps_it_says_how_many_layers_are_shared(progress) -> None:
+    progress.log.seconds += 1.0
+    progress._of_plans, progress._best.rung = False, num_shared
+    for text, score in (("0_0_2", -0.5), ("0_0_0", -2.0)):
+        progress.add(replace(SCORED, plan=KVPlan.parse(text), score=score))
+    assert progress._losses() == ["best KL 0.5 at 1, 2 at 2 shared layers"]
 
 
 @pytest.mark.parametrize(("windows", "left_out"), [(24, []), (8, ["8"]), (2, ["2, 8"])])
