@@ -56,6 +56,8 @@ def test_every_keep_says_what_it_is_and_comes_back_from_json() -> None:
         (lambda: H2O("9"), "a budget of '9' tokens"),
         (lambda: H2O(1.5), "a budget of 1.5 tokens.*fraction of the prompt"),
         (lambda: H2O(0.123456), "at most four decimals"),
+        (lambda: read_keep("snap0.03125+16"), "budget of 0.03125 tokens: .* at most four decimals"),
+        (lambda: read_keep("h1.5"), "budget of 1.5 tokens: give a whole number"),
         (lambda: SnapKV(9, "2"), "observes=2: give a whole number"),
         (lambda: keep_from_dict({"keep": "h2", "keep_": 3}), "keep 'h2' is unknown: did you mean"),
         (lambda: keep_from_dict({"keep": "h2o", "size": 3}), "h2o does not take size"),

@@ -9,8 +9,8 @@ from kvsharer_exp.values.keeps.base import Keep
 from kvsharer_exp.values.text import clip
 
 Budget = int | float
-TEXT = r"([0-9]+|0\.[0-9]{1,4})"
-"""A number of tokens, or a fraction with a decimal point."""
+TEXT = r"([0-9]+(?:\.[0-9]+)?)"
+"""A number of tokens, or a fraction with a decimal point; the keep refuses those that are none."""
 
 
 def read_budget(text: str) -> Budget:
