@@ -12,7 +12,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import chdir
+from contextlib import chdir, suppress
 from pathlib import Path
 
 import hydra
@@ -122,8 +122,15 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _remove_unused(folder: Path, subdir: str | None, log: str) -> None:
-    """Remove a run folder that holds what Hydra put there, and nothing of the command's."""
+    """Remove a run folder that holds what Hydra put there, and nothing of the command's.
+
+    Of ``outputs/COMMAND``, where run folders lie by default, what is empty then goes too.
+    """
     kept = [path for path in folder.iterdir() if path.name != subdir]
     empty = all(path.name == log and not path.stat().st_size for path in kept)
     if empty and folder != Path.cwd():
         shutil.rmtree(folder, ignore_errors=True)
+        if folder.parents[1] == Path.cwd() / "outputs":
+            for parent in folder.parents[:2]:
+                with suppress(OSError):  # it holds other runs
+                    parent.rmdir()

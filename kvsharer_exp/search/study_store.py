@@ -127,8 +127,7 @@ class StudyStore:
             self._set(_VERSION, VERSION)
             self._set(_IDENTITY, dict(identity))
             return
-        changed = [key for key in {**held, **identity} if held.get(key) != identity.get(key)]
-        if changed:
+        if changed := _changed(held, identity):
             raise InputError(
                 f"study {self.name} holds scores of another {', '.join(changed)}: "
                 "give another study.name, or study.fresh=true to forget them"
@@ -281,3 +280,16 @@ class StudyStore:
 
     def _set(self, name: str, value: Any) -> None:
         self.study.set_user_attr(name, value)
+
+
+def _changed(held: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """The keys whose values differ; of a section that differs in a setting or two, these."""
+    names: list[str] = []
+    for key in {**held, **identity}:
+        old, new = held.get(key), identity.get(key)
+        inner: list[str] = []
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            inner = [f"{key}.{k}" for k in {**old, **new} if old.get(k) != new.get(k)]
+        if old != new:
+            names += inner if 0 < len(inner) <= 2 else [key]
+    return names

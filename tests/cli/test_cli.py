@@ -195,7 +195,7 @@ def test_a_run_that_is_not_there_is_looked_up_without_making_a_store(
     line: str, tmp_path: Path, monkeypatch, capfd
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([*line.split(), "--quiet", "hydra.run.dir=run"]) == 2
+    assert main([*line.split(), "--quiet"]) == 2
     check_refusal(capfd.readouterr().err, UNKNOWN[line])
     assert not list(tmp_path.iterdir())
 

@@ -50,6 +50,17 @@ def test_another_identity_is_refused_by_what_differs(tmp_path: Path) -> None:
             store.claim({"model": "a", "seed": 1})
 
 
+def test_a_section_that_differs_in_a_setting_is_refused_by_the_setting(tmp_path: Path) -> None:
+    """It said "fit", and not what to set back."""
+    fit = {"num_windows": 6, "window_tokens": 40, "sequential": False}
+    with open_study("s", storage=None, folder=tmp_path) as store:
+        store.claim({"fit": fit, "seed": 0})
+        with pytest.raises(InputError, match=r"scores of another fit\.num_windows, seed: "):
+            store.claim({"fit": {**fit, "num_windows": 5}, "seed": 1})
+        with pytest.raises(InputError, match="scores of another fit: "):
+            store.claim({"fit": {}, "seed": 0})
+
+
 @pytest.mark.parametrize("first", [{"model": "a"}, {"model": "a", "prompt": 64}])
 def test_what_only_one_of_two_identities_names_differs_too(tmp_path: Path, first: dict) -> None:
     """A study of prompts went on without them."""

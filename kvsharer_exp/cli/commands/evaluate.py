@@ -67,7 +67,8 @@ def run(
     log.console.print(f"{kind} {plan}")
     sides = {"full": of_full, "shared" if kind == "map" else kind: of_plan}
     log.console.print(_table(sides, kept))
-    log.console.print("In brackets: 95% intervals over windows and items.")
+    if any(inside.low != inside.high for inside in of_plan.intervals.values()):
+        log.console.print("In brackets: 95% intervals over windows and items.")
     for note in task_notes([(scores, kept)], full, of_full.ends):
         log.console.print(note)
     log.console.print(memory_words(plan, size))

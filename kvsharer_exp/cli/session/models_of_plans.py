@@ -55,7 +55,7 @@ def check_model(config: ModelConfig, key: str, value: Any, runs: Runs) -> None:
         word = f"model.source={of}"
     raise InputError(
         f"{key}={shorten(value, 40)} is of model {clip(choices.get(of, of), 24)}, not "
-        f"{DEFAULT_MODEL}: give {word} too, or the plan as text"
+        f"{DEFAULT_MODEL}: give {word} too, or the {key} as text"
     )
 
 

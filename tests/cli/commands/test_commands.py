@@ -133,6 +133,13 @@ def test_evaluate_scores_a_map_beside_the_full_cache(
     assert metrics["high/retained/perplexity/report"] == pytest.approx(high)
 
 
+def test_evaluate_explains_no_brackets_where_one_window_gives_none(run, capsys) -> None:
+    one = ("heldout.num_windows=1", "scoring.num_windows=1", "study.screen_windows=[]")
+    run("evaluate", "map=0_1_2_1_4_4", *one)
+    said = capsys.readouterr().out
+    assert "perplexity/report" in said and "In brackets" not in said
+
+
 def test_sweep_gives_a_front_and_continues(run, store, capsys) -> None:
     sweep = ("sweep", "study.name=continues", "study.storage=continues.journal")
     first, again, same = (run(*sweep, f"study.n_trials={n}", quick=WITH_TASKS) for n in (8, 12, 12))

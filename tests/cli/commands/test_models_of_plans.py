@@ -64,7 +64,7 @@ def trial(store: list[str]) -> str:
 
 def test_a_run_folder_tells_the_model_and_what_to_add(folder, refuse) -> None:
     run = folder()
-    says = "is of model gemma3_270m, not smollm2: give model=gemma3_270m too, or the plan as text"
+    says = "is of model gemma3_270m, not smollm2: give model=gemma3_270m too, or the "
     refuse(says, "evaluate", f"plan={run}")
     refuse(says, "bench", f"plan={run}/front.json:0.9")
     refuse(says, "export", f"map={run}/front.json:1")
