@@ -2,9 +2,9 @@
 
     python tests/benchmarks/plan_front.py SWEEP [SWEEP …] --budgets 0.3125 0.25 --out FOLDER
 
-SWEEP is the run folder of a ``kvsharer sweep search_space=layer_actions``. For every budget it
-takes the plan of most KV in the fronts that keeps no more, and its perplexity on the sweep's
-held-out windows divided by that of the full cache. With ``--long N`` it runs ``kvsharer evaluate``
+SWEEP is the run folder of a ``kvsharer sweep`` of plans. Of the plans in the fronts that keep no
+more than a budget, it takes that of least KL on the scoring windows, and says its perplexity on the
+sweep's held-out windows, which have chosen nothing, divided by that of the full cache. With ``--long N`` it runs ``kvsharer evaluate``
 on N windows of 2,048 held-out tokens as well. At 256 tokens much of what is read is still in full.
 With ``--each`` every SWEEP is one seed, and a row says how far the seeds lie apart.
 """
@@ -46,7 +46,7 @@ def rows_of(sweeps: list[Path], budgets: list[float]) -> list[dict]:
     for budget in budgets:
         fitting = [e for e in entries if e["kv_fraction"] <= budget + 1e-9]
         if fitting:
-            rows.append({"budget": budget, **min(fitting, key=lambda e: e["ratio"])})
+            rows.append({"budget": budget, **min(fitting, key=lambda e: e["kl"])})
     return rows
 
 
