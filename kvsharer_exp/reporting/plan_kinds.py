@@ -18,6 +18,7 @@ from kvsharer_exp.values.actions.registry import OURS
 from kvsharer_exp.values.plan import KVPlan
 
 _PART = 40  # the most characters of the readable text of one action
+_CELL = 64  # the most characters of a plan in a table
 
 
 def is_map(plan: KVPlan) -> bool:
@@ -85,7 +86,8 @@ def size_words(plan: KVPlan) -> str:
 def action_counts(plan: KVPlan) -> str:
     """``4/30 shared`` for a map, and of any other plan how many layers do each action.
 
-    Owners come first, from most bits to fewest, each with the text of its precision and keep.
+    Owners come first, from most bits to fewest, each with the text of its precision and keep. A
+    plan of so many different actions that a cell has no room for them has its `summary`.
 
     >>> action_counts(KVPlan.parse("0_1q3s4_2q4_3q4_0_a"))
     '1×own 2×q4 1×q3s4 1×affine 1×read'
@@ -99,7 +101,8 @@ def action_counts(plan: KVPlan) -> str:
     )
     counts = {text: owners[bits, text] for bits, text in sorted(owners)}
     counts |= {kind: count for kind, count in kinds_of(plan).items() if kind != Own.name}
-    return " ".join(f"{count}×{text}" for text, count in counts.items())
+    text = " ".join(f"{count}×{text}" for text, count in counts.items())
+    return text if len(text) <= _CELL else summary(plan)
 
 
 def plan_params(plan: KVPlan) -> dict[str, str]:

@@ -60,6 +60,10 @@ def test_a_plan_is_named_by_its_kinds_and_a_map_by_its_shared_layers(text, said:
         ("0_1_0_3", "1/4 shared"),
         ("0q3s4_1q4g128s4_2_3w4+60_4q4g128s4", "1×own 1×w4+60 2×q4g128s4 1×q3s4"),
         (MIXED, "1×own 1×q4s4 1×q3 2×read 2×affine 1×drop 1×constant"),
+        (
+            "0_1q4_2q4snap0.5+32_3q4snap0.25+32_4q4snap0.125+32_5q4snap0.0625+32",
+            "6 own at 6 bits (4 of some tokens)",
+        ),
     ],
 )
 def test_a_table_tells_plans_apart_by_the_counts_of_their_actions(text, said: str) -> None:
