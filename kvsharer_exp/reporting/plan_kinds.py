@@ -90,7 +90,7 @@ def action_counts(plan: KVPlan) -> str:
     plan of so many different actions that a cell has no room for them has its `summary`.
 
     >>> action_counts(KVPlan.parse("0_1q3s4_2q4_3q4_0_a"))
-    '1×own 2×q4 1×q3s4 1×affine 1×read'
+    '1×own 2×q4 1×q3s4 1×read 1×affine'
     """
     if is_map(plan):
         return size_words(plan)

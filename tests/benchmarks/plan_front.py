@@ -4,9 +4,10 @@
 
 SWEEP is the run folder of a ``kvsharer sweep`` of plans. Of the plans in the fronts that keep no
 more than a budget, it takes that of least KL on the scoring windows, and says its perplexity on the
-sweep's held-out windows, which have chosen nothing, divided by that of the full cache. With ``--long N`` it runs ``kvsharer evaluate``
-on N windows of 2,048 held-out tokens as well. At 256 tokens much of what is read is still in full.
-With ``--each`` every SWEEP is one seed, and a row says how far the seeds lie apart.
+sweep's held-out windows, which have chosen nothing, divided by that of the full cache. With
+``--long N`` it runs ``kvsharer evaluate`` on N windows of 2,048 held-out tokens as well. At 256
+tokens much of what is read is still in full. With ``--each`` every SWEEP is one seed, and a row
+says how far the seeds lie apart.
 """
 
 import argparse
