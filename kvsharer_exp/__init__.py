@@ -1,9 +1,9 @@
-"""Find, test and ship cross-layer KV-cache sharing maps for pretrained language models.
+"""Find, test and ship KV plans for pretrained language models: what each layer does about its KV.
 
->>> from kvsharer_exp import SharingMap, load_model, share_kv
->>> model, tokenizer = load_model("smollm2")
->>> with share_kv(model, SharingMap.identity(30).share(7, 0)):
-...     ...
+>>> from kvsharer_exp import KVPlan, apply_plan, load_model
+>>> model, tokenizer = load_model("tiny")
+>>> with apply_plan(model, KVPlan.parse("0_1q4_2_0_x_5")):
+...     ids = model.generate(**tokenizer("The sea", return_tensors="pt"), max_new_tokens=4)
 """
 
 from importlib import import_module

@@ -4,8 +4,8 @@ A plan is one `Action` a layer: own, read, drop, constant, affine, …. A sharin
 whose actions are all "own in 16 bits" or "read", and it prints, digests and stores as the map does.
 Whatever runs, scores or searches plans takes them as `KVPlan`.
 
->>> str(KVPlan.parse("0_1q4s4_0_a").replace(1, Drop()))
-'0_x_0_a'
+>>> str(KVPlan.parse("0_1q4s4_0_a").replace(1, Own()))
+'0_1_0_a'
 """
 
 from __future__ import annotations
