@@ -26,7 +26,7 @@ import torch
 from kvsharer_exp.measure.evaluator import Evaluator
 from kvsharer_exp.model.fitted_plan import FittedPlan
 from kvsharer_exp.search.execution.base import PLAN_FAULTS, reason_of
-from kvsharer_exp.search.front import Rung, kv_of, undominated
+from kvsharer_exp.search.front import Rung, kv_of
 from kvsharer_exp.search.study_store import StudyStore
 from kvsharer_exp.values.intervals import standard_error, t_interval
 from kvsharer_exp.values.plan import KVPlan
@@ -185,22 +185,28 @@ def race(
 
 
 def winners(maps: Sequence[TrialResult], losses: Losses, rung: Rung = kv_of) -> list[TrialResult]:
-    """The front by mean loss, most KV first: the winner of every rung, if it beats those with less.
+    """The front, most KV first: the winner of every rung that none with less KV beats.
 
     Of the maps of one ``rung``, the first of ``maps`` that is left wins, because the search scored
-    it highest. Another map wins only if its loss is lower by more than a standard error, because a
-    few windows say less than the search did.
+    it highest. A few windows say less than the search did, so one map beats another only if its
+    mean loss is lower by more than a standard error, both within a rung and between rungs.
     """
     left = sorted((result for result in maps if losses.get(result.number)), key=rung)
-    first: list[TrialResult] = []
+    front: list[TrialResult] = []
     for _, group in groupby(left, key=rung):
         rivals = list(group)
         best = min(rivals, key=lambda result: fmean(losses[result.number]))
-        ahead = _difference(losses[rivals[0].number], losses[best.number])
-        if fmean(ahead) <= (standard_error(ahead) if len(ahead) > 1 else 0.0):
+        if not _beats(losses[best.number], losses[rivals[0].number]):
             best = rivals[0]
-        first.append(best)
-    return undominated(first, kv=kv_of, score=lambda r: -fmean(losses[r.number]))[::-1]
+        if not any(_beats(losses[less.number], losses[best.number]) for less in front):
+            front.append(best)
+    return front[::-1]
+
+
+def _beats(some: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether the mean of ``some`` is lower than that of ``others`` by over a standard error."""
+    ahead = _difference(others, some)
+    return fmean(ahead) > (standard_error(ahead) if len(ahead) > 1 else 0.0)
 
 
 def _in_doubt(losses: Losses, maps: Mapping[int, TrialResult], rung: Rung) -> Losses:

@@ -188,10 +188,12 @@ def test_a_batch_that_not_all_have_had_counts_for_none() -> None:
     assert winners(maps, none) == []
 
 
-@pytest.mark.parametrize("losses", [{0: [0.3], 1: [0.2]}, {0: [0.2], 1: [0.2]}])
-def test_more_kv_for_no_less_loss_is_not_on_the_front(losses: dict[int, list[float]]) -> None:
+def test_more_kv_leaves_the_front_only_where_less_is_ahead_by_a_standard_error() -> None:
+    """Plans with more KV left it for a ten-thousandth of a nat, and budgets had worse plans."""
     maps = [result(0, 0.1, 0.9), result(1, 0.2, 0.8)]
-    assert winners(maps, losses) == maps[1:]
+    assert winners(maps, {0: [0.30, 0.29, 0.31], 1: [0.2, 0.2, 0.2]}) == maps[1:]
+    assert winners(maps, {0: [0.30, 0.20, 0.28], 1: [0.1, 0.4, 0.1]}) == maps
+    assert winners(maps, {0: [0.3], 1: [0.2]}) == maps[1:]
 
 
 def test_the_searchs_choice_stays_unless_another_is_ahead_by_a_standard_error() -> None:
