@@ -119,6 +119,12 @@ def composer() -> Any:
         yield lambda *words: to_config(compose("config", translate(["doctor", *words])))
 
 
+@pytest.mark.parametrize("section", ["generate", "study"])
+def test_a_missing_section_has_its_defaults(section: str, composer) -> None:
+    """``generate=???`` ended in an AttributeError, which the fuzz tests found."""
+    assert composer("model=tiny", f"{section}=???") == composer("model=tiny")
+
+
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_prompt_arrives_the_whole_way(prompt: str, composer) -> None:
     """Public fault 11: also through the composed configuration, and through the recorded one."""

@@ -64,7 +64,8 @@ def to_config(composed: DictConfig) -> Config:
         raise InputError(explain(error)) from error
     for key, kind in _TEXT.items():
         group, _, name = key.rpartition(".")
-        if kind.verbatim and plain.get(group, {}).get(name) == MISSING:
+        section = plain.get(group)  # the text ??? where all in it is as by default
+        if kind.verbatim and isinstance(section, dict) and section.get(name) == MISSING:
             setattr(getattr(config, group), name, MISSING)
     return config
 
