@@ -66,8 +66,9 @@ def run(
     kind = kind_of(plan)
     log.console.print(f"{kind} {plan}")
     sides = {"full": of_full, "shared" if kind == "map" else kind: of_plan}
-    log.console.print(_table(sides, kept))
-    if any(inside.low != inside.high for inside in of_plan.intervals.values()):
+    rows = _rows(sides, kept)
+    log.console.print(TurningTable.of(rows))
+    if any("(" in cell for _, *cells in rows for cell in cells):
         log.console.print("In brackets: 95% intervals over windows and items.")
     for note in task_notes([(scores, kept)], full, of_full.ends):
         log.console.print(note)
@@ -91,9 +92,12 @@ def run(
     )
 
 
-def _table(sides: Mapping[str, HeldOutScores], kept: Mapping[str, float]) -> TurningTable:
-    """Every score of the ``sides`` by name, the plan last, with intervals that have a width."""
-    table = TurningTable("score", *sides, "retained")
+def _rows(sides: Mapping[str, HeldOutScores], kept: Mapping[str, float]) -> list[list[str]]:
+    """Header and every score of the ``sides`` by name, the plan last.
+
+    In brackets stand the intervals, and those of scores only if their ends read differently.
+    """
+    rows = [["score", *sides, "retained"]]
     *_, last = sides.values()
     for name in last.scores:
         cells = []
@@ -104,5 +108,5 @@ def _table(sides: Mapping[str, HeldOutScores], kept: Mapping[str, float]) -> Tur
             cells.append(f"{number(side.scores[name], 4)}{ends}")
         inside = last.intervals.get(share_name(name))
         ends = "" if inside is None else f" ({inside.low:.1%}–{inside.high:.1%})"
-        table.add_row(name, *cells, f"{kept[name]:.1%}{ends}" if name in kept else "")
-    return table
+        rows.append([name, *cells, f"{kept[name]:.1%}{ends}" if name in kept else ""])
+    return rows

@@ -42,11 +42,12 @@ def check_model(config: ModelConfig, key: str, value: Any, runs: Runs) -> None:
     Raises:
         InputError: the plan is of another model; the message says what to add.
     """
-    choices = _choices()
-    if choices.get(_id_of(config.name, config.source)) != DEFAULT_MODEL:
-        return
     of = _model_of(value, runs)
-    if of is None or choices.get(of) == DEFAULT_MODEL:
+    if of is None:
+        return
+    choices = _choices()
+    wanted = choices.get(_id_of(config.name, config.source))
+    if wanted != DEFAULT_MODEL or choices.get(of) == DEFAULT_MODEL:
         return
     word = "model.source= with its place"
     if of in choices:
