@@ -1,6 +1,7 @@
 """What plans do on tasks that show what perplexity hides, each beside the full cache.
 
     python tests/benchmarks/tasks_by_plan.py retrieval --out docs/results/retrieval
+    python tests/benchmarks/tasks_by_plan.py more_items --out docs/results/more_items
     python tests/benchmarks/tasks_by_plan.py collapse --out docs/results/collapse
 
 One ``kvsharer evaluate`` a plan, whose words and plans `SETS` holds; ``--words`` changes or adds
@@ -37,6 +38,13 @@ def plan_of(most: str, others: Mapping[int, str]) -> str:
 
 
 FOUR, THREE = "q4g128s4", "q3g128s4"
+BY_RECALL = plan_of(
+    THREE,
+    {
+        **dict.fromkeys((1, 4, 5, 7, 8, 11, 14, 16, 17, 19, 20, 23), FOUR),
+        **{3: "q3", 18: "q8g64s4"},
+    },
+)
 
 
 class Set(NamedTuple):
@@ -58,14 +66,15 @@ SETS = {
             ),
             "the plan of 22 % above": plan_of(THREE, dict.fromkeys((1, 10, 11), FOUR)),
             "27 layers at 4 bits, 3 affine": plan_of(FOUR, dict.fromkeys((8, 17, 28), "a")),
-            "chosen by recall": plan_of(
-                THREE,
-                {
-                    **dict.fromkeys((1, 4, 5, 7, 8, 11, 14, 16, 17, 19, 20, 23), FOUR),
-                    **{3: "q3", 18: "q8g64s4"},
-                },
-            ),
+            "chosen by recall": BY_RECALL,
         },
+    ),
+    "more_items": Set(
+        (
+            *("scoring=long", "model.dtype=float32", "footprint.context=2048"),
+            *("scoring.report.tasks=[multi_key_2048,needle_2048]", "scoring.report.limit=48"),
+        ),
+        {"chosen by recall": BY_RECALL},
     ),
     "collapse": Set(
         (

@@ -117,8 +117,9 @@ def sizes(few: int, many: int = 10_000) -> Any:
     """
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
     common = {"derandomize": True, "deadline": 60_000, "suppress_health_check": checks}
+    slow = (pytest.mark.slow, pytest.mark.timeout(3600))
     counts = [
         pytest.param(settings(max_examples=few, **common), id="few"),
-        pytest.param(settings(max_examples=many, **common), id="many", marks=pytest.mark.slow),
+        pytest.param(settings(max_examples=many, **common), id="many", marks=slow),
     ]
     return pytest.mark.parametrize("size", counts)
