@@ -124,6 +124,11 @@ class SharingMap:
                 'give {"kv_source_layers": [0, 1, 0, 3]}'
             ) from error
         if isinstance(value, dict):
+            if "kv_source_layers" not in value and "plan" in value:
+                raise SharingMapError(
+                    f"{clip(str(value['plan']))} is a KV plan and no sharing map: "
+                    "give it with plan= instead of map="
+                )
             if "kv_source_layers" not in value:
                 raise SharingMapError(
                     'map JSON has no key kv_source_layers: give {"kv_source_layers": [0, 1, 0, 3]}'

@@ -117,6 +117,7 @@ def test_identity_shares_nothing() -> None:
         ("0_1.5", "neither"),
         ("[0, 1", "not JSON"),
         ('{"sources": [0]}', "no key kv_source_layers"),
+        ('{"plan": "0_a"}', "0_a is a KV plan and no sharing map: give it with plan="),
         ('{"kv_source_layers": "0_1"}', "not a list"),
         (7, "not a sequence"),
     ],

@@ -200,5 +200,5 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = str(value)
+            flat[f"{prefix}{key}"] = str(value)
     return flat

@@ -125,7 +125,9 @@ class Scorers:
         for scorer in (self.search_tasks, self.report_tasks):
             for name, task in ({} if scorer is None else scorer.tasks).items():
                 if task.OUTPUT_TYPE != "generate_until":
-                    refuse_prompted(actions, f"task {name}")
+                    refuse_prompted(
+                        actions, f"task {name}", "tasks that are answered, like copying"
+                    )
 
     def check(self, actions: Iterable[Action]) -> None:
         """Refuse windows longer than the model can read, and ``actions`` that they tell nothing of.
@@ -239,8 +241,14 @@ class Scorers:
         )
 
 
-def refuse_prompted(actions: Iterable[Action], what: str) -> None:
+def refuse_prompted(
+    actions: Iterable[Action],
+    what: str,
+    instead: str = "scoring=long, which scores what follows one",
+) -> None:
     """Refuse those of ``actions`` that choose at the end of a prompt, for ``what`` has none.
+
+    ``instead`` has one.
 
     Raises:
         InputError: names the keep of the first such action.
@@ -249,8 +257,8 @@ def refuse_prompted(actions: Iterable[Action], what: str) -> None:
         keep = action.keep if isinstance(action, Own) else None
         if keep is not None and keep.prompted:
             raise InputError(
-                f"{keep} is chosen when a prompt has ended, and {what} has no prompt: give "
-                "scoring=long, which scores what follows one"
+                f"{keep} is chosen when a prompt has ended, and {what} has no prompt: "
+                f"give {instead}"
             )
 
 

@@ -71,7 +71,10 @@ def identity_of(
         identity["fit"] = asdict(config.fit)
     if plans or config.footprint != FootprintConfig():
         identity["footprint"] = asdict(config.footprint)
-    return identity
+    as_stored: dict[str, Any] = json.loads(
+        json.dumps(identity)
+    )  # options.fixed has numbers as keys
+    return as_stored
 
 
 def study_name(config: Config, identity: dict[str, Any]) -> str:
