@@ -156,18 +156,20 @@ def test_a_plan_of_a_front_is_evaluated_with_the_fits_that_were_found(
     refuse("are of model", f"plan={front}", *QUICK[1:-1], "model.seed=3")
 
 
-def test_a_sweep_with_a_fixed_layer_goes_on(swept, tmp_path: Path) -> None:
+def test_a_sweep_with_a_fixed_layer_goes_on(tmp_path: Path) -> None:
     """Its layers are whole numbers, which JSON gives back as text; they are logged as text too."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    store = (f"tracking.uri={uri}", f"tracking.folder={tmp_path}", f"hydra.run.dir={tmp_path}")
     fixed = ("+search_space.options.fixed={0: own, 2: a}", "study.name=fixed")
     for trials in (3, 5):
-        words = [*QUICK, *swept["store"], f"hydra.run.dir={tmp_path}", "--quiet", *SWEEP, *fixed]
+        words = [*QUICK, *store, "--quiet", *SWEEP, *fixed]
         assert main([*words, f"study.n_trials={trials}"]) == 0
         found = read(tmp_path)
         assert sum(found["trials"].values()) == trials
         plans = [KVPlan.parse(entry["plan"]) for entry in found["front"]]
         assert {(p.actions[0].text(0), p.actions[2].text(2)) for p in plans} == {("0", "a")}
-    params = MlflowClient(swept["store"][0].split("=", 1)[1]).get_run(found["mlflow_run_id"]).data
-    assert params.params["search_space.options.fixed.2"] == "a"
+    logged = MlflowClient(uri).get_run(found["mlflow_run_id"]).data.params
+    assert logged["search_space.options.fixed.2"] == "a"
 
 
 def test_a_study_is_not_continued_with_other_fits(swept, monkeypatch, capfd) -> None:
