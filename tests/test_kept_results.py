@@ -23,6 +23,7 @@ def test_the_table_and_its_values_are_kept_together(tmp_path: Path) -> None:
 def test_the_plans_are_those_of_the_results() -> None:
     text = (DOCS / "text.md").read_text(encoding="utf-8")
     retrieval, collapse = (tasks_by_plan.SETS[name].plans for name in ("retrieval", "collapse"))
+    assert f"plan={retrieval['chosen by recall']}\n" in text
     for name, (_, plans) in tasks_by_plan.SETS.items():
         kept = json.loads((DOCS / name / f"{name}.json").read_text(encoding="utf-8"))
         assert {row: result["plan"] for row, result in kept.items()} == plans

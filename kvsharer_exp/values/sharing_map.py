@@ -124,10 +124,10 @@ class SharingMap:
                 'give {"kv_source_layers": [0, 1, 0, 3]}'
             ) from error
         if isinstance(value, dict):
-            if "kv_source_layers" not in value and "plan" in value:
+            sources, plan = value.get("kv_source_layers"), value.get("plan")
+            if sources is None and isinstance(plan, str):  # a result of a plan that is no map
                 raise SharingMapError(
-                    f"{clip(str(value['plan']))} is a KV plan and no sharing map: "
-                    "give it with plan= instead of map="
+                    f"map JSON holds a KV plan, {clip(plan)}: give it with plan= instead of map="
                 )
             if "kv_source_layers" not in value:
                 raise SharingMapError(

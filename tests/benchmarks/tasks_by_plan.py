@@ -45,6 +45,10 @@ BY_RECALL = plan_of(
         **{3: "q3", 18: "q8g64s4"},
     },
 )
+RETRIEVAL = (
+    *("scoring=long", "model.dtype=float32", "footprint.context=2048"),
+    "scoring.report.tasks=[multi_key_2048,needle_2048]",
+)
 
 
 class Set(NamedTuple):
@@ -56,10 +60,7 @@ class Set(NamedTuple):
 
 SETS = {
     "retrieval": Set(
-        (
-            *("scoring=long", "model.dtype=float32", "footprint.context=2048"),
-            *("scoring.report.tasks=[multi_key_2048,needle_2048]", "scoring.report.limit=16"),
-        ),
+        (*RETRIEVAL, "scoring.report.limit=16"),
         {
             "the plan of 25 % above, layer 2 at 3 bits too": plan_of(
                 FOUR, dict.fromkeys((2, 5, 6, 7, 8, 14, 15, *range(24, 30)), THREE)
@@ -69,13 +70,7 @@ SETS = {
             "chosen by recall": BY_RECALL,
         },
     ),
-    "more_items": Set(
-        (
-            *("scoring=long", "model.dtype=float32", "footprint.context=2048"),
-            *("scoring.report.tasks=[multi_key_2048,needle_2048]", "scoring.report.limit=48"),
-        ),
-        {"chosen by recall": BY_RECALL},
-    ),
+    "more_items": Set((*RETRIEVAL, "scoring.report.limit=48"), {"chosen by recall": BY_RECALL}),
     "collapse": Set(
         (
             *("model.dtype=float32", "scoring.report.tasks=[copying,sums,variables]"),

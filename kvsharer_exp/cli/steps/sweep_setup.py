@@ -71,9 +71,8 @@ def identity_of(
         identity["fit"] = asdict(config.fit)
     if plans or config.footprint != FootprintConfig():
         identity["footprint"] = asdict(config.footprint)
-    as_stored: dict[str, Any] = json.loads(
-        json.dumps(identity)
-    )  # options.fixed has numbers as keys
+    # A configuration may have whole numbers as keys, as in options.fixed. JSON has them as text.
+    as_stored: dict[str, Any] = json.loads(json.dumps(identity))
     return as_stored
 
 

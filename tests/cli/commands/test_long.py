@@ -99,7 +99,7 @@ def test_a_sweep_mixes_all_keeps(tmp_path: Path, monkeypatch, store) -> None:
         ),
         (
             [*LONG, "evaluate", f"plan={PLAN}", "scoring.report.tasks=[wiki_next]"],
-            "task wiki_next has no prompt",
+            "task wiki_next has no prompt: give tasks that are answered, like copying",
         ),
         (
             [*LONG, "evaluate", "scoring.prompt_tokens=127", f"plan={PLAN}"],
